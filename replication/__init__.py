@@ -1,0 +1,1 @@
+"""The two-stage papers: models, training, evaluation, report."""

@@ -1,0 +1,254 @@
+"""The steps of a run, each resumable: describe the data, train and score one model, sum up."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rich.box
+import rich.console
+import rich.table
+import tensorflow_datasets.public_api as tfds
+
+from replication import evaluation, published, recipes, results, runs, tensorboard, training
+from tfds_pap import pipeline, roles
+
+_STAND_IN = (
+    "These are not the papers' images: {reasons}. No figure below may be called a replication of a "
+    "published one."
+)
+#: DB_3 is published as "about 1,600 + 400"; one copy lacks 4 of 200.
+_COUNT_TOLERANCE = 0.05
+_PHANTOM = (
+    "Synthetic images, drawn by this package. No figure below says anything about real smears or "
+    "may be called a replication of a published one."
+)
+
+
+def data_source(builders: Mapping[int, tfds.core.DatasetBuilder]) -> tuple[published.Source, str]:
+    """Tells whose images these are, and the sentence that announces it ("" for the authors').
+
+    The authors published approximate counts but no checksum and no groups, so a tree with other
+    counts, or with a `groups.csv`, is taken for a stand-in.
+
+    Args:
+        builders: Prepared builder of each stage.
+    """
+    if any(builder.builder_config.phantom_counts for builder in builders.values()):
+        return "phantom", _PHANTOM
+    reasons = []
+    for builder in builders.values():
+        found = builder.info.metadata["counts"]
+        if any(
+            abs(found[split].get(name, 0) - count) > _COUNT_TOLERANCE * count
+            for split, names in builder.PUBLISHED_COUNTS.items()
+            for name, count in names.items()
+        ):
+            reasons.append(f"{builder.TREE} has other counts than published")
+        elif any(pipeline.read_index(builder).groups):
+            reasons.append(f"{builder.TREE} has a groups.csv, which the authors' copy lacks")
+    return (
+        ("stand-in", _STAND_IN.format(reasons=", ".join(reasons))) if reasons else ("original", "")
+    )
+
+
+def describe(
+    run: runs.RunDirectory,
+    builders: Mapping[int, tfds.core.DatasetBuilder],
+    policy: runs.DevicePolicy,
+) -> None:
+    """Writes what is run on what into the manifest."""
+    source, announcement = data_source(builders)
+    data = run.manifest().get("data", {})
+    for stage, builder in builders.items():
+        index = pipeline.read_index(builder)
+        data[builder.name] = {
+            "fingerprint": builder.info.metadata["fingerprint"],
+            "notes": list(builder.info.metadata["notes"]),
+            "counts": {
+                split: _class_counts(index, np.flatnonzero(index.splits == split))
+                for split in sorted(builder.info.splits)
+            },
+            "groups": len(set(index.groups) - {""}),
+            "roles": {
+                protocol: {
+                    role: _class_counts(index, positions)
+                    for role, positions in roles.assign_roles(index, protocol, stage=stage).items()
+                }
+                for protocol in roles.PROTOCOLS
+            },
+        }
+    run.update_manifest(
+        source=source,
+        announcement=announcement,
+        environment=runs.environment(policy),
+        data=data,
+    )
+
+
+def _class_counts(index: pipeline.Index, positions: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(index.labels[positions], minlength=len(index.class_names))
+    return dict(zip(index.class_names, counts.tolist(), strict=True))
+
+
+@functools.lru_cache(maxsize=2)
+def _store(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipeline.ImageStore:
+    """Both protocols and every seed share the decoded images."""
+    return pipeline.load_images(builder, size, resize)
+
+
+def run_fit(
+    run: runs.RunDirectory,
+    recipe: training.Recipe,
+    protocol: str,
+    seed: int,
+    *,
+    builder: tfds.core.DatasetBuilder,
+    policy: runs.DevicePolicy,
+    profile: bool = False,
+) -> None:
+    """Trains, saves and scores one model; returns at once where that is done.
+
+    Args:
+        run: Where the fit belongs.
+        recipe: How to train.
+        protocol: "paper" or "clean".
+        seed: Of this fit.
+        builder: Prepared builder of the recipe's stage.
+        policy: Where and how to compute.
+        profile: Whether to write a TensorBoard profile.
+    """
+    directory = run.fit_directory(recipe.stage, protocol, seed)
+    label = f"stage {recipe.stage}, {protocol} protocol, seed {seed}"
+    if (directory / "fit.json").exists():
+        print(f"{label}: finished before")
+        return
+    start = time.perf_counter()
+    store = _store(builder, recipe.size, recipe.resize)
+    assigned = roles.assign_roles(store.index, protocol, stage=recipe.stage)
+    logs = run.path / "logs" / directory.relative_to(run.path)
+    model, outcome = training.fit(
+        recipe,
+        store,
+        assigned,
+        seed=seed,
+        policy=policy,
+        directory=directory,
+        label=label,
+        callbacks=tensorboard.callbacks(logs, store, assigned, profile=profile),
+    )
+    scored = np.concatenate([assigned.tune, assigned.test])
+    predictions = evaluation.Predictions(
+        ids=tuple(store.index.ids[scored]),
+        groups=tuple(store.index.groups[scored]),
+        splits=("tune",) * len(assigned.tune) + ("test",) * len(assigned.test),
+        labels=store.index.labels[scored],
+        probabilities=training.predict(model, store, scored),
+        class_names=store.index.class_names,
+    )
+    predictions.write(directory / "predictions.csv")
+    evaluation.write_json(
+        directory / "metrics.json", evaluation.evaluate(predictions.select("test"))
+    )
+    _save_model(model, directory / "model.keras")
+    runs.write_json(
+        directory / "fit.json",
+        {
+            "stage": recipe.stage,
+            "protocol": protocol,
+            "seed": seed,
+            "name": recipe.name,
+            "parameters": model.count_params(),
+            "size": recipe.size,
+            "resize": recipe.resize,
+            "class_names": list(store.index.class_names),
+            "counts": {
+                role: _class_counts(store.index, positions) for role, positions in assigned.items()
+            },
+            "device": policy.device,
+            "git_commit": runs.git_commit(),
+            **outcome,
+        },
+    )
+    training.remove_state(directory)
+    durations = run.manifest().get("durations", {})
+    durations[label] = round(time.perf_counter() - start, 1)
+    run.update_manifest(durations=durations, peak_memory_mib=round(runs.peak_memory_mib()))
+
+
+def _save_model(model: Any, path: Path) -> None:
+    # Keras insists on the ending, so the half-written file is hidden by a leading dot.
+    partial = path.with_name(f".partial_{path.name}")
+    model.save(partial)
+    partial.replace(path)
+
+
+def summarise(run: runs.RunDirectory) -> list[results.Row]:
+    """Sets the run beside the papers; writes `summary.csv`."""
+    rows = results.summary_rows(results.read_fits(run), run.manifest()["source"])
+    table = pd.DataFrame(
+        {
+            "stage": row.stage,
+            "model": row.name,
+            "protocol": row.protocol,
+            "published_accuracy": row.published.text,
+            "metric": metric,
+            "mean": summary.mean,
+            "low": summary.low,
+            "high": summary.high,
+            "minimum": summary.minimum,
+            "maximum": summary.maximum,
+            "seeds": summary.seeds,
+            "images": summary.count,
+            "method": summary.method,
+            "source": run.manifest()["source"],
+            "verdict": row.verdict if metric == "accuracy" else "",
+        }
+        for row in rows
+        for metric, summary in row.summary.items()
+    )
+    runs.write_atomically(run.path / "summary.csv", table.to_csv(index=False))
+    return rows
+
+
+def pixels(
+    builders: Mapping[int, tfds.core.DatasetBuilder],
+) -> Callable[[int, Sequence[str]], list[np.ndarray]]:
+    """Returns a function from (stage, ids) to the uint8 RGB pixels of those images."""
+
+    def read(stage: int, ids: Sequence[str]) -> list[np.ndarray]:
+        recipe = recipes.RECIPES["clean", stage]
+        # Thumbnails of stage 1 are the ROI, not the 20 px that the network sees.
+        size, resize = (recipe.size, recipe.resize) if stage == 2 else (100, "bilinear")
+        return _store(builders[stage], size, resize).images(ids)
+
+    return read
+
+
+def print_summary(rows: Sequence[results.Row], run: runs.RunDirectory) -> None:
+    """Prints published, paper protocol, clean protocol, interval and verdict."""
+    manifest = run.manifest()
+    console = rich.console.Console(width=None if _is_terminal() else 132)
+    if manifest["announcement"]:
+        console.print(f"\n{manifest['announcement']}", style="bold")
+    table = rich.table.Table(title="Test accuracy, mean over seeds", box=rich.box.SIMPLE)
+    for heading in ("", "protocol", "published", "measured", "95 % interval", "verdict"):
+        table.add_column(heading)
+    for row in rows:
+        accuracy = row.summary["accuracy"]
+        table.add_row(
+            row.name,
+            row.protocol,
+            row.published.text,
+            f"{accuracy.mean:.4f}" + (f" ({accuracy.seeds} seeds)" if accuracy.seeds > 1 else ""),
+            f"{accuracy.low:.4f} to {accuracy.high:.4f}",
+            row.verdict.partition(" (")[0],
+        )
+    console.print(table)
+
+
+def _is_terminal() -> bool:
+    return rich.console.Console().is_terminal

@@ -1,0 +1,311 @@
+"""How sure a figure is: Wilson intervals and the percentile bootstrap.
+
+A resample is a row of weights: how many times each image was drawn. Every statistic here is a
+function of such weights, so thousands of resamples are a few matrix products instead of a loop.
+``scipy.stats.bootstrap`` draws single observations; fields that are drawn whole, seeds drawn above
+them, and resamples without a class need the few lines below.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from statsmodels.stats.proportion import proportion_confint
+
+#: Weights held at a time: 4 million float64 are 32 MB.
+_CHUNK_ENTRIES = 4_000_000
+
+#: With fewer resamples kept than this share, what is left describes another way of sampling.
+_LEAST_KEPT = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval. ``dataclasses.asdict`` makes it ready for JSON.
+
+    Attributes:
+        value: The figure; NaN where it is undefined.
+        low: Lower end of the interval; NaN where there is none.
+        high: Upper end of the interval; NaN where there is none.
+        count: Number of images behind the figure (the denominator of a proportion).
+        method: How the interval was made, in words.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    method: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval.
+
+    Attributes:
+        low: Lower end; NaN where there is no interval.
+        high: Upper end; NaN where there is no interval.
+        dropped: Resamples in which the statistic was undefined.
+        method: How it was made, in words.
+    """
+
+    low: float
+    high: float
+    dropped: int
+    method: str
+
+
+def wilson(successes: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    J. Am. Stat. Assoc. 22 (1927) 209-212. It assumes independent images, and stays inside 0..1 with
+    a width above zero even at 0 of n and n of n.
+
+    Args:
+        successes: 0..total. A mean over seeds may be a fraction.
+        total: Number of trials.
+        confidence: Between 0 and 1.
+
+    Returns:
+        ``(low, high)``; two NaN where ``total`` is 0.
+
+    Raises:
+        ValueError: ``successes`` is not in 0..total, or ``confidence`` not between 0 and 1.
+
+    Example:
+        >>> low, high = wilson(778, 800)
+        >>> f"{low:.4f} {high:.4f}"
+        '0.9587 0.9818'
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= total:
+        raise ValueError(f"wilson: expected 0 <= successes <= total, got {successes} of {total}")
+    if total == 0:
+        return float("nan"), float("nan")
+    low, high = proportion_confint(successes, total, alpha=1 - confidence, method="wilson")
+    # Rounding errors put the ends a hair beside 0 and 1, and so beside the point.
+    point = successes / total
+    return max(0.0, min(float(low), point)), min(1.0, max(float(high), point))
+
+
+def resampling_units(groups: Sequence[str]) -> tuple[np.ndarray, str]:
+    """What is drawn as a whole: groups where every one is known, else single images.
+
+    Args:
+        groups: The group of each image; '' = unknown.
+
+    Returns:
+        The unit of each image (int64 ``[n]``, 0..units-1), and 'groups' or 'images'.
+    """
+    if len(groups) and all(groups):
+        return np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1], "groups"
+    return np.arange(len(groups)), "images"
+
+
+def percentile_bootstrap(
+    statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    groups: Sequence[str],
+    *,
+    seeds: int = 0,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile bootstrap of several statistics over the same resamples.
+
+    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13;
+    groups drawn whole: A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application"
+    (1997), section 3.8. Intervals from few groups or few seeds are too narrow.
+
+    Args:
+        statistic: From weights (float64 ``[b, n]``: how often each image was drawn) to named arrays
+            ``[b]``, or ``[b, seeds]`` where ``seeds`` is given; NaN = undefined in that resample.
+        groups: The group of each image, ``[n]``; '' = unknown.
+        seeds: Above 0: draw this many seeds with replacement as well, and average the statistic
+            over the seeds drawn. All of them see the same drawn images.
+        confidence: Between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the draws. The size of the chunks in memory does not change them.
+
+    Returns:
+        An interval per name. It is NaN where there is one unit only, or where the statistic is
+        undefined in more than half of the resamples.
+
+    Raises:
+        ValueError: No images, no resamples, or ``confidence`` not between 0 and 1.
+    """
+    _check_confidence(confidence)
+    if not len(groups):
+        raise ValueError("bootstrap: expected at least one image, got none")
+    if resamples < 1:
+        raise ValueError(f"bootstrap: expected at least 1 resample, got {resamples}")
+    units, kind = resampling_units(groups)
+    count = int(units.max()) + 1
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) if seeds else None
+    parts: dict[str, list[np.ndarray]] = {}
+    rows = max(1, _CHUNK_ENTRIES // len(units))
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, units]
+        for name, values in statistic(weights.astype(np.float64)).items():
+            if drawn is not None:
+                share = drawn[start : start + size] / seeds
+                # A seed that was not drawn must not make the mean undefined.
+                values = np.where(share > 0, share * values, 0).sum(axis=1)
+            parts.setdefault(name, []).append(values)
+    over = f"{count} {kind if count > 1 else kind[:-1]}"
+    if seeds > 1:
+        over = f"{seeds} seeds and {over}"
+    method = f"percentile bootstrap over {over}, {resamples} resamples"
+    return {
+        name: _percentiles(np.concatenate(values), count, confidence, method)
+        for name, values in parts.items()
+    }
+
+
+def _percentiles(values: np.ndarray, units: int, confidence: float, method: str) -> Interval:
+    kept = values[np.isfinite(values)]
+    dropped = len(values) - len(kept)
+    if dropped:
+        method += f", {dropped} undefined and dropped"
+    if units == 1:
+        return Interval(np.nan, np.nan, dropped, method + "; no interval from one unit")
+    if len(kept) < _LEAST_KEPT * len(values):
+        return Interval(np.nan, np.nan, dropped, method + "; no interval, most are undefined")
+    tail = 50 * (1 - confidence)
+    low, high = (float(x) for x in np.percentile(kept, [tail, 100 - tail]))
+    if low == high:
+        method += "; resamples do not differ, which is no certainty"
+    return Interval(low, high, dropped, method)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
+
+
+def confusion_counts(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray
+) -> np.ndarray:
+    """Confusion matrices of many resamples in one matrix product.
+
+    Args:
+        labels: int64 ``[n]``.
+        predicted: int64 ``[n]``.
+        classes: Number of classes k.
+        weights: float64 ``[b, n]``.
+
+    Returns:
+        float64 ``[b, k, k]``, rows true, columns predicted.
+    """
+    cells = np.eye(classes * classes)[labels * classes + predicted]
+    return (weights @ cells).reshape(len(weights), classes, classes)
+
+
+def confusion_statistics(
+    confusion: np.ndarray, present: np.ndarray, order: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Every figure that a confusion matrix holds, for many matrices at once.
+
+    Means over classes are taken over ``present``, and are undefined (NaN) in a resample that lacks
+    one of these. The precision of a class that is never named counts as 0 in a mean, as in
+    scikit-learn.
+
+    Args:
+        confusion: float64 ``[b, k, k]``, rows true.
+        present: bool ``[k]``, the classes that have images at all.
+        order: The class indices in order of severity, for the quadratic kappa.
+
+    Returns:
+        Arrays ``[b]``, and ``f1`` as ``[b, k]``.
+    """
+    support, named = confusion.sum(axis=2), confusion.sum(axis=1)
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    total = support.sum(axis=1)
+    missing = (support[:, present] == 0).any(axis=1)
+    by_class = {
+        "precision": _ratio(hits, named, 0.0),
+        "sensitivity": _ratio(hits, support),
+        "specificity": _ratio(total[:, None] - support - named + hits, total[:, None] - support),
+        "f1": _ratio(2 * hits, np.where(support > 0, support + named, 0)),
+    }
+    figures = {"accuracy": _ratio(hits.sum(axis=1), total), "f1": by_class["f1"]}
+    for name, values in by_class.items():
+        figures[f"macro_{name}"] = np.where(missing, np.nan, values[:, present].mean(axis=1))
+        if name != "specificity":
+            shares = np.where(support > 0, values * support, 0)
+            figures[f"weighted_{name}"] = _ratio(shares.sum(axis=1), total)
+    figures["balanced_accuracy"] = figures["macro_sensitivity"]
+    rank = np.argsort(np.asarray(order))
+    distance = (rank[:, None] - rank[None, :]) ** 2.0
+    observed = (confusion * distance).sum(axis=(1, 2)) * total
+    expected = np.einsum("bi,ij,bj->b", support, distance, named)
+    figures["quadratic_kappa"] = 1 - _ratio(observed, expected)
+    return figures
+
+
+def weighted_aucs(
+    weights: np.ndarray, positive: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Areas under the ROC and the precision-recall curve of many resamples.
+
+    The second is average precision: the step-wise area, without interpolation.
+
+    Args:
+        weights: float64 ``[b, n]``.
+        positive: bool ``[n]``.
+        scores: float64 ``[n]``.
+
+    Returns:
+        Two float64 ``[b]``; NaN where a resample has no positive or, for ROC, no negative image.
+    """
+    order = np.argsort(-scores, kind="stable")
+    # Images with equal scores are one step of the curve.
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    start = np.zeros((len(weights), 1))
+    drawn, hit = weights[:, order], positive[order]
+    true = np.hstack([start, np.cumsum(drawn * hit, axis=1)[:, ends]])
+    false = np.hstack([start, np.cumsum(drawn * ~hit, axis=1)[:, ends]])
+    steps = np.diff(true)
+    above = (np.diff(false) * (true[:, 1:] + true[:, :-1]) / 2).sum(axis=1)
+    precision = _ratio(true, true + false, 0.0)[:, 1:]
+    return (
+        _ratio(above, true[:, -1] * false[:, -1]),
+        _ratio((steps * precision).sum(axis=1), true[:, -1]),
+    )
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, undefined: float = np.nan) -> np.ndarray:
+    above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
+    return np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
+
+
+def looped(
+    statistic: Callable[[np.ndarray], float],
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Turn a function of row numbers into one of weights, for statistics without a fast form.
+
+    Args:
+        statistic: From the rows drawn (int64, with repeats) to a number. ``ValueError`` and NaN
+            both mean undefined.
+
+    Returns:
+        A function for `percentile_bootstrap`; its one name is 'statistic'.
+    """
+
+    def one(row: np.ndarray) -> float:
+        try:
+            return float(statistic(np.repeat(np.arange(len(row)), row.astype(int))))
+        except ValueError:
+            return np.nan
+
+    def every(weights: np.ndarray) -> dict[str, np.ndarray]:
+        with warnings.catch_warnings():
+            # Libraries warn about a class that a resample lacks; here that is counted instead.
+            warnings.simplefilter("ignore")
+            return {"statistic": np.array([one(row) for row in weights])}
+
+    return every

@@ -1,0 +1,483 @@
+"""One self-contained page about a run: the papers' figures beside ours, curves, cells and data.
+
+It is made from the manifest, the fits and their predictions, and never needs a model.
+"""
+
+import base64
+import dataclasses
+import importlib.resources
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from replication import evaluation, figures, published, results, runs
+from replication.predictions import ROLES, Predictions
+from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
+
+#: Returns the uint8 RGB images ``[height, width, 3]`` of a stage by their ids.
+Pixels = Callable[[int, Sequence[str]], list[np.ndarray]]
+
+#: Longer side of a thumbnail in pixels.
+_THUMBNAIL = 128
+
+#: Below this size single pixels are shown, as smoothing would draw what the model never saw.
+_COARSE = 64
+
+_NO_IMAGE = "not defined: no test image"
+_UNKNOWN = "unknown"
+_STAGES = {1: "Stage 1: cell or background", 2: "Stage 2: NILM to SCC"}
+
+#: What `results.Row.summary` holds: name, whether it is a percentage, and what it means.
+_METRICS = {
+    "accuracy": ("accuracy", True, ""),
+    "balanced_accuracy": ("balanced accuracy", True, "mean sensitivity over the classes"),
+    "macro_f1": ("macro F1", True, "mean F1 over the classes"),
+    "hsil_plus_sensitivity": ("HSIL+ sensitivity", True, "HSIL or SCC, named as either"),
+    "roc_auc_macro": ("ROC-AUC", False, "mean over the classes, one against the rest"),
+    "quadratic_kappa": ("kappa", False, "quadratic weights, by severity"),
+}
+
+_ANNOUNCEMENTS = {
+    "original": "",
+    "phantom": "Every image of this run is a drawing made by this package, not a cell.",
+    "stand-in": "The images of this run are not the authors' own.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A figure as it stands in a table.
+
+    Attributes:
+        value: For example '97.3 %', or why there is none.
+        interval: For example '[95.9, 98.2]'; '' where there is none to show.
+    """
+
+    value: str
+    interval: str = ""
+
+
+def write(run: runs.RunDirectory, pixels: Pixels, predictions_limit: int = 6) -> Path:
+    """Writes `report.html` of a run, whole or not at all.
+
+    Args:
+        run: Holds a manifest and finished fits; perhaps none yet.
+        pixels: From a stage and ids to the uint8 RGB images ``[height, width, 3]`` of these ids, in
+            their order.
+        predictions_limit: Cells shown in each row of the gallery.
+
+    Returns:
+        The path of the page. It loads nothing from outside.
+
+    Raises:
+        runs.RunError: This is no run directory, or one of its files is not readable.
+        ValueError: Predictions are not readable, or the seeds were tested on different images.
+    """
+    manifest = run.manifest()
+    fits = results.read_fits(run)
+    source, announcement = _source(manifest)
+    rows = results.summary_rows(fits, source)
+    sections = []
+    for row in rows:
+        same = [fit for fit in fits if (fit.stage, fit.protocol) == (row.stage, row.protocol)]
+        sections.append(_section(row, same, pixels, predictions_limit))
+    stages = {
+        stage: [section for section in sections if section["row"].stage == stage]
+        for stage in dict.fromkeys(row.stage for row in rows)
+    }
+    environment = _mapping(manifest.get("environment"))
+    page = _template().render(
+        announcement=announcement,
+        source=source,
+        headline=_headline(rows),
+        forest=_image(figures.forest(rows)) if rows else "",
+        methods=list(dict.fromkeys(row.summary["accuracy"].method for row in rows)),
+        several_seeds=any(row.summary["accuracy"].seeds > 1 for row in rows),
+        stages=stages,
+        stage_names=_STAGES,
+        data=_data(_mapping(manifest.get("data"))),
+        environment={
+            name: _plain(environment.get(name))
+            for name in (
+                "command",
+                "time",
+                "git_commit",
+                "device",
+                "precision",
+                "xla",
+                "python",
+                "versions",
+            )
+        },
+        identity={k: _plain(v) for k, v in _mapping(manifest.get("identity")).items()},
+        durations={k: _seconds(v) for k, v in _mapping(manifest.get("durations")).items()},
+        peak_memory=_memory(manifest.get("peak_memory_mib")),
+        fits=[_fit(fit) for fit in fits],
+        manifest=json.dumps(manifest, indent=2),
+    )
+    path = run.path / "report.html"
+    runs.write_atomically(path, page)
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = importlib.resources.files("replication").joinpath("report.html.j2").read_text("utf-8")
+    return environment.from_string(text)
+
+
+def _source(manifest: Mapping[str, Any]) -> tuple[published.Source, str]:
+    """Where the images come from, and the sentence that says so.
+
+    A manifest that does not say it must not pass for a replication.
+    """
+    source = manifest.get("source")
+    if source not in _ANNOUNCEMENTS:
+        drawn = _mapping(manifest.get("identity")).get("source") == "phantom"
+        source = "phantom" if drawn else "stand-in"
+        fallback = _ANNOUNCEMENTS[source] if drawn else "The manifest does not say what images."
+    else:
+        fallback = _ANNOUNCEMENTS[source]
+    return source, str(manifest.get("announcement") or fallback)
+
+
+def _headline(rows: Sequence[results.Row]) -> list[dict[str, Any]]:
+    """One line a stage: published, each protocol, verdicts."""
+    lines = []
+    for stage in dict.fromkeys(row.stage for row in rows):
+        same = {row.protocol: row for row in rows if row.stage == stage}
+        first = next(iter(same.values()))
+        lines.append(
+            {
+                "stage": stage,
+                "models": list(dict.fromkeys(row.name for row in same.values())),
+                "published": _published(first.published),
+                "note": first.published.note,
+                "source": first.published.source,
+                "protocols": {name: _over_seeds(row, "accuracy") for name, row in same.items()},
+                "verdicts": {name: _verdict(row.verdict) for name, row in same.items()},
+            }
+        )
+    return lines
+
+
+def _verdict(text: str) -> dict[str, str]:
+    # The figures in brackets stand in the same line of the table already.
+    return {"kind": text.split()[0].rstrip(":"), "text": text.partition(" (measured")[0]}
+
+
+def _published(figure: published.Published) -> Shown:
+    if figure.value is None:
+        return Shown("not published")
+    ends = figure.value if isinstance(figure.value, tuple) else (figure.value,)
+    value = " to ".join(f"{100 * end:.1f}" for end in ends) + "\u00a0%"
+    if figure.interval is None:
+        return Shown(value, "no interval")
+    return Shown(value, _interval(*figure.interval, percent=True))
+
+
+def _section(
+    row: results.Row, fits: Sequence[results.Fit], pixels: Pixels, limit: int
+) -> dict[str, Any]:
+    """Everything about one protocol of one stage."""
+    tests = [fit.predictions.select("test") for fit in fits]
+    # The first seed, not the best one: choosing by the test set would flatter.
+    first = evaluation.evaluate(tests[0])
+    infos = [fit.info for fit in fits]
+    seeds = ", ".join(str(fit.seed) for fit in fits)
+    support = {name: figures["support"] for name, figures in first["per_class"].items()}
+    names = [name for name in _METRICS if name in row.summary]
+    return {
+        "row": row,
+        "anchor": f"stage{row.stage}-{row.protocol}",
+        "facts": _facts(infos[0], seeds, len(fits), support),
+        "seeds": len(fits),
+        "first_seed": fits[0].seed,
+        "baseline": _estimate(first["majority_baseline"]),
+        "metrics": [
+            {"name": _METRICS[name][0], "what": _METRICS[name][2], **_over_seeds(row, name)}
+            for name in names
+        ],
+        "methods": _methods(
+            {_METRICS[name][0]: row.summary[name].method for name in names}
+            | {
+                f"{name} by class": figure.method
+                for per_class in first["per_class"].values()
+                for name, figure in (
+                    ("sensitivity, specificity, PPV and NPV", per_class["sensitivity"]),
+                    ("F1", per_class["f1"]),
+                )
+                if math.isfinite(figure.value)
+            }
+        ),
+        "per_class": _per_class(first["per_class"]),
+        "absent": [name for name, count in support.items() if not count],
+        "kept": _kept(infos[0]),
+        "tuned": any("val_loss" in logs for info in infos for logs in info.get("history", ())),
+        "figures": {
+            "learning": _image(
+                figures.learning_curves(
+                    [info.get("history", []) for info in infos],
+                    [info.get("best_epoch") for info in infos],
+                )
+            ),
+            "confusion": _image(
+                figures.confusion_matrix(first["confusion_matrix"], first["class_names"])
+            ),
+            "roc": _image(figures.roc_curves(tests)),
+            "pr": _image(figures.precision_recall_curves(tests)),
+        },
+        "confusion_words": _confusion_words(first),
+        "gallery": _gallery(row.stage, tests[0], pixels, limit),
+    }
+
+
+def _facts(
+    info: Mapping[str, Any], seeds: str, count: int, support: Mapping[str, int]
+) -> list[str]:
+    facts = [f"seed {seeds}" if count == 1 else f"{count} seeds ({seeds})"]
+    if "parameters" in info:
+        facts.append(f"{info['parameters']:,} parameters")
+    if "size" in info:
+        resize = f", {info['resize']} resize" if "resize" in info else ""
+        facts.append(f"{info['size']} × {info['size']} pixels{resize}")
+    for role in ROLES[:2]:
+        images = sum(_mapping(_mapping(info.get("counts")).get(role)).values())
+        if images:
+            facts.append(f"{images:,} {role} images")
+    facts.append(f"{sum(support.values()):,} test images")
+    return facts
+
+
+def _kept(info: Mapping[str, Any]) -> str:
+    kept = {"last": "of the last epoch", "best": "of the epoch with the lowest tune loss"}
+    return kept.get(info.get("kept", ""), "")
+
+
+def _per_class(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    lines = []
+    for name, found in per_class.items():
+        shown = {}
+        for key in ("sensitivity", "specificity", "ppv", "npv", "f1"):
+            missing = _NO_IMAGE
+            if found["support"]:
+                missing = {
+                    "ppv": "not defined: never named",
+                    "npv": "not defined: always named",
+                }.get(key, "not defined: no other class")
+            shown[key] = _estimate(found[key], missing=missing)
+        lines.append({"name": name, "support": found["support"], "figures": shown})
+    return lines
+
+
+def _methods(by_name: Mapping[str, str]) -> dict[str, str]:
+    """The distinct ways in which intervals were made, and which figures each one is for."""
+    names: dict[str, list[str]] = {}
+    for name, method in by_name.items():
+        names.setdefault(method, []).append(name)
+    return {method: "; ".join(which) for method, which in names.items()}
+
+
+def _confusion_words(first: Mapping[str, Any]) -> str:
+    """The matrix for readers who do not see it."""
+    names = first["class_names"]
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{n} as {other}" for other, n in zip(names, row, strict=True))
+        for name, row in zip(names, first["confusion_matrix"], strict=True)
+    )
+
+
+def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:
+    summary, percent = row.summary[metric], _METRICS[metric][1]
+    shown = _shown(summary.mean, summary.low, summary.high, percent, _NO_IMAGE)
+    spread = ""
+    if summary.seeds > 1 and math.isfinite(summary.mean):
+        spread = f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
+    return {"shown": shown, "spread": spread}
+
+
+def _estimate(estimate: evaluation.Estimate, missing: str = _NO_IMAGE) -> Shown:
+    return _shown(estimate.value, estimate.low, estimate.high, True, missing)
+
+
+def _shown(value: float, low: float, high: float, percent: bool, missing: str) -> Shown:
+    if not math.isfinite(value):
+        return Shown(missing)
+    unit = "\u00a0%" if percent else ""
+    return Shown(_number(value, percent) + unit, _interval(low, high, percent))
+
+
+def _number(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+
+
+def _interval(low: float, high: float, percent: bool) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    return f"[{_number(low, percent)}, {_number(high, percent)}]"
+
+
+def _gallery(stage: int, test: Predictions, pixels: Pixels, limit: int) -> list[dict[str, Any]]:
+    """Cells by how sure the model was: wrong ones first, since they teach most."""
+    sure, right = test.probabilities.max(axis=1), test.predicted == test.labels
+
+    def pick(of: np.ndarray, surest: bool) -> list[int]:
+        sign = -1 if surest else 1
+        order = sorted(np.flatnonzero(of), key=lambda row: (sign * sure[row], test.ids[row]))
+        return [int(row) for row in order[:limit]]
+
+    rows = {
+        "Wrong, and most confident": pick(~right, True),
+        "Right, and least confident": pick(right, False),
+        "Right, and most confident": pick(right, True),
+    }
+    wanted = list(dict.fromkeys(row for some in rows.values() for row in some))
+    images = pixels(stage, [test.ids[row] for row in wanted])
+    shown = {row: _cell(test, row, image) for row, image in zip(wanted, images, strict=True)}
+    total = {"W": int((~right).sum()), "R": int(right.sum())}
+    return [
+        {
+            "title": title,
+            "cells": [shown[row] for row in some],
+            "total": total[title[0]],
+            "empty": f"No test image was named {'wrong' if title[0] == 'W' else 'right'}.",
+        }
+        for title, some in rows.items()
+    ]
+
+
+def _cell(test: Predictions, row: int, image: np.ndarray) -> dict[str, Any]:
+    named = int(test.predicted[row])
+    return {
+        "id": test.ids[row],
+        "true": test.class_names[test.labels[row]],
+        "named": test.class_names[named],
+        "right": named == test.labels[row],
+        "coarse": max(image.shape[:2]) < _COARSE,
+        "image": _thumbnail(image),
+        "probabilities": [
+            {"name": name, "percent": f"{100 * value:.1f}", "top": c == named}
+            for c, (name, value) in enumerate(
+                zip(test.class_names, test.probabilities[row], strict=True)
+            )
+        ],
+    }
+
+
+def _thumbnail(image: np.ndarray) -> str:
+    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8), "RGB")
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    # A picture of few pixels is drawn large: there, JPEG's coarser colour grid would show.
+    picture.save(buffer, "JPEG", quality=85, subsampling=0 if max(picture.size) < _COARSE else 2)
+    return _uri("image/jpeg", buffer.getvalue())
+
+
+def _image(content: bytes) -> str:
+    is_png = content.startswith(b"\x89PNG")
+    return _uri("image/png" if is_png else "image/svg+xml", content)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _data(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Counts of every data set: its folders, then the roles that each protocol gives."""
+    sets = []
+    for name, found in data.items():
+        found = _mapping(found)
+        lines = [
+            (f"folder {split}", _mapping(counts))
+            for split, counts in _mapping(found.get("counts")).items()
+        ]
+        lines += [
+            (f"{protocol} protocol, {role}", _mapping(counts))
+            for protocol, roles in _mapping(found.get("roles")).items()
+            for role, counts in _mapping(roles).items()
+        ]
+        classes = _by_severity(label for _, counts in lines for label in counts)
+        sets.append(
+            {
+                "name": name,
+                "fingerprint": _plain(found.get("fingerprint")),
+                "notes": [str(note) for note in found.get("notes") or ()],
+                "classes": classes,
+                "lines": [
+                    {
+                        "name": line,
+                        "counts": [_count(counts.get(label, 0)) for label in classes],
+                        "total": _count(sum(counts.values())),
+                    }
+                    for line, counts in lines
+                ],
+            }
+        )
+    return sets
+
+
+def _by_severity(names: Iterable[str]) -> list[str]:
+    found = dict.fromkeys(names)
+    for known in (STAGE1_CLASSES, STAGE2_CLASSES):
+        if found and set(found) <= set(known):
+            return list(known)
+    return list(found)
+
+
+def _fit(fit: results.Fit) -> dict[str, str]:
+    info = fit.info
+    best, rate = info.get("best_epoch"), info.get("images_per_second")
+    return {
+        "stage": str(fit.stage),
+        "protocol": fit.protocol,
+        "seed": str(fit.seed),
+        "epochs": _plain(info.get("epochs_run")),
+        "best epoch": "none" if best is None else str(best + 1),
+        "parameters": _count(info.get("parameters")),
+        "time": _seconds(info.get("seconds")),
+        "images/s": _UNKNOWN if rate is None else f"{rate:,.0f}",
+    }
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "":
+        return _UNKNOWN
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else _UNKNOWN
+
+
+def _seconds(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return _UNKNOWN
+    if value < 100:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def _memory(value: Any) -> str:
+    return f"{value:,.0f} MiB" if isinstance(value, int | float) else _UNKNOWN

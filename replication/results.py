@@ -1,0 +1,105 @@
+"""What a run directory holds, read back: fits, their predictions, and the table against the papers.
+
+A run directory:
+
+    manifest.json                     identity (flags, data), environment, data, durations
+    stage<S>/<protocol>/seed_<N>/     one fit
+        model.keras  predictions.csv  metrics.json  fit.json (written last: the fit is finished)
+    logs/stage<S>/<protocol>/seed_<N>/   TensorBoard
+    summary.csv  report.html
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from replication import evaluation, published, runs
+
+#: The published figure that each stage's accuracy is set beside.
+_PUBLISHED_KEYS = {1: "P1.accuracy", 2: "P2.accuracy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """One trained model of a run.
+
+    Attributes:
+        directory: Where its files lie.
+        info: `fit.json`: stage, protocol, seed, name, parameters, size (pixels), resize,
+            class_names, counts (images per role and class), history (one dict an epoch),
+            epochs_run, best_epoch, kept, seconds, images_per_second.
+    """
+
+    directory: Path
+    info: dict[str, Any]
+
+    @functools.cached_property
+    def predictions(self) -> evaluation.Predictions:
+        """Its predictions on the tune and test roles."""
+        return evaluation.Predictions.read(self.directory / "predictions.csv")
+
+    @property
+    def model_path(self) -> Path:
+        """Where the model lies."""
+        return self.directory / "model.keras"
+
+    @property
+    def stage(self) -> int:
+        """1 or 2."""
+        return self.info["stage"]
+
+    @property
+    def protocol(self) -> str:
+        """'paper' or 'clean'."""
+        return self.info["protocol"]
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, order, augmentation and dropout."""
+        return self.info["seed"]
+
+
+def read_fits(run: runs.RunDirectory) -> list[Fit]:
+    """Returns the finished fits of a run, by stage, protocol (paper first) and seed."""
+    fits = [Fit(path, runs.read_json(path / "fit.json")) for path in run.fits()]
+    return sorted(fits, key=lambda fit: (fit.stage, fit.protocol != "paper", fit.seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One protocol of one stage against the published figure.
+
+    Attributes:
+        stage: 1 or 2.
+        name: What was trained.
+        protocol: 'paper' or 'clean'.
+        published: The published figure.
+        summary: Mean, spread and interval of every summary metric over the seeds.
+        verdict: The intervals compared, in words.
+    """
+
+    stage: int
+    name: str
+    protocol: str
+    published: published.Published
+    summary: dict[str, evaluation.SeedSummary]
+    verdict: str
+
+
+def summary_rows(fits: list[Fit], source: published.Source) -> list[Row]:
+    """Sets every stage and protocol of a run beside the published figure.
+
+    Args:
+        fits: From `read_fits`.
+        source: Where the images come from; only the authors' own can replicate a figure.
+    """
+    rows = []
+    for stage, protocol in dict.fromkeys((fit.stage, fit.protocol) for fit in fits):
+        same = [fit for fit in fits if (fit.stage, fit.protocol) == (stage, protocol)]
+        summary = evaluation.summarise_seeds([fit.predictions.select("test") for fit in same])
+        figure = published.published(_PUBLISHED_KEYS[stage])
+        accuracy = summary["accuracy"]
+        verdict = published.verdict(figure, accuracy.low, accuracy.high, source=source)
+        rows.append(Row(stage, same[0].info["name"], protocol, figure, summary, verdict))
+    return rows

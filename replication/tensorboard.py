@@ -1,0 +1,82 @@
+"""What TensorBoard shows of a fit beside Keras's own scalars: graph, confusion matrix, mistakes."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from replication import training
+from tfds_pap import pipeline, roles
+
+#: Epochs between two looks at the images; a look costs one pass over the watched role.
+_IMAGES_EVERY = 10
+_SHOWN_MISTAKES = 24
+_CELL_PIXELS = 48
+
+
+class WatchedImages(keras.callbacks.Callback):
+    """Writes the confusion matrix and misclassified cells as images.
+
+    Args:
+        directory: Of the event files.
+        store: Decoded images.
+        positions: Which images are watched; never those of the test role.
+    """
+
+    def __init__(self, directory: Path, store: pipeline.ImageStore, positions: np.ndarray) -> None:
+        super().__init__()
+        self._directory = str(directory)
+        self._store = store
+        self._positions = positions
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Looks every few epochs."""
+        if (epoch + 1) % _IMAGES_EVERY == 0:
+            self._look(epoch)
+
+    def _look(self, epoch: int) -> None:
+        probabilities = training.predict(self.model, self._store, self._positions)
+        truth = self._store.index.labels[self._positions]
+        named = probabilities.argmax(axis=1)
+        wrong = self._positions[named != truth][:_SHOWN_MISTAKES]
+        writer = tf.summary.create_file_writer(self._directory)
+        with writer.as_default(step=epoch):
+            tf.summary.image("confusion matrix (rows true)", self._confusion(truth, named))
+            if len(wrong):
+                cells = np.stack(self._store.images(self._store.index.ids[wrong]))
+                tf.summary.image("misclassified cells", cells, max_outputs=_SHOWN_MISTAKES)
+        writer.close()
+
+    def _confusion(self, truth: np.ndarray, named: np.ndarray) -> np.ndarray:
+        """The row-normalised matrix as grey squares, uint8 `[1, h, w, 1]`; white is 100 %."""
+        classes = len(self._store.index.class_names)
+        matrix = np.zeros((classes, classes))
+        np.add.at(matrix, (truth, named), 1)
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        squares = np.kron(share, np.ones((_CELL_PIXELS, _CELL_PIXELS)))
+        return (255 * squares).astype(np.uint8)[None, :, :, None]
+
+
+def callbacks(
+    directory: Path,
+    store: pipeline.ImageStore,
+    assigned: roles.Roles,
+    *,
+    profile: bool = False,
+) -> tuple[keras.callbacks.Callback, ...]:
+    """Returns the callbacks that write a fit's event files.
+
+    Args:
+        directory: Of the event files.
+        store: Decoded images.
+        assigned: Roles; the tune role is watched, or the train role where there is no tune role.
+        profile: Whether to profile steps 5 to 15.
+    """
+    watched = assigned.tune if len(assigned.tune) else assigned.train
+    return (
+        keras.callbacks.TensorBoard(
+            str(directory), write_graph=True, profile_batch=(5, 15) if profile else 0
+        ),
+        WatchedImages(directory / "images", store, watched),
+    )

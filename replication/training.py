@@ -1,0 +1,251 @@
+"""Compile and fit one model: progress, best weights, resume after a kill, TensorBoard."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tqdm
+
+from replication import runs
+from tfds_pap import pipeline, roles
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one model is trained.
+
+    Attributes:
+        name: What the report calls it.
+        stage: 1 or 2.
+        build: Returns the model, not compiled.
+        size: Height and width of the input in pixels.
+        resize: One of `pipeline.RESIZE_METHODS`.
+        epochs: Epochs at most.
+        batch_size: Images a step.
+        learning_rate: Of Adam.
+        keep: "last" keeps the weights of the last epoch, "best" those with the lowest loss on the
+            tune role.
+        patience: Epochs without a lower tune loss after which training ends; None never does.
+        augment: One of `pipeline.AUGMENTATIONS`.
+    """
+
+    name: str
+    stage: int
+    build: Callable[[], keras.Model]
+    size: int
+    resize: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    keep: str
+    patience: int | None
+    augment: str
+
+
+class TrainingState(keras.callbacks.Callback):
+    """Keeps everything that training depends on, so that a killed fit loses nothing.
+
+    Keras's BackupAndRestore stores neither the state of dropout's random generators nor the
+    patience and best value of other callbacks, and a kill while it writes leaves half a file.
+
+    Args:
+        directory: Where the state lies; removed by the caller once the fit is finished.
+        patience: See `Recipe`.
+    """
+
+    def __init__(self, directory: Path, patience: int | None) -> None:
+        super().__init__()
+        self._directory = directory
+        self._patience = patience
+        self.history: list[dict[str, float]] = []
+        self.best_epoch: int | None = None
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / "state.npz"
+
+    def _best_path(self, epoch: int) -> Path:
+        return self._directory / f"best_{epoch:04d}.npz"
+
+    def restore(self, model: keras.Model) -> int:
+        """Restores a compiled model and its optimizer; returns the epoch to go on with."""
+        if not self._path.exists():
+            return 0
+        model.optimizer.build(model.trainable_variables)
+        with np.load(self._path) as stored:
+            meta = json.loads(str(stored["meta"]))
+            _assign(_everything(model), stored)
+        self.history = meta["history"]
+        self.best_epoch = meta["best_epoch"]
+        return len(self.history)
+
+    def restore_best(self, model: keras.Model) -> None:
+        """Sets the weights to those of the best epoch."""
+        with np.load(self._best_path(self.best_epoch)) as stored:
+            _assign(model.variables, stored)
+
+    def should_stop(self) -> bool:
+        """Tells whether patience has run out."""
+        if self._patience is None or self.best_epoch is None:
+            return False
+        return len(self.history) - 1 - self.best_epoch >= self._patience
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Stores the state; the best weights come first, so that the state never lacks them."""
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(logs["loss"]):
+            raise runs.RunError(f"loss became {logs['loss']} in epoch {epoch + 1}")
+        self.history.append(logs)
+        if "val_loss" in logs and (
+            self.best_epoch is None or logs["val_loss"] < self.history[self.best_epoch]["val_loss"]
+        ):
+            self.best_epoch = epoch
+            _save(self._best_path(epoch), self.model.variables)
+        meta = json.dumps({"history": self.history, "best_epoch": self.best_epoch})
+        _save(self._path, _everything(self.model), meta=meta)
+        for path in self._directory.glob("best_*.npz"):
+            if path != self._best_path(self.best_epoch):
+                path.unlink()
+        if self.should_stop():
+            self.model.stop_training = True
+
+
+def remove_state(directory: Path) -> None:
+    """Removes the state of a fit whose results are written."""
+    for path in directory.glob("*.npz"):
+        path.unlink()
+
+
+def _everything(model: keras.Model) -> list[keras.Variable]:
+    """Weights, the random generators of dropout, and the optimizer's own variables."""
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _save(path: Path, variables: list[keras.Variable], **extra: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    arrays = {str(number): np.asarray(variable) for number, variable in enumerate(variables)}
+    with partial.open("wb") as file:
+        np.savez(file, **arrays, **extra)
+    partial.replace(path)
+
+
+def _assign(variables: list[keras.Variable], stored: Any) -> None:
+    for number, variable in enumerate(variables):
+        variable.assign(stored[str(number)])
+
+
+class Progress(keras.callbacks.Callback):
+    """One line a fit: epochs done, losses, images a second."""
+
+    def __init__(self, name: str, epochs: int, first: int, images: int) -> None:
+        super().__init__()
+        self._images = images
+        self._bar = tqdm.tqdm(desc=name, total=epochs, initial=first, unit="epoch")
+        self._start = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the epoch's figures."""
+        shown = {k: f"{v:.3f}" for k, v in (logs or {}).items() if k != "learning_rate"}
+        rate = self._images / (time.perf_counter() - self._start)
+        self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the line."""
+        self._bar.close()
+
+
+def fit(
+    recipe: Recipe,
+    store: pipeline.ImageStore,
+    assigned: roles.Roles,
+    *,
+    seed: int,
+    policy: runs.DevicePolicy,
+    directory: Path,
+    label: str,
+    callbacks: tuple[keras.callbacks.Callback, ...] = (),
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Trains one model, or goes on where a killed fit left off.
+
+    Args:
+        recipe: How to train.
+        store: Decoded images at the recipe's size.
+        assigned: Which image has which role.
+        seed: Of initial weights, order, augmentation and dropout.
+        policy: Where and how to compute.
+        directory: Where the state lies while training; nothing of it remains afterwards.
+        label: Name of the progress line.
+        callbacks: Further callbacks, for example TensorBoard's.
+
+    Returns:
+        The trained model, and what happened: history, epochs run, best epoch, seconds (of this
+        process alone), images a second.
+
+    Raises:
+        runs.RunError: If the loss is no longer finite.
+    """
+    runs.set_seed(seed)
+    with policy.scope():
+        model = recipe.build()
+        model.compile(
+            optimizer=keras.optimizers.Adam(recipe.learning_rate),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=policy.jit_compile,
+        )
+    state = TrainingState(directory, recipe.patience)
+    first = state.restore(model)
+    start = time.perf_counter()
+    if first < recipe.epochs and not state.should_stop():
+        train = store.batches(
+            assigned.train,
+            recipe.batch_size,
+            seed=seed,
+            # Keras asks for one batch more than it uses.
+            epochs=range(first, recipe.epochs + 1),
+            augment=pipeline.AUGMENTATIONS[recipe.augment],
+        )
+        tune = store.batches(assigned.tune, recipe.batch_size) if len(assigned.tune) else None
+        progress = Progress(label, recipe.epochs, first, len(assigned.train))
+        model.fit(
+            train,
+            steps_per_epoch=math.ceil(len(assigned.train) / recipe.batch_size),
+            validation_data=tune,
+            initial_epoch=first,
+            shuffle=False,
+            epochs=recipe.epochs,
+            verbose=0,
+            callbacks=[state, progress, *callbacks],
+        )
+    seconds = time.perf_counter() - start
+    if recipe.keep == "best" and state.best_epoch is not None:
+        state.restore_best(model)
+    epochs_here = len(state.history) - first
+    return model, {
+        "history": state.history,
+        "epochs_run": len(state.history),
+        "best_epoch": state.best_epoch,
+        "kept": recipe.keep,
+        "seconds": seconds,
+        "images_per_second": epochs_here * len(assigned.train) / seconds if epochs_here else None,
+    }
+
+
+def predict(
+    model: keras.Model, store: pipeline.ImageStore, positions: np.ndarray, batch_size: int = 64
+) -> np.ndarray:
+    """Returns float32 probabilities `[n, classes]` of the images at these positions."""
+    batches = store.batches(positions, batch_size).map(lambda images, labels: images)
+    return model.predict(batches, verbose=0)

@@ -1,0 +1,426 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from replication.evaluation import (
+    Estimate,
+    Predictions,
+    _fast,
+    _values,
+    evaluate,
+    jsonable,
+    summarise_seeds,
+    wilson,
+    write_json,
+)
+
+# A figure without images must be NaN, not a warning.
+pytestmark = pytest.mark.filterwarnings("error")
+
+FOUR = ("NILM", "LSIL", "HSIL", "SCC")
+TWO = ("background", "cell")
+
+
+def make(labels, probabilities, names=FOUR, groups=None):
+    n = len(labels)
+    return Predictions(
+        ids=tuple(f"image{i:04d}" for i in range(n)),
+        groups=groups or ("",) * n,
+        splits=("test",) * n,
+        labels=np.asarray(labels),
+        probabilities=np.asarray(probabilities),
+        class_names=names,
+    )
+
+
+def random_predictions(seed=0, n=200, names=FOUR, skill=0.4, groups=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(len(names), size=n)
+    labels[: len(names)] = range(len(names))
+    shares = rng.dirichlet(np.ones(len(names)), n) * (1 - skill)
+    shares[np.arange(n), labels] += skill
+    # In fiftieths and as float32: with ties and zeros, as saturated models give them.
+    probabilities = (rng.multinomial(50, shares) / 50).astype(np.float32)
+    return make(labels, probabilities, names, groups)
+
+
+def sure(labels, named, names=FOUR, groups=None):
+    return make(labels, np.eye(len(names))[named], names, groups)
+
+
+def estimates(results):
+    if isinstance(results, Estimate):
+        yield results
+    elif isinstance(results, dict):
+        for value in results.values():
+            yield from estimates(value)
+
+
+@pytest.mark.parametrize("names", [FOUR, TWO, ("a", "b", "c")])
+@pytest.mark.parametrize("seed", range(4))
+def test_values_and_fast_statistics_equal_scikit_learn(names, seed):
+    p = random_predictions(seed, names=names, skill=0.3)
+    y, q, n, k = p.labels, p.predicted, len(p), len(names)
+    values = _values(p)
+    unweighted = _fast(p)(np.ones((1, n)))
+    assert values.keys() == unweighted.keys()
+    for name, value in values.items():
+        assert unweighted[name][0] == pytest.approx(value, abs=1e-12), name
+    # Resamples: scikit-learn on the rows drawn.
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=3)
+    fast = _fast(p)(weights.astype(float))
+    for b, row in enumerate(weights):
+        rows = np.repeat(np.arange(n), row)
+        yb, qb, sb = y[rows], q[rows], p.probabilities[rows]
+        clean = sb / sb.sum(axis=1, keepdims=True)
+        expected = {
+            "accuracy": metrics.accuracy_score(yb, qb),
+            "balanced_accuracy": metrics.balanced_accuracy_score(yb, qb),
+            "macro_precision": metrics.precision_score(yb, qb, average="macro"),
+            "macro_f1": metrics.f1_score(yb, qb, average="macro"),
+            "weighted_precision": metrics.precision_score(yb, qb, average="weighted"),
+            "weighted_sensitivity": metrics.recall_score(yb, qb, average="weighted"),
+            "weighted_f1": metrics.f1_score(yb, qb, average="weighted"),
+            "quadratic_kappa": metrics.cohen_kappa_score(yb, qb, weights="quadratic"),
+            "log_loss": metrics.log_loss(yb, clean, labels=range(k)),
+            "macro_specificity": np.mean(
+                [metrics.recall_score(yb != c, qb != c) for c in range(k)]
+            ),
+        }
+        for c, name in enumerate(names):
+            expected[f"f1 {name}"] = metrics.f1_score(yb == c, qb == c)
+            expected[f"roc_auc {name}"] = metrics.roc_auc_score(yb == c, sb[:, c])
+            expected[f"pr_auc {name}"] = metrics.average_precision_score(yb == c, sb[:, c])
+        for curve in ("roc_auc", "pr_auc"):
+            expected[f"{curve}_macro"] = np.mean([expected[f"{curve} {name}"] for name in names])
+        if names == FOUR:
+            expected["hsil_plus_sensitivity"] = metrics.recall_score(yb >= 2, qb >= 2)
+        for name, value in expected.items():
+            assert fast[name][b] == pytest.approx(value, abs=1e-12), name
+
+
+def test_structure_of_the_results():
+    p = random_predictions(1)
+    results = evaluate(p, resamples=200)
+    y, q = p.labels, p.predicted
+    assert results["confusion_matrix"] == metrics.confusion_matrix(y, q).tolist()
+    assert results["class_names"] == list(FOUR)
+    assert results["accuracy"].value == metrics.accuracy_score(y, q)
+    assert (results["accuracy"].low, results["accuracy"].high) == wilson((y == q).sum(), 200)
+    assert results["majority_baseline"].value == np.bincount(y).max() / 200
+    assert results["hsil_plus_sensitivity"].count == (y >= 2).sum()
+    assert results["hsil_plus_specificity"].value == ((y < 2) & (q < 2)).sum() / (y < 2).sum()
+    assert "accuracy_by_group" not in results
+    for c, name in enumerate(FOUR):
+        figures = results["per_class"][name]
+        tp, called = ((y == c) & (q == c)).sum(), (q == c).sum()
+        assert figures["support"] == (y == c).sum()
+        assert figures["sensitivity"].value == tp / (y == c).sum()
+        assert figures["ppv"].value == tp / called
+        assert figures["ppv"].count == called
+        assert figures["specificity"].count == (y != c).sum()
+        assert figures["npv"].value == ((y != c) & (q != c)).sum() / (q != c).sum()
+    for estimate in estimates(results):
+        assert estimate.low <= estimate.value <= estimate.high
+        assert estimate.method
+    assert set(results["macro"]) == {"precision", "sensitivity", "specificity", "f1"}
+    assert set(results["weighted"]) == {"precision", "sensitivity", "f1"}
+
+
+def test_one_role_at_a_time():
+    p = random_predictions(n=10)
+    mixed = dataclasses.replace(p, splits=("train", *p.splits[1:]))
+    for function in (evaluate, lambda q: summarise_seeds([q])):
+        with pytest.raises(ValueError, match="expected one split, got test, train"):
+            function(mixed)
+        with pytest.raises(ValueError, match="got none"):
+            function(p.select("tune"))
+
+
+def test_stage_1_has_no_hsil_plus():
+    results = evaluate(random_predictions(2, names=TWO), resamples=100)
+    assert not [key for key in results if key.startswith("hsil")]
+    assert set(results["per_class"]) == set(TWO)
+
+
+def test_textbook_quadratic_kappa():
+    # Confusion [[2,1,0],[0,3,1],[1,0,2]]. Squared steps observed: 1 + 1 + 4 = 6. Expected from the
+    # margins (3,4,3) and (3,4,3): (4 * 12 * 1 + 2 * 9 * 4) / 10 = 12. Kappa = 1 - 6 / 12.
+    labels = [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+    named = [0, 0, 1, 1, 1, 1, 2, 0, 2, 2]
+    results = evaluate(sure(labels, named, ("mild", "moderate", "severe")), resamples=50)
+    assert results["quadratic_kappa"].value == pytest.approx(0.5, abs=1e-12)
+
+
+def test_kappa_follows_severity_not_the_order_in_the_file():
+    p = random_predictions(5)
+    # Without ties: of two equal classes the first is named, whatever the order.
+    p = dataclasses.replace(p, probabilities=np.eye(4)[p.predicted])
+    order = [2, 1, 0, 3]
+    shuffled = make(
+        np.argsort(order)[p.labels], p.probabilities[:, order], tuple(FOUR[c] for c in order)
+    )
+    a, b = evaluate(p, resamples=100), evaluate(shuffled, resamples=100)
+    for key in ("quadratic_kappa", "hsil_plus_sensitivity", "hsil_plus_specificity"):
+        assert a[key].value == pytest.approx(b[key].value, abs=1e-12)
+        assert (a[key].low, a[key].high) == pytest.approx((b[key].low, b[key].high), abs=1e-12)
+
+
+def test_row_order_does_not_change_anything():
+    p = random_predictions(6, groups=tuple(f"g{i % 23}" for i in range(200)))
+    rows = np.random.default_rng(0).permutation(200)
+    a, b = evaluate(p, resamples=200), evaluate(p.take(rows.tolist()), resamples=200)
+    assert jsonable(a) == jsonable(b)
+
+
+def clustered(seed=0, fields=40, size=10):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(rng.integers(4, size=fields), size)
+    right = rng.random(fields * size) < np.repeat(rng.beta(1.2, 0.4, fields), size)
+    named = np.where(right, labels, (labels + 1) % 4)
+    return labels, named, tuple(f"field{i // size}" for i in range(fields * size))
+
+
+def test_group_bootstrap_is_wider_on_clustered_images():
+    labels, named, groups = clustered()
+    with_groups = evaluate(sure(labels, named, groups=groups), resamples=500)
+    without = evaluate(sure(labels, named), resamples=500)
+    for key in ("balanced_accuracy", "quadratic_kappa", "log_loss"):
+        a, b = with_groups[key], without[key]
+        assert a.high - a.low > 1.5 * (b.high - b.low), key
+    by_group, plain = with_groups["accuracy_by_group"], with_groups["accuracy"]
+    assert by_group.value == plain.value
+    assert by_group.high - by_group.low > 1.5 * (plain.high - plain.low)
+    assert "40 groups were independent" in plain.method
+    assert "over 40 groups, 500 resamples" in by_group.method
+
+
+def test_one_unknown_group_means_images():
+    labels, named, groups = clustered()
+    results = evaluate(sure(labels, named, groups=("", *groups[1:])), resamples=50)
+    assert "accuracy_by_group" not in results
+    assert "over 400 images" in results["balanced_accuracy"].method
+
+
+def test_groups_of_one_class_drop_resamples_without_it():
+    labels = np.repeat([0, 1, 2, 3], 5)
+    groups = tuple(f"g{i // 5}{i % 5 % 2}" for i in range(20))
+    results = evaluate(sure(labels, labels, groups=groups), resamples=500)
+    estimate = results["per_class"]["SCC"]["f1"]
+    assert "undefined and dropped" in estimate.method
+    assert estimate.value == 1
+    # Two groups of eight hold each class: about 10 % of resamples lack one.
+    one_each = evaluate(sure([0, 1, 2, 3], [0, 1, 2, 3], groups=tuple("abcd")), resamples=500)
+    assert one_each["balanced_accuracy"].value == 1
+    assert math.isnan(one_each["balanced_accuracy"].low)
+    assert "most are undefined" in one_each["balanced_accuracy"].method
+
+
+def test_one_group_gives_no_bootstrap_interval():
+    p = random_predictions(0, groups=("only",) * 200)
+    results = evaluate(p, resamples=50)
+    assert math.isnan(results["accuracy_by_group"].low)
+    assert results["accuracy_by_group"].value == results["accuracy"].value
+    assert "one unit" in results["accuracy_by_group"].method
+
+
+def test_a_class_without_images_is_nan():
+    p = random_predictions(7)
+    p = p.take(np.flatnonzero(p.labels != 3).tolist())
+    assert (p.predicted == 3).any()
+    results = evaluate(p, resamples=100)
+    absent = results["per_class"]["SCC"]
+    assert absent["support"] == 0
+    assert all(math.isnan(e.value) and math.isnan(e.low) for e in estimates(absent))
+    assert "no image of SCC" in absent["f1"].method
+    present = results["per_class"]["HSIL"]
+    assert all(math.isfinite(e.value) for e in estimates(present))
+    expected = metrics.recall_score(p.labels, p.predicted, labels=[0, 1, 2], average="macro")
+    assert results["balanced_accuracy"].value == expected
+    assert "left out, having no image: SCC" in results["macro"]["f1"].method
+    assert len(results["confusion_matrix"]) == 4
+
+
+def test_a_class_never_named_has_no_ppv_but_counts_0_in_the_mean():
+    labels, named = [0, 0, 1, 1], [0, 0, 0, 0]
+    results = evaluate(sure(labels, named, TWO), resamples=100)
+    assert math.isnan(results["per_class"]["cell"]["ppv"].value)
+    assert results["per_class"]["cell"]["ppv"].count == 0
+    assert results["per_class"]["cell"]["f1"].value == 0
+    assert results["macro"]["precision"].value == 0.25
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_images_of_one_class_only(named):
+    results = evaluate(sure([0] * 6, [named] * 6), resamples=50)
+    assert results["accuracy"].value == (named == 0)
+    assert math.isnan(results["roc_auc_macro"].value)
+    assert math.isnan(results["macro"]["specificity"].value)
+    assert math.isnan(results["hsil_plus_sensitivity"].value)
+    assert results["hsil_plus_specificity"].value == 1
+
+
+def test_one_image():
+    results = evaluate(sure([2], [3]), resamples=20)
+    assert results["accuracy"].value == 0
+    assert results["hsil_plus_sensitivity"].value == 1
+    assert math.isnan(results["balanced_accuracy"].low)
+
+
+def test_perfect_predictions():
+    labels = np.repeat(range(4), 50)
+    results = evaluate(sure(labels, labels), resamples=200)
+    for estimate in estimates(results):
+        if estimate is not results["majority_baseline"] and estimate is not results["log_loss"]:
+            assert estimate.value == pytest.approx(1)
+    assert results["log_loss"].value == pytest.approx(0, abs=1e-12)
+    assert results["accuracy"].low == pytest.approx(200 / (200 + 1.96**2), abs=1e-5)
+    assert results["majority_baseline"].value == 0.25
+    assert "no certainty" in results["macro"]["f1"].method
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(data=st.data(), n=st.integers(1, 25), k=st.integers(2, 5))
+def test_any_predictions_evaluate(data, n, k):
+    labels = data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n))
+    named = data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n))
+    groups = tuple(data.draw(st.lists(st.sampled_from("abc"), min_size=n, max_size=n)))
+    names = FOUR if k == 4 else tuple("vwxyz"[:k])
+    results = evaluate(sure(labels, named, names, groups), resamples=20)
+    for estimate in estimates(results):
+        assert math.isnan(estimate.value) or estimate.value >= -1
+        assert not estimate.low > estimate.high
+    matrix = np.array(results["confusion_matrix"])
+    assert matrix.sum() == n
+    assert results["accuracy"].value == np.trace(matrix) / n
+    json.dumps(jsonable(results), allow_nan=False)
+
+
+def test_json_maps_nan_to_null(tmp_path):
+    p = random_predictions(7)
+    results = evaluate(p.take(np.flatnonzero(p.labels != 3).tolist()), resamples=50)
+    write_json(tmp_path / "metrics.json", {"test": results, "loss": np.float32("inf")})
+    text = (tmp_path / "metrics.json").read_text()
+    assert "NaN" not in text
+    read = json.loads(text)
+    assert read["loss"] is None
+    assert read["test"]["per_class"]["SCC"]["f1"]["value"] is None
+    assert read["test"]["accuracy"] == dataclasses.asdict(results["accuracy"])
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+# --- several seeds
+
+
+def seeds(count, n=200, groups=None):
+    truth = random_predictions(0, n=n, groups=groups)
+    return [
+        dataclasses.replace(
+            truth, probabilities=np.eye(4)[np.where(rng.random(n) < 0.8, truth.labels, 0)]
+        )
+        for rng in map(np.random.default_rng, range(count))
+    ]
+
+
+def test_one_seed_without_groups_is_wilson():
+    (run,) = seeds(1)
+    summary = summarise_seeds([run], resamples=200)
+    single = evaluate(run, resamples=200)
+    for name in ("accuracy", "hsil_plus_sensitivity"):
+        assert (summary[name].low, summary[name].high) == pytest.approx(
+            (single[name].low, single[name].high)
+        )
+        assert summary[name].method == "Wilson"
+        assert summary[name].count == single[name].count
+    assert summary["accuracy"].mean == single["accuracy"].value
+    assert summary["macro_f1"].mean == single["macro"]["f1"].value
+    assert math.isnan(summary["accuracy"].deviation)
+    assert set(summary) == {
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "hsil_plus_sensitivity",
+        "roc_auc_macro",
+        "quadratic_kappa",
+    }
+
+
+def test_one_seed_with_groups_takes_the_wider():
+    labels, named, groups = clustered()
+    run = sure(labels, named, groups=groups)
+    summary, single = summarise_seeds([run]), evaluate(run)
+    assert summary["accuracy"].low == pytest.approx(single["accuracy_by_group"].low, abs=0.02)
+    assert summary["accuracy"].low < single["accuracy"].low
+    assert "over 40 groups" in summary["accuracy"].method
+    assert "stretched to hold Wilson" in summary["accuracy"].method
+    perfect = summarise_seeds([sure(labels, labels, groups=groups)])
+    assert perfect["accuracy"].low == pytest.approx(wilson(400, 400)[0])
+    assert perfect["hsil_plus_sensitivity"].low < 1
+
+
+def test_several_seeds():
+    runs = seeds(4)
+    summary = summarise_seeds(runs, resamples=500)
+    accuracies = [evaluate(run, resamples=10)["accuracy"].value for run in runs]
+    got = summary["accuracy"]
+    assert got.mean == pytest.approx(np.mean(accuracies))
+    assert got.minimum == min(accuracies)
+    assert got.maximum == max(accuracies)
+    assert got.deviation == pytest.approx(np.std(accuracies, ddof=1))
+    assert got.seeds == 4
+    low, high = wilson(got.mean * 200, 200)
+    assert got.low <= low
+    assert got.high >= high
+    assert "over 4 seeds and 200 images" in summary["macro_f1"].method
+    assert summarise_seeds(runs, resamples=500) == summary
+
+
+def test_seeds_that_differ_widen_the_interval():
+    right, wrong = [0, 1, 2, 3] * 50, [1, 1, 2, 0] * 50
+    good, bad = sure([0, 1, 2, 3] * 50, right), sure([0, 1, 2, 3] * 50, wrong)
+    apart = summarise_seeds([good, bad], resamples=500)["balanced_accuracy"]
+    alike = summarise_seeds([bad, bad], resamples=500)["balanced_accuracy"]
+    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+    assert apart.high == 1
+    assert apart.low < 0.55
+
+
+def test_the_mean_of_equal_seeds_is_the_seed():
+    (run,) = seeds(1)
+    one = summarise_seeds([run], resamples=200)["macro_f1"]
+    three = summarise_seeds([run, run, run], resamples=200)["macro_f1"]
+    assert three.mean == pytest.approx(one.mean)
+    assert (three.low, three.high) == pytest.approx((one.low, one.high), abs=0.02)
+    assert three.deviation == 0
+
+
+def test_seeds_may_come_in_any_row_order_but_on_the_same_images():
+    a, b = seeds(2)
+    shuffled = b.take(list(reversed(range(200))))
+    assert summarise_seeds([a, b], resamples=50) == summarise_seeds([a, shuffled], resamples=50)
+    with pytest.raises(ValueError, match="run 1 differs from run 0: first at id 'image0000'"):
+        summarise_seeds([a, b.take(range(1, 200))])
+    with pytest.raises(ValueError, match="id 'other', which only run 1 has"):
+        renamed = dataclasses.replace(b.take(range(199)), ids=(*b.ids[:198], "other"))
+        summarise_seeds([a.take(range(198)), renamed])
+    labels = b.labels.copy()
+    labels[5] = (labels[5] + 1) % 4
+    with pytest.raises(ValueError, match="in its labels: first at id 'image0005'"):
+        summarise_seeds([a, dataclasses.replace(b, labels=labels)])
+    with pytest.raises(ValueError, match="in its classes"):
+        summarise_seeds([a, dataclasses.replace(b, class_names=("N", "L", "H", "S"))])
+    with pytest.raises(ValueError, match="at least one run"):
+        summarise_seeds([])
+
+
+def test_stage_1_seeds():
+    summary = summarise_seeds([random_predictions(2, names=TWO)], resamples=50)
+    assert "hsil_plus_sensitivity" not in summary
+    assert json.dumps(jsonable(summary), allow_nan=False)

@@ -1,0 +1,148 @@
+import math
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from replication.evaluation import bootstrap
+from replication.intervals import percentile_bootstrap, wilson
+from replication.predictions import Predictions
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def wilson_by_hand(s, n, z=1.959963984540054):
+    # Wilson 1927, equation as in most textbooks.
+    p = s / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def test_wilson_of_the_published_778_of_800():
+    assert wilson(778, 800) == pytest.approx(wilson_by_hand(778, 800), abs=1e-12)
+    assert wilson(778, 800) == pytest.approx((0.958714, 0.981770), abs=5e-7)
+    # 15 of 50 by hand: 0.3 with z = 1.96.
+    assert wilson(15, 50) == pytest.approx((0.1910, 0.4375), abs=2e-4)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(total=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_holds_the_point_inside_0_to_1(total, share):
+    successes = round(share * total)
+    low, high = wilson(successes, total)
+    assert 0 <= low <= successes / total <= high <= 1
+    assert high > low
+    assert (low, high) == pytest.approx(wilson_by_hand(successes, total), abs=1e-9)
+
+
+def test_wilson_without_images_and_bad_input():
+    assert all(map(math.isnan, wilson(0, 0)))
+    with pytest.raises(ValueError, match="0 <= successes <= total"):
+        wilson(3, 2)
+    with pytest.raises(ValueError, match="confidence"):
+        wilson(1, 2, confidence=95)
+
+
+def share_of(right):
+    return lambda weights: {"share": weights @ right / weights.sum(axis=1)}
+
+
+def covers(rng, groups, right, truth):
+    interval = percentile_bootstrap(
+        share_of(right), groups, resamples=400, seed=int(rng.integers(2**31))
+    )["share"]
+    return interval.low <= truth <= interval.high
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(20)
+    images = [""] * 150
+    hits = [covers(rng, images, rng.random(150) < 0.8, 0.8) for _ in range(400)]
+    assert 0.92 <= np.mean(hits) <= 0.98
+
+
+def test_only_the_group_bootstrap_covers_the_truth_on_clustered_images():
+    rng = np.random.default_rng(21)
+    fields = [f"field{i // 8}" for i in range(400)]
+    by_group, by_image = [], []
+    for _ in range(200):
+        skill = np.repeat(rng.beta(2.4, 0.6, size=50), 8)
+        right = rng.random(400) < skill
+        by_group.append(covers(rng, fields, right, 0.8))
+        by_image.append(covers(rng, [""] * 400, right, 0.8))
+    assert 0.90 <= np.mean(by_group) <= 0.99
+    assert np.mean(by_image) < 0.85
+
+
+def two_class(labels, scores):
+    n = len(labels)
+    return Predictions(
+        ids=tuple(f"image{i:04d}" for i in range(n)),
+        groups=("",) * n,
+        splits=("test",) * n,
+        labels=labels,
+        probabilities=np.stack([1 - scores, scores], axis=1),
+        class_names=("background", "cell"),
+    )
+
+
+def test_bootstrap_agrees_with_scipy():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(2, size=120)
+    scores = np.clip(0.2 * labels + rng.random(120) * 0.8, 0, 1)
+    ours = bootstrap(
+        two_class(labels, scores), lambda y, q: roc_auc_score(y, q[:, 1]), resamples=500, seed=1
+    )
+    theirs = scipy.stats.bootstrap(
+        (labels, scores),
+        roc_auc_score,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=500,
+        rng=2,
+    ).confidence_interval
+    assert ours.value == roc_auc_score(labels, scores)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_bootstrap_drops_and_counts_undefined_resamples():
+    p = two_class(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 1, 0]))
+
+    def sensitivity(labels, probabilities):
+        return (labels * probabilities[:, 1]).sum() / labels.sum() if labels.any() else np.nan
+
+    def refusing(labels, probabilities):
+        if not labels.any():
+            raise ValueError("no cell")
+        return sensitivity(labels, probabilities)
+
+    estimate = bootstrap(p, sensitivity)
+    dropped = int(re.search(r"(\d+) undefined and dropped", estimate.method)[1])
+    # Six draws without a cell: (4/6)^6 = 8.8 % of 2,000; four standard deviations are 51.
+    assert abs(dropped - 2000 * (4 / 6) ** 6) < 51
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0, 1)
+    assert bootstrap(p, refusing) == estimate
+
+
+def test_bootstrap_is_seeded_and_chunks_do_not_change_it(monkeypatch):
+    right = np.random.default_rng(0).random(50) < 0.7
+    first = percentile_bootstrap(share_of(right), [""] * 50, seeds=0, seed=7)
+    assert first == percentile_bootstrap(share_of(right), [""] * 50, seed=7)
+    assert first != percentile_bootstrap(share_of(right), [""] * 50, seed=8)
+    monkeypatch.setattr("replication.intervals._CHUNK_ENTRIES", 50 * 7)
+    assert first == percentile_bootstrap(share_of(right), [""] * 50, seed=7)
+
+
+def test_bootstrap_refuses_bad_input():
+    with pytest.raises(ValueError, match="at least one image"):
+        percentile_bootstrap(share_of(np.ones(0)), [])
+    with pytest.raises(ValueError, match="at least 1 resample"):
+        percentile_bootstrap(share_of(np.ones(2)), ["", ""], resamples=0)
+    with pytest.raises(ValueError, match="confidence"):
+        percentile_bootstrap(share_of(np.ones(2)), ["", ""], confidence=1)

@@ -1,0 +1,350 @@
+"""Reads an authors' image tree strictly: sorted, every file decoded once, every offender named.
+
+A tree is ``<root>/<split>/<class folder>/**/<image>`` with an optional ``<root>/groups.csv``
+(``file,group``; the slide, field or patient each image was cut from).
+"""
+
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent import futures
+
+from etils import epath
+from PIL import Image
+
+#: What a name may end in (any case), and the format its bytes must then have.
+_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+#: Files that commonly lie beside images; they are not data.
+_SIDECARS = frozenset({".csv", ".txt", ".json", ".xml", ".md", ".ini", ".db", ".yaml", ".yml"})
+#: PIL modes with 8 bits a channel or less.
+_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_SHOWN_OFFENDERS = 20
+
+
+class TreeError(ValueError):
+    """An image tree that cannot be used; the message lists every offender."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """One image of a tree.
+
+    Attributes:
+        path: Where the file lies.
+        id: Path relative to the root, with forward slashes: the stable key.
+        split: Published split, or "" where the tree has none.
+        label: Class name.
+        group: Slide, field or patient; "" where the tree names none.
+    """
+
+    path: epath.Path
+    id: str
+    split: str
+    label: str
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A tree that was read without an offender.
+
+    Attributes:
+        root: The tree's folder.
+        files: Every image, sorted by id.
+        fingerprint: sha256 over the sorted relative paths and contents (`groups.csv` included).
+        notes: What a reader should know but need not act on.
+    """
+
+    root: epath.Path
+    files: tuple[ImageFile, ...]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Returns images per split and class."""
+        counts: dict[str, dict[str, int]] = {}
+        for file in self.files:
+            split = counts.setdefault(file.split, {})
+            split[file.label] = split.get(file.label, 0) + 1
+        return counts
+
+
+def read_tree(
+    root: epath.PathLike,
+    class_folders: Mapping[str, str],
+    splits: Iterable[str] = ("train", "validation"),
+    published: Mapping[str, Mapping[str, int]] | None = None,
+) -> Tree:
+    """Reads and checks an image tree; decodes every file once.
+
+    Args:
+        root: For example ``manual_dir/DB_4``.
+        class_folders: Folder name -> class name, for example `taxonomy.DB4_FOLDERS`.
+        splits: Folders between the root and the class folders; empty where there are none.
+        published: Images per split and class as published; other counts give a note.
+
+    Returns:
+        The tree, its files sorted by id.
+
+    Raises:
+        TreeError: If the tree is missing or anything in it cannot be used. One message lists
+            the first 20 offenders, a count of the rest, and what was expected.
+
+    Example:
+        >>> tree = read_tree("data/DB_4", taxonomy.DB4_FOLDERS)  # doctest: +SKIP
+        >>> tree.counts()["validation"]["SCC"]  # doctest: +SKIP
+        200
+    """
+    root = epath.Path(root)
+    splits = tuple(splits)
+    expected = _expected(root, class_folders, splits)
+    if not root.is_dir():
+        raise TreeError(f"{root}: no such folder; expected {expected}")
+    found, offenders = _list_images(root, class_folders, splits)
+    groups, group_offenders = _read_groups(root, {id_ for id_, *_ in found})
+    offenders += group_offenders
+    with futures.ThreadPoolExecutor() as pool:
+        checked = list(pool.map(_check_file, (path for _, path, _, _ in found)))
+    digests = [digest for digest, _ in checked]
+    reasons = [why for _, why in checked]
+    offenders += [f"{id_}: {why}" for (id_, *_), why in zip(found, reasons, strict=True) if why]
+    files = tuple(
+        ImageFile(path, id_, split, label, groups.get(id_, "")) for id_, path, split, label in found
+    )
+    offenders += _contradictions(files, digests)
+    if offenders:
+        raise TreeError(_complaint(root, offenders, expected))
+    fingerprint = _fingerprint(root, zip((file.id for file in files), digests, strict=True))
+    tree = Tree(root, files, fingerprint, ())
+    return dataclasses.replace(tree, notes=tuple(_notes(tree, digests, published)))
+
+
+def fingerprint(
+    root: epath.PathLike,
+    class_folders: Mapping[str, str],
+    splits: Iterable[str] = ("train", "validation"),
+) -> str:
+    """Returns the fingerprint that `read_tree` would, without decoding.
+
+    Args:
+        root: The tree's folder.
+        class_folders: As for `read_tree`.
+        splits: As for `read_tree`.
+
+    Raises:
+        TreeError: If the folder is missing.
+    """
+    root = epath.Path(root)
+    if not root.is_dir():
+        raise TreeError(f"{root}: no such folder; {_expected(root, class_folders, tuple(splits))}")
+    found, _ = _list_images(root, class_folders, tuple(splits))
+    with futures.ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda item: _sha256(item[1].read_bytes()), found))
+    return _fingerprint(root, zip((id_ for id_, *_ in found), digests, strict=True))
+
+
+def decodable_bytes(data: bytes) -> bytes:
+    """Returns bytes that TensorFlow decodes to the pixels of `data`.
+
+    The bytes themselves for JPEG, PNG and 24-bit BMP; a lossless PNG for TIFF and for the BMP
+    variants that TensorFlow misreads.
+
+    Args:
+        data: A whole image file that `read_tree` accepted.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != "TIFF" and not (image.format == "BMP" and data[28] != 24):
+            return data
+        png = io.BytesIO()
+        image.convert("RGB").save(png, "PNG")
+    return png.getvalue()
+
+
+def _expected(root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]) -> str:
+    branches = f"{{{','.join(splits)}}}/" if splits else ""
+    meaning = ", ".join(f"{folder} = {label}" for folder, label in class_folders.items())
+    endings = "/".join(ending[1:] for ending in _FORMATS)
+    return (
+        f"expected {root.name}/{branches}{{{','.join(class_folders)}}}/*.({endings}) "
+        f"of 8 bits a channel ({meaning})"
+    )
+
+
+def _ignored(path: epath.Path) -> bool:
+    """Hidden files, sidecars, and the folders that archivers leave behind."""
+    return (
+        path.name.startswith(".")
+        or path.name == "__MACOSX"
+        or (path.suffix.lower() in _SIDECARS and not path.is_dir())
+    )
+
+
+def _children(folder: epath.Path) -> list[epath.Path]:
+    return sorted(child for child in folder.iterdir() if not _ignored(child))
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every file below a class folder, sorted; nested folders are part of the class."""
+    for child in _children(folder):
+        if child.is_dir():
+            yield from _walk(child)
+        else:
+            yield child
+
+
+def _list_images(
+    root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]
+) -> tuple[list[tuple[str, epath.Path, str, str]], list[str]]:
+    """Returns sorted (id, path, split, label), and what does not belong in the tree."""
+    offenders = []
+    found = []
+    parents = {split: root / split for split in splits} if splits else {"": root}
+    if splits:
+        offenders += [
+            f"{child.name}: unexpected {'folder' if child.is_dir() else 'file'}"
+            for child in _children(root)
+            if child.name not in splits
+        ]
+    for split, parent in parents.items():
+        if not parent.is_dir():
+            offenders.append(f"{split}: folder is missing")
+            continue
+        present = {child.name: child for child in _children(parent)}
+        prefix = f"{split}/" if split else ""
+        for name, child in present.items():
+            if name not in class_folders or not child.is_dir():
+                kind = "class folder" if child.is_dir() else "file outside the class folders"
+                offenders.append(f"{prefix}{name}: unexpected {kind}")
+        for name, label in class_folders.items():
+            if name not in present:
+                offenders.append(f"{prefix}{name}: class folder is missing")
+                continue
+            images = list(_walk(present[name]))
+            if not images:
+                offenders.append(f"{prefix}{name}: class folder is empty")
+            for path in images:
+                found.append((path.relative_to(root).as_posix(), path, split, label))
+    return sorted(found), offenders
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _check_file(path: epath.Path) -> tuple[bytes, str]:
+    """Returns the content's digest, and why the file cannot be used ("" where it can)."""
+    data = path.read_bytes()
+    return _sha256(data), _why_unusable(path, data)
+
+
+def _why_unusable(path: epath.Path, data: bytes) -> str:
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8"
+    expected = _FORMATS.get(path.suffix.lower())
+    if expected is None:
+        return f"unexpected ending {path.suffix!r}"
+    if not data:
+        return "zero bytes"
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # A phone's multi-picture JPEG starts with an ordinary JPEG.
+            found = "JPEG" if image.format == "MPO" else image.format
+            if found != expected:
+                return f"wrongly named: holds {found}, not {expected}"
+            if found == "TIFF" and image.mode not in _EIGHT_BIT_MODES:
+                return f"more than 8 bits a channel (mode {image.mode}); convert it first"
+            if found != "JPEG" and getattr(image, "n_frames", 1) > 1:
+                return f"holds {image.n_frames} pictures, expected one"
+            image.load()
+    except Exception as error:
+        # PIL raises a dozen types on broken files; whichever it is, the file is an offender.
+        return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error)})"
+    return ""
+
+
+def _read_groups(root: epath.Path, ids: set[str]) -> tuple[dict[str, str], list[str]]:
+    path = root / "groups.csv"
+    if not path.exists():
+        return {}, []
+    rows = list(csv.DictReader(io.StringIO(path.read_text().lstrip("\ufeff"))))
+    if not rows or set(rows[0]) != {"file", "group"}:
+        return {}, ["groups.csv: expected the columns file,group and a row for every image"]
+    groups: dict[str, str] = {}
+    offenders = []
+    for number, row in enumerate(rows, start=2):
+        file, group = row["file"], row["group"]
+        if not file or not group:
+            offenders.append(f"groups.csv line {number}: expected file,group")
+        elif file in groups:
+            offenders.append(f"groups.csv line {number}: {file} is named twice")
+        elif file not in ids:
+            offenders.append(f"groups.csv line {number}: {file} is not in the tree")
+        else:
+            groups[file] = group
+    offenders += [f"{id_}: has no row in groups.csv" for id_ in sorted(ids - groups.keys())]
+    return groups, offenders
+
+
+def _copies(files: tuple[ImageFile, ...], digests: list[bytes]) -> Iterator[list[ImageFile]]:
+    """Sets of files with the same bytes."""
+    by_digest = collections.defaultdict(list)
+    for file, digest in zip(files, digests, strict=True):
+        by_digest[digest].append(file)
+    return (same for same in by_digest.values() if len(same) > 1)
+
+
+def _contradictions(files: tuple[ImageFile, ...], digests: list[bytes]) -> list[str]:
+    return [
+        "same bytes under different labels: "
+        + ", ".join(f"{file.id} ({file.label})" for file in same)
+        for same in _copies(files, digests)
+        # Empty files are alike and are named already.
+        if len({file.label for file in same}) > 1 and same[0].path.stat().length > 0
+    ]
+
+
+def _complaint(root: epath.Path, offenders: list[str], expected: str) -> str:
+    shown = offenders[:_SHOWN_OFFENDERS]
+    rest = len(offenders) - len(shown)
+    more = [f"... and {rest} more"] if rest else []
+    noun = "problem" if len(offenders) == 1 else "problems"
+    return "\n  ".join([f"{root}: {len(offenders)} {noun}; {expected}", *shown, *more])
+
+
+def _fingerprint(root: epath.Path, digests: Iterable[tuple[str, bytes]]) -> str:
+    digests = list(digests)
+    if (root / "groups.csv").exists():
+        digests.append(("groups.csv", _sha256((root / "groups.csv").read_bytes())))
+    total = hashlib.sha256()
+    for id_, digest in digests:
+        total.update(id_.encode("utf-8", "surrogateescape") + b"\0" + digest)
+    return total.hexdigest()
+
+
+def _notes(
+    tree: Tree, digests: list[bytes], published: Mapping[str, Mapping[str, int]] | None
+) -> Iterator[str]:
+    counts = tree.counts()
+    if published is not None and counts != published:
+        differing = [
+            f"{split}/{label} {counts.get(split, {}).get(label, 0)} (published {number})"
+            for split, numbers in published.items()
+            for label, number in numbers.items()
+            if counts.get(split, {}).get(label, 0) != number
+        ]
+        yield f"{tree.root.name}: counts differ from the published ones: {', '.join(differing)}"
+    across = sum(len({file.split for file in same}) > 1 for same in _copies(tree.files, digests))
+    if across:
+        yield f"{tree.root.name}: {across} pictures have the same bytes in more than one split"

@@ -1,0 +1,1 @@
+"""The pap_db3 dataset folder, in the conventions of TensorFlow Datasets."""

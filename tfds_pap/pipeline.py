@@ -1,0 +1,399 @@
+"""From a prepared dataset to batches: decode, resize, cache, shuffle, augment, batch, prefetch.
+
+Every order and every random choice is a function of (seed, epoch), never of how many epochs this
+process has already run: a run that was killed goes on with exactly the batches it would have seen.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets.public_api as tfds
+
+from tfds_pap import folders
+
+#: Names of `--resize`; all use half-pixel centres, as cv2 and PIL do.
+RESIZE_METHODS = {
+    "nearest": tf.image.ResizeMethod.NEAREST_NEIGHBOR,
+    "bilinear": tf.image.ResizeMethod.BILINEAR,
+    "area": tf.image.ResizeMethod.AREA,
+}
+
+#: Decoded images above this many bytes are kept in a file instead of in memory.
+CACHE_BUDGET_BYTES = 4 * 1024**3
+
+_DECODE_BATCH = 256
+
+
+def decode(data: tf.Tensor) -> tf.Tensor:
+    """Decodes one JPEG, PNG, BMP, GIF (one frame) or WebP image to RGB.
+
+    JPEGs use the accurate inverse DCT, so that pixels equal those of cv2 and PIL. Grey, palette
+    and CMYK images become RGB, alpha is dropped, 16-bit PNGs keep their high byte.
+
+    Args:
+        data: Scalar string, the file's bytes.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If the bytes are no such image, or a BMP that is neither
+            24 nor 32 bits a pixel.
+    """
+    data = tf.convert_to_tensor(data)
+    is_bmp = tf.equal(tf.strings.substr(data, 0, 2), b"BM")
+    image = tf.cond(is_bmp, lambda: _decode_bmp(data), lambda: _decode_others(data))
+    image.set_shape([None, None, 3])
+    return image
+
+
+def _decode_others(data: tf.Tensor) -> tf.Tensor:
+    # Despite its name the op decodes every format but BMP, and only it takes the DCT method.
+    return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _decode_bmp(data: tf.Tensor) -> tf.Tensor:
+    image = tf.io.decode_bmp(data, channels=0)
+    tf.debugging.assert_greater_equal(
+        tf.shape(image)[-1], 3, message="BMP images must have 24 or 32 bits a pixel"
+    )
+    return image[:, :, :3]
+
+
+def decode_and_resize(data: tf.Tensor, size: int, method: str = "bilinear") -> tf.Tensor:
+    """Decodes one image and resizes it to a square; training and serving both call this.
+
+    Args:
+        data: Scalar string, the file's bytes; see `decode`.
+        size: Height and width in pixels.
+        method: One of `RESIZE_METHODS`.
+
+    Returns:
+        uint8 RGB `[size, size, 3]`, 0..255; interpolated values are rounded half to even.
+
+    Raises:
+        ValueError: If the method is unknown.
+        tf.errors.InvalidArgumentError: See `decode`.
+
+    Example:
+        >>> white = tf.io.encode_png(tf.fill([4, 6, 3], tf.constant(255, tf.uint8)))
+        >>> decode_and_resize(white, 2).shape
+        TensorShape([2, 2, 3])
+    """
+    if method not in RESIZE_METHODS:
+        raise ValueError(f"resize method {method!r}: expected one of {', '.join(RESIZE_METHODS)}")
+    image = decode(data)
+    # Most published images have the model's size already.
+    image = tf.cond(
+        tf.reduce_all(tf.equal(tf.shape(image)[:2], size)),
+        lambda: image,
+        lambda: _resize(image, size, method),
+    )
+    return tf.ensure_shape(image, [size, size, 3])
+
+
+def _resize(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
+    resized = tf.image.resize(image, [size, size], method=RESIZE_METHODS[method])
+    return tf.saturate_cast(tf.round(tf.cast(resized, tf.float32)), tf.uint8)
+
+
+def prepare(
+    name: str,
+    source: str,
+    manual_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> tfds.core.DatasetBuilder:
+    """Returns a prepared builder; prepares it where that was not done, or where its tree changed.
+
+    Args:
+        name: "pap_db3" or "pap_db4".
+        source: "original" or "phantom".
+        manual_dir: Folder that holds `DB_3` and `DB_4`; needed by "original" the first time.
+        data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
+
+    Raises:
+        folders.TreeError: If the tree cannot be used.
+    """
+    builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
+    reuse = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
+    if builder.is_prepared():
+        now = _fingerprint_now(builder, manual_dir)
+        if now not in (None, builder.info.metadata.get("fingerprint")):
+            print(f"Note: {name}/{source} changed since it was prepared; preparing it again")
+            reuse = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
+    elif source == "original" and manual_dir is None:
+        raise folders.TreeError(
+            f"{name}/original is not prepared: give --manual_dir, the folder that holds "
+            f"{builder.TREE}\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
+    elif source == "original" and not Path(manual_dir).is_dir():
+        raise folders.TreeError(f"--manual_dir={manual_dir}: no such folder")
+    config = tfds.download.DownloadConfig(
+        manual_dir=None if manual_dir is None else os.path.abspath(manual_dir),  # noqa: PTH100
+        download_mode=reuse,
+    )
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    builder.download_and_prepare(download_config=config)
+    return builder
+
+
+def _fingerprint_now(
+    builder: tfds.core.DatasetBuilder, manual_dir: str | os.PathLike | None
+) -> str | None:
+    if builder.builder_config.phantom_counts is not None:
+        return builder.phantom_fingerprint()
+    if manual_dir is None:
+        return None
+    return folders.fingerprint(Path(manual_dir) / builder.TREE, builder.CLASS_FOLDERS)
+
+
+def examples(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    size: int,
+    method: str = "bilinear",
+    *,
+    shuffle_seed: int | None = None,
+) -> tf.data.Dataset:
+    """Returns whole examples, decoded as they are read: bounded memory, any number of images.
+
+    Args:
+        builder: A prepared builder.
+        split: TFDS split, for example "train" or "train[:10%]".
+        size: Height and width in pixels.
+        method: One of `RESIZE_METHODS`.
+        shuffle_seed: Shuffles files and a window of 1,000 examples; None keeps the stored order.
+
+    Returns:
+        Dataset of `{"image": uint8 [size, size, 3], "label": int64 [], "id": string [],
+        "group": string []}`.
+    """
+    # Decoding inside TFDS's own parse step saves one hand-over between threads an image.
+    decoders = {"image": _decoder(size, method)}
+    read_config = tfds.ReadConfig(try_autocache=False, shuffle_seed=shuffle_seed)
+    dataset = builder.as_dataset(
+        split=split,
+        decoders=decoders,
+        read_config=read_config,
+        shuffle_files=shuffle_seed is not None,
+    )
+    if shuffle_seed is not None:
+        dataset = dataset.shuffle(1_000, seed=shuffle_seed)
+    return dataset
+
+
+def _decoder(size: int, method: str) -> tfds.decode.Decoder:
+    @tfds.decode.make_decoder(output_dtype=tf.uint8)
+    def decode_image(data: tf.Tensor, feature: tfds.features.Image) -> tf.Tensor:
+        del feature
+        return decode_and_resize(data, size, method)
+
+    return decode_image()
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What is known of every image without decoding it, in stored order.
+
+    Attributes:
+        ids: Stable keys.
+        groups: Slide, field or patient; "" where unknown.
+        labels: int64 `[n]`.
+        splits: Published split of each image.
+        class_names: Names that the labels index.
+    """
+
+    ids: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def read_index(builder: tfds.core.DatasetBuilder) -> Index:
+    """Reads ids, groups and labels of every split of a prepared builder."""
+    columns: dict[str, list] = {"id": [], "group": [], "label": [], "split": []}
+    for split in sorted(builder.info.splits):
+        partial = tfds.decode.PartialDecoding({"id": True, "group": True, "label": True})
+        for example in _stored(builder, split, partial).as_numpy_iterator():
+            columns["id"].append(example["id"].decode())
+            columns["group"].append(example["group"].decode())
+            columns["label"].append(example["label"])
+            columns["split"].append(split)
+    return Index(
+        ids=np.array(columns["id"]),
+        groups=np.array(columns["group"]),
+        labels=np.array(columns["label"], np.int64),
+        splits=np.array(columns["split"]),
+        class_names=tuple(builder.info.features["label"].names),
+    )
+
+
+def _stored(builder: tfds.core.DatasetBuilder, split: str, decoders: object) -> tf.data.Dataset:
+    return builder.as_dataset(
+        split=split,
+        decoders=decoders,
+        read_config=tfds.ReadConfig(try_autocache=False),
+        shuffle_files=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageStore:
+    """Every decoded image of a dataset, in the order of its `Index`.
+
+    Attributes:
+        index: What is known of each image.
+        pixels: uint8 `[n, size, size, 3]`; a tensor in memory, or an array mapped from a file.
+    """
+
+    index: Index
+    pixels: tf.Tensor | np.memmap
+
+    def images(self, ids: Sequence[str]) -> list[np.ndarray]:
+        """Returns the uint8 pixels `[size, size, 3]` of the named images, in the given order.
+
+        Raises:
+            KeyError: If there is no such image.
+        """
+        position = {id_: number for number, id_ in enumerate(self.index.ids)}
+        return [np.asarray(self.pixels[position[id_]]) for id_ in ids]
+
+    def batches(
+        self,
+        positions: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epochs: range = range(1),
+        augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    ) -> tf.data.Dataset:
+        """Returns batches of (uint8 image, int64 label).
+
+        Args:
+            positions: Which images, as positions in the index.
+            batch_size: Images a batch; the last batch of an epoch may be smaller.
+            seed: Orders every epoch by (seed, epoch); None keeps the given order.
+            epochs: Which epochs follow one another; a resumed run starts where it was killed.
+            augment: Called with uint8 images `[b, size, size, 3]` and an int32 seed `[2]` that
+                depends on (seed, epoch, batch) alone; returns the images in the same shape.
+        """
+        positions = tf.constant(np.asarray(positions, np.int64))
+        labels = tf.constant(self.index.labels)
+        # Distinct streams for order and augmentation come from one seed.
+        order_seed, augment_seed = (2 * (seed or 0), 2 * (seed or 0) + 1)
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = positions
+            if seed is not None:
+                key = tf.stack([order_seed, tf.cast(epoch, tf.int32)])
+                order = tf.random.experimental.stateless_shuffle(order, key)
+            batched = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+            return batched.enumerate().map(lambda batch, chosen: (epoch, batch, chosen))
+
+        gather = self._gather()
+
+        def load(epoch: tf.Tensor, batch: tf.Tensor, chosen: tf.Tensor) -> tuple:
+            images = gather(chosen)
+            if augment is not None:
+                step = tf.stack([augment_seed, tf.cast(epoch, tf.int32)])
+                step = tf.random.experimental.stateless_fold_in(step, tf.cast(batch, tf.int32))
+                images = augment(images, step)
+            return images, tf.gather(labels, chosen)
+
+        steps = len(epochs) * math.ceil(positions.shape[0] / batch_size)
+        dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
+        # Keras warns of running out of data where it cannot know the length.
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+        dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def _gather(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        if isinstance(self.pixels, np.memmap):
+            shape = (None, *self.pixels.shape[1:])
+
+            def gather_from_file(chosen: tf.Tensor) -> tf.Tensor:
+                images = tf.numpy_function(
+                    lambda rows: np.asarray(self.pixels[rows]), [chosen], tf.uint8
+                )
+                return tf.ensure_shape(images, shape)
+
+            return gather_from_file
+        return lambda chosen: tf.gather(self.pixels, chosen)
+
+
+def load_images(
+    builder: tfds.core.DatasetBuilder,
+    size: int,
+    method: str = "bilinear",
+    *,
+    budget_bytes: int = CACHE_BUDGET_BYTES,
+    cache_dir: str | os.PathLike | None = None,
+) -> ImageStore:
+    """Decodes every image of a prepared builder once.
+
+    Args:
+        builder: A prepared builder.
+        size: Height and width in pixels.
+        method: One of `RESIZE_METHODS`.
+        budget_bytes: Above this the pixels go to a file that later runs use again.
+        cache_dir: Where that file lies; None takes the builder's own data directory.
+    """
+    index = read_index(builder)
+    shape = (len(index.ids), size, size, 3)
+    if np.prod(shape, dtype=np.int64) <= budget_bytes:
+        pixels = np.empty(shape, np.uint8)
+        _decode_all(builder, size, method, pixels)
+        with tf.device("CPU:0"):
+            return ImageStore(index, tf.convert_to_tensor(pixels))
+    folder = Path(cache_dir or builder.data_dir)
+    key = f"{builder.info.metadata['fingerprint']} {shape} {method}"
+    path = folder / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as partial:
+            pass
+        pixels = np.lib.format.open_memmap(partial.name, "w+", np.uint8, shape)
+        try:
+            _decode_all(builder, size, method, pixels)
+            pixels.flush()
+            Path(partial.name).rename(path)
+        finally:
+            Path(partial.name).unlink(missing_ok=True)
+    return ImageStore(index, np.lib.format.open_memmap(path, "r"))
+
+
+def _decode_all(
+    builder: tfds.core.DatasetBuilder, size: int, method: str, pixels: np.ndarray
+) -> None:
+    start = 0
+    for split in sorted(builder.info.splits):
+        dataset = examples(builder, split, size, method).map(lambda example: example["image"])
+        for batch in dataset.batch(_DECODE_BATCH).prefetch(2).as_numpy_iterator():
+            pixels[start : start + len(batch)] = batch
+            start += len(batch)
+
+
+def random_flips(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Turns each image into one of its eight flips and quarter-turns; a smear has no "up".
+
+    Args:
+        images: `[b, size, size, 3]`.
+        seed: int32 `[2]`; the same seed gives the same choice.
+    """
+    choice = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed, 0, 8, tf.int32)
+    images = tf.where(choice % 2 == 1, images[:, :, ::-1], images)
+    images = tf.where(choice // 2 % 2 == 1, images[:, ::-1], images)
+    return tf.where(choice // 4 == 1, tf.transpose(images, [0, 2, 1, 3]), images)
+
+
+AUGMENTATIONS: Mapping[str, Callable | None] = {"none": None, "flips": random_flips}

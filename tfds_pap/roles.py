@@ -1,0 +1,109 @@
+"""Which image trains, which one tunes, which one tests.
+
+The published trees have two folders. The `paper` protocol uses them as the authors did; the
+`clean` protocol cuts a tune role out of the train folder, by group where groups are known, and
+keeps the validation folder for one test at the end.
+"""
+
+import dataclasses
+
+import numpy as np
+from sklearn import model_selection
+
+from tfds_pap import pipeline
+
+PROTOCOLS = ("paper", "clean")
+
+#: One fifth of the train folder tunes: the authors' own 80/20 (PAPERS P2).
+_TUNE_FRACTION = 0.2
+_CLEAN_CUT_SEED = 0
+_CLEAN_CUT_TRIES = 10
+#: `random_state` of the authors' cut (P2).
+_PAPER_CUT_SEED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Positions in a `pipeline.Index`, disjoint.
+
+    Attributes:
+        train: int64 positions that fit weights.
+        tune: Positions that choose epochs, thresholds and hyperparameters; may be empty.
+        test: Positions that are scored once.
+    """
+
+    train: np.ndarray
+    tune: np.ndarray
+    test: np.ndarray
+
+    def items(self) -> tuple[tuple[str, np.ndarray], ...]:
+        """Returns (role name, positions) pairs."""
+        return (("train", self.train), ("tune", self.tune), ("test", self.test))
+
+
+def assign_roles(index: pipeline.Index, protocol: str, *, stage: int) -> Roles:
+    """Assigns every image its role.
+
+    Args:
+        index: What is known of the images; splits "train" and "validation".
+        protocol: "paper": stage 1 trains on the whole train folder and has no tune role (P1),
+            stage 2 cuts the shuffled train folder 80/20 by image (P2). "clean": a stratified
+            fifth of the train folder tunes, cut by group where every group is known.
+        stage: 1 or 2.
+
+    Returns:
+        The roles; positions are sorted by id, so that they do not depend on stored order.
+
+    Raises:
+        ValueError: If the protocol is unknown, or the train folder is too small to cut.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    by_id = np.argsort(index.ids, kind="stable")
+    train = by_id[index.splits[by_id] == "train"]
+    test = by_id[index.splits[by_id] == "validation"]
+    if protocol == "paper" and stage == 1:
+        return Roles(train, train[:0], test)
+    if protocol == "paper":
+        fit, tune = model_selection.train_test_split(
+            train, test_size=_TUNE_FRACTION, random_state=_PAPER_CUT_SEED
+        )
+        return Roles(fit, tune, test)
+    fit, tune = _clean_cut(index, train)
+    return Roles(train[fit], train[tune], test)
+
+
+def _clean_cut(index: pipeline.Index, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, groups = index.labels[train], index.groups[train]
+    folds = round(1 / _TUNE_FRACTION)
+    smallest = np.bincount(labels, minlength=len(index.class_names)).min()
+    if smallest < 2:
+        raise ValueError(
+            f"the train folder has a class with {smallest} images; a tune role needs 2 or more"
+        )
+    if not np.all(groups != ""):
+        return model_selection.train_test_split(
+            np.arange(len(train)),
+            test_size=_TUNE_FRACTION,
+            random_state=_CLEAN_CUT_SEED,
+            stratify=labels,
+        )
+    if len(np.unique(groups)) < folds:
+        raise ValueError(
+            f"the train folder has {len(np.unique(groups))} groups; a cut by group needs {folds}"
+        )
+    # A greedy cut can leave a rare class out of a fold; of several, take the best stratified one.
+    cuts = [
+        cut
+        for seed in range(_CLEAN_CUT_TRIES)
+        for cut in model_selection.StratifiedGroupKFold(
+            folds, shuffle=True, random_state=seed
+        ).split(train, labels, groups)
+    ]
+    totals = np.bincount(labels, minlength=len(index.class_names))
+
+    def worst_class(cut: tuple[np.ndarray, np.ndarray]) -> float:
+        share = np.bincount(labels[cut[1]], minlength=len(totals)) / totals
+        return float(np.abs(share - _TUNE_FRACTION).max())
+
+    return min(cuts, key=worst_class)

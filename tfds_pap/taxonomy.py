@@ -1,0 +1,17 @@
+"""Bethesda classes in order of severity, and the authors' folder digits.
+
+The order of severity holds everywhere in this project; the digits of the authors' trees are
+translated here and nowhere else.
+"""
+
+#: Stage 2, in order of severity (The Bethesda System).
+STAGE2_CLASSES = ("NILM", "LSIL", "HSIL", "SCC")
+
+#: Stage 1; the positive class comes last.
+STAGE1_CLASSES = ("background", "cell")
+
+#: ``DB_3/{train,validation}/<digit>``.
+DB3_FOLDERS = {"0": "cell", "1": "background"}
+
+#: ``DB_4/{train,validation}/<digit>``; the digits are not in order of severity.
+DB4_FOLDERS = {"1": "HSIL", "2": "LSIL", "3": "NILM", "4": "SCC"}

@@ -1,0 +1,117 @@
+"""What the dataset builders share: two sources, one set of features."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets.public_api as tfds
+
+from tfds_pap import folders, phantom
+
+_REPOSITORY = "https://github.com/CarlosJMB/Deep-Reinforcement-Learning-for-Efficient-Digital-Pap-Smear-Analysis"
+
+#: Phantom images per class and split: small enough for a laptop, large enough to learn from.
+_PHANTOM_COUNTS = {1: {"train": 300, "validation": 100}, 2: {"train": 200, "validation": 60}}
+
+
+@dataclasses.dataclass
+class PapConfig(tfds.core.BuilderConfig):
+    """One source of images.
+
+    Attributes:
+        phantom_counts: Drawn images per class for each split; None reads the user's tree.
+        phantom_seed: Seed of the drawn images.
+    """
+
+    phantom_counts: Mapping[str, int] | None = None
+    phantom_seed: int = 0
+
+
+def configs(stage: int) -> list[PapConfig]:
+    """Returns the two configurations of a stage's dataset.
+
+    Args:
+        stage: 1 (cell or background) or 2 (Bethesda class).
+    """
+    return [
+        PapConfig(name="original", description="The user's own copy of the authors' tree."),
+        PapConfig(
+            name="phantom",
+            description="Synthetic cells, drawn on the spot; not microscopy.",
+            phantom_counts=_PHANTOM_COUNTS[stage],
+        ),
+    ]
+
+
+class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of `pap_db3` and `pap_db4`; a subclass names its tree and classes."""
+
+    STAGE: ClassVar[int]
+    TREE: ClassVar[str]
+    CLASSES: ClassVar[tuple[str, ...]]
+    CLASS_FOLDERS: ClassVar[Mapping[str, str]]
+    PUBLISHED_COUNTS: ClassVar[Mapping[str, Mapping[str, int]]]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=list(self.CLASSES)),
+                    "id": tfds.features.Text(),
+                    "group": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage=_REPOSITORY,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        config = self.builder_config
+        if config.phantom_counts is not None:
+            self.info.metadata.update(fingerprint=self.phantom_fingerprint(), notes=[])
+            return {
+                split: self._generate_examples(self._draw(split)) for split in config.phantom_counts
+            }
+        tree = folders.read_tree(
+            dl_manager.manual_dir / self.TREE, self.CLASS_FOLDERS, published=self.PUBLISHED_COUNTS
+        )
+        for note in tree.notes:
+            print(f"Note: {note}")
+        self.info.metadata.update(
+            fingerprint=tree.fingerprint, notes=list(tree.notes), counts=tree.counts()
+        )
+        return {
+            split: self._generate_examples(
+                self._read([file for file in tree.files if file.split == split])
+            )
+            for split in ("train", "validation")
+        }
+
+    def _generate_examples(
+        self, examples: Iterable[tuple[str, str, str, bytes]]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for id_, label, group, image in examples:
+            yield id_, {"image": image, "label": label, "id": id_, "group": group}
+
+    def phantom_fingerprint(self) -> str:
+        """Returns what identifies the drawn images: the drawing code, seed and counts."""
+        config = self.builder_config
+        code = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:16]
+        counts = ",".join(f"{split}={n}" for split, n in sorted(config.phantom_counts.items()))
+        return f"phantom-{code}-seed{config.phantom_seed}-{counts}"
+
+    def _read(self, files: Iterable[folders.ImageFile]) -> Iterator[tuple[str, str, str, bytes]]:
+        for file in files:
+            yield file.id, file.label, file.group, folders.decodable_bytes(file.path.read_bytes())
+
+    def _draw(self, split: str) -> Iterator[tuple[str, str, str, bytes]]:
+        config = self.builder_config
+        drawn = phantom.examples(
+            self.STAGE, split, per_class=config.phantom_counts[split], seed=config.phantom_seed
+        )
+        for id_, label, group, image in drawn:
+            yield id_, label, group, phantom.encode(image)
