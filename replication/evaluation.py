@@ -23,7 +23,7 @@ from replication.intervals import (
     weighted_aucs,
     wilson,
 )
-from replication.predictions import ROLES, Predictions, jsonable, write_json
+from replication.predictions import ROLES, Predictions, jsonable
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "jsonable",
     "summarise_seeds",
     "wilson",
-    "write_json",
 ]
 
 
@@ -291,7 +290,7 @@ def evaluate(
             keys = ("sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc", "pr_auc")
             nothing = Estimate(math.nan, math.nan, math.nan, 0, f"undefined: no image of {name}")
             figures = dict.fromkeys(keys, nothing)
-        results["per_class"][name] = {**figures, "support": tp + fn}
+        results["per_class"][name] = {**figures, "support": int(tp + fn)}
     results["confusion_matrix"] = metrics.confusion_matrix(truth, named, labels=every).tolist()
     return results
 

@@ -150,9 +150,8 @@ def run_fit(
         class_names=store.index.class_names,
     )
     predictions.write(directory / "predictions.csv")
-    evaluation.write_json(
-        directory / "metrics.json", evaluation.evaluate(predictions.select("test"))
-    )
+    metrics = evaluation.evaluate(predictions.select("test"))
+    runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
     _save_model(model, directory / "model.keras")
     runs.write_json(
         directory / "fit.json",

@@ -32,8 +32,8 @@ _STYLES = (
 )
 _TRAIN, _TUNE, _INK, _GRID = "#0072B2", "#D55E00", "#333333", "#dddddd"
 
-#: Width in inches.
-_WIDTH = 4.4
+#: Width and usual height in inches.
+_WIDTH, _HEIGHT = 4.4, 4.3
 
 #: Where several seeds' curves are averaged.
 _SHARES = np.linspace(0, 1, 201)
@@ -91,7 +91,7 @@ def learning_curves(
     Returns:
         SVG.
     """
-    return _drawn(4.5, lambda figure: _learning_curves(figure, histories, best_epochs))
+    return _drawn(_HEIGHT, lambda figure: _learning_curves(figure, histories, best_epochs))
 
 
 def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
@@ -138,7 +138,7 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
         else:
             axes.set_ylim(bottom=0)
     panels[1].set_xlabel("epoch")
-    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if used:
         figure.legend(used.values(), used.keys(), loc="outside upper center", ncols=3)
 
@@ -154,7 +154,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
         SVG.
     """
     return _drawn(
-        1.2 + 0.72 * max(3, len(class_names)),
+        max(_HEIGHT, 1 + 0.4 * len(class_names)),
         lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names),
     )
 
@@ -168,18 +168,21 @@ def _confusion_matrix(figure: Figure, counts: np.ndarray, names: Sequence[str]) 
     for row, column in np.ndindex(counts.shape):
         colour = "white" if shares[row, column] > 0.6 else _INK
         share = f"{100 * shares[row, column]:.1f} %" if support[row] else "no image"
-        x, y = column + 0.5, row + 0.5
-        axes.text(
-            x,
-            y - (0.12 if not small else 0),
-            f"{counts[row, column]:,}",
-            ha="center",
-            va="center",
-            color=colour,
-            weight="bold",
-        )
-        if not small:
-            axes.text(x, y + 0.2, share, ha="center", va="center", color=colour, fontsize=7.5)
+        for text, points, size, weight in (
+            (f"{counts[row, column]:,}", 0 if small else 5.5, 10, "bold"),
+            ("" if small else share, -6.5, 7.5, "normal"),
+        ):
+            axes.annotate(
+                text,
+                (column + 0.5, row + 0.5),
+                (0, points),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=size,
+                weight=weight,
+            )
     ticks = np.arange(len(names)) + 0.5
     axes.set_xticks(ticks, names, rotation=45 if small else 0)
     axes.set_yticks(ticks, names, rotation=0 if small else 90, va="center")
@@ -203,7 +206,7 @@ def roc_curves(predictions: Sequence[Predictions]) -> bytes:
     Returns:
         SVG. Several seeds are thin lines under their vertical mean.
     """
-    return _drawn(4.5, lambda figure: _curves(figure, predictions, _roc))
+    return _drawn(_HEIGHT, lambda figure: _curves(figure, predictions, _roc))
 
 
 def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
@@ -216,7 +219,7 @@ def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
     Returns:
         SVG. Several seeds are thin lines under their vertical mean; areas are average precision.
     """
-    return _drawn(4.5, lambda figure: _curves(figure, predictions, _precision_recall))
+    return _drawn(_HEIGHT, lambda figure: _curves(figure, predictions, _precision_recall))
 
 
 def _roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

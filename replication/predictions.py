@@ -1,19 +1,20 @@
-"""One predictions file per trained model, and how results are written to disk.
+"""One predictions file per trained model.
 
 Every metric, interval, figure and comparison is computed from the predictions file.
 """
 
-import contextlib
 import csv
 import dataclasses
-import json
+import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+
+from replication import runs
 
 #: What an image was used for.
 ROLES = ("train", "tune", "test")
@@ -142,29 +143,27 @@ class Predictions:
         whole or not at all.
 
         Args:
-            path: Where to; its directory must exist. An existing file is replaced.
+            path: Where to. An existing file is replaced.
 
         Raises:
             ValueError: There are no predictions to write.
         """
         if not len(self):
             raise ValueError(f"{path}: expected predictions to write, got none")
-        with (
-            _beside(Path(path)) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as f,
-        ):
-            writer = csv.writer(f, lineterminator="\n")
-            writer.writerow([*_COLUMNS, *(_PREFIX + name for name in self.class_names)])
-            for row, label in enumerate(self.labels):
-                writer.writerow(
-                    [
-                        self.ids[row],
-                        self.groups[row],
-                        self.splits[row],
-                        self.class_names[label],
-                        *(repr(float(value)) for value in self.probabilities[row]),
-                    ]
-                )
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*_COLUMNS, *(_PREFIX + name for name in self.class_names)])
+        for row, label in enumerate(self.labels):
+            writer.writerow(
+                [
+                    self.ids[row],
+                    self.groups[row],
+                    self.splits[row],
+                    self.class_names[label],
+                    *(repr(float(value)) for value in self.probabilities[row]),
+                ]
+            )
+        runs.write_atomically(Path(path), text.getvalue())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -265,17 +264,6 @@ def _problem(
     return ""
 
 
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place at the end, and is gone if writing fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def jsonable(value: Any) -> Any:
     """Plain dicts, lists and numbers for JSON, which has no NaN: NaN and infinity become None.
 
@@ -301,15 +289,3 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write results as JSON, whole or not at all; NaN becomes null.
-
-    Args:
-        path: Where to; its directory must exist. An existing file is replaced.
-        value: See `jsonable`.
-    """
-    text = json.dumps(jsonable(value), indent=2, allow_nan=False)
-    with _beside(Path(path)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")

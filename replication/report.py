@@ -41,7 +41,7 @@ _METRICS = {
     "macro_f1": ("macro F1", True, "mean F1 over the classes"),
     "hsil_plus_sensitivity": ("HSIL+ sensitivity", True, "HSIL or SCC, named as either"),
     "roc_auc_macro": ("ROC-AUC", False, "mean over the classes, one against the rest"),
-    "quadratic_kappa": ("kappa", False, "quadratic weights, by severity"),
+    "quadratic_kappa": ("kappa", False, "agreement beyond chance, quadratic weights"),
 }
 
 _ANNOUNCEMENTS = {
@@ -103,6 +103,7 @@ def write(run: runs.RunDirectory, pixels: Pixels, predictions_limit: int = 6) ->
         stages=stages,
         stage_names=_STAGES,
         data=_data(_mapping(manifest.get("data"))),
+        time=_plain(environment.get("time")).replace("T", " ").replace("+00:00", " UTC"),
         environment={
             name: _plain(environment.get(name))
             for name in (
@@ -197,7 +198,7 @@ def _section(
     first = evaluation.evaluate(tests[0])
     infos = [fit.info for fit in fits]
     seeds = ", ".join(str(fit.seed) for fit in fits)
-    support = {name: figures["support"] for name, figures in first["per_class"].items()}
+    support = {name: int(figures["support"]) for name, figures in first["per_class"].items()}
     names = [name for name in _METRICS if name in row.summary]
     return {
         "row": row,
@@ -256,9 +257,13 @@ def _facts(
     for role in ROLES[:2]:
         images = sum(_mapping(_mapping(info.get("counts")).get(role)).values())
         if images:
-            facts.append(f"{images:,} {role} images")
-    facts.append(f"{sum(support.values()):,} test images")
+            facts.append(_images(images, role))
+    facts.append(_images(sum(support.values()), "test"))
     return facts
+
+
+def _images(count: int, role: str) -> str:
+    return f"{count:,} {role} image{'' if count == 1 else 's'}"
 
 
 def _kept(info: Mapping[str, Any]) -> str:
@@ -278,7 +283,7 @@ def _per_class(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
                     "npv": "not defined: always named",
                 }.get(key, "not defined: no other class")
             shown[key] = _estimate(found[key], missing=missing)
-        lines.append({"name": name, "support": found["support"], "figures": shown})
+        lines.append({"name": name, "support": int(found["support"]), "figures": shown})
     return lines
 
 
@@ -301,7 +306,8 @@ def _confusion_words(first: Mapping[str, Any]) -> str:
 
 def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:
     summary, percent = row.summary[metric], _METRICS[metric][1]
-    shown = _shown(summary.mean, summary.low, summary.high, percent, _NO_IMAGE)
+    missing = "not defined: test images of one class only" if summary.count else _NO_IMAGE
+    shown = _shown(summary.mean, summary.low, summary.high, percent, missing)
     spread = ""
     if summary.seeds > 1 and math.isfinite(summary.mean):
         spread = f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
@@ -377,11 +383,13 @@ def _cell(test: Predictions, row: int, image: np.ndarray) -> dict[str, Any]:
 
 
 def _thumbnail(image: np.ndarray) -> str:
-    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8), "RGB")
+    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8))
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    # A picture of few pixels is drawn large: there, JPEG's coarser colour grid would show.
-    picture.save(buffer, "JPEG", quality=85, subsampling=0 if max(picture.size) < _COARSE else 2)
+    # A picture of few pixels is drawn large, where JPEG's own errors would show.
+    coarse = max(picture.size) < _COARSE
+    quality = {"quality": 95, "subsampling": 0} if coarse else {"quality": 85}
+    picture.save(buffer, "JPEG", **quality)
     return _uri("image/jpeg", buffer.getvalue())
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from replication import runs
 from replication.evaluation import (
     Estimate,
     Predictions,
@@ -17,7 +18,6 @@ from replication.evaluation import (
     jsonable,
     summarise_seeds,
     wilson,
-    write_json,
 )
 
 # A figure without images must be NaN, not a warning.
@@ -306,7 +306,9 @@ def test_any_predictions_evaluate(data, n, k):
 def test_json_maps_nan_to_null(tmp_path):
     p = random_predictions(7)
     results = evaluate(p.take(np.flatnonzero(p.labels != 3).tolist()), resamples=50)
-    write_json(tmp_path / "metrics.json", {"test": results, "loss": np.float32("inf")})
+    runs.write_json(
+        tmp_path / "metrics.json", jsonable({"test": results, "loss": np.float32("inf")})
+    )
     text = (tmp_path / "metrics.json").read_text()
     assert "NaN" not in text
     read = json.loads(text)

@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from tfds_pap import phantom, taxonomy
 
-GOLDEN = "GOLDEN_DIGEST"
+GOLDEN = "08db647ff3b24c24d253caa270aa5366650001be0a20e2c736befa45abfb0595"
 
 _DIGEST = """
 import hashlib
@@ -215,8 +215,9 @@ def _measure(label, seed, slide):
     roundness = cv2.contourArea(contour) / max(cv2.arcLength(contour, True), 1) ** 2
     (_, _), (width, height), _ = cv2.minAreaRect(contour)
     inside = absorbance[mask]
-    return [mask.sum(), roundness, width / height, height / width, inside.std(), *inside.mean(0),
-            *absorbance[around].mean(0), *np.percentile(absorbance[around], 20, axis=0)]  # fmt: skip
+    shape = [mask.sum(), roundness, width / height, height / width, inside.std()]
+    pale = np.percentile(absorbance[around], 20, axis=0)
+    return [*shape, *inside.mean(axis=0), *absorbance[around].mean(axis=0), *pale]
 
 
 def test_classes_overlap_but_can_be_learned():
@@ -229,12 +230,11 @@ def test_classes_overlap_but_can_be_learned():
     held_out = np.tile(np.arange(80) % 10 >= 5, 4)  # Other slides than the model learns from.
     model = RandomForestClassifier(200, random_state=0).fit(features[~held_out], labels[~held_out])
     accuracy = model.score(features[held_out], labels[held_out])
-    assert 0.6 < accuracy < 0.995
-    assert accuracy > 0.7, "simple measurements should carry most of the class"
+    assert 0.7 < accuracy < 0.995
 
 
 def test_ceiling_leaves_room_for_error():
-    assert 0.88 < phantom.ceiling(300) < 0.97
+    assert 0.92 < phantom.ceiling(300) < 0.975
 
 
 def test_command_line_writes_a_contact_sheet(tmp_path):

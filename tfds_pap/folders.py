@@ -109,7 +109,7 @@ def read_tree(
     splits = tuple(splits)
     expected = _expected(root, class_folders, splits)
     if not root.is_dir():
-        raise TreeError(f"{root}: no such folder; expected {expected}")
+        raise TreeError(f"{root}: no such folder; {expected}")
     found, offenders = _list_images(root, class_folders, splits)
     groups, group_offenders = _read_groups(root, {id_ for id_, *_ in found})
     offenders += group_offenders
@@ -151,6 +151,11 @@ def fingerprint(
     with futures.ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda item: _sha256(item[1].read_bytes()), found))
     return _fingerprint(root, zip((id_ for id_, *_ in found), digests, strict=True))
+
+
+def image_paths(folder: epath.PathLike) -> list[epath.Path]:
+    """Returns every image below a folder, sorted; other files are passed over."""
+    return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in _FORMATS]
 
 
 def decodable_bytes(data: bytes) -> bytes:

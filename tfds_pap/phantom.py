@@ -7,7 +7,7 @@ An ROI is a canvas of 150 x 150 px with a cell in its middle; a field is a large
 
 What makes the class of a cell is drawn from the overlapping distributions of `_TRAITS` and
 `_CHANCES`, so no reader can be perfect: `--ceiling=2000` prints what a reader scores who is told
-these latent parameters exactly (about 0.94). One who only sees pixels, through another slide's
+these latent parameters exactly (about 0.95). One who only sees pixels, through another slide's
 stain and focus, scores less.
 
 The same seed gives the same pixels in every process and on every platform: only uniform and integer
@@ -37,7 +37,7 @@ JPEG_QUALITY = 95
 CENTRE_JITTER = 6.0  # Pixels; how far a central nucleus may lie from the middle of a stage-2 ROI.
 SCAN_JITTER = 14.0  # Pixels; the same in stage 1, where a sliding window rarely hits the middle.
 CLEAR_RADIUS = 48.0  # Pixels; a background ROI has no nuclear centre nearer to its middle.
-KINSHIP = 0.6  # Probability that a neighbour is of the central cell's class: lesions cluster.
+KINSHIP = 0.85  # Probability that a neighbour is of the same class: lesions cluster.
 FIELD_SIZE = (1280, 960)  # Pixels, width and height of a field of the microscope's camera.
 FIELD_MIX = {"NILM": 0.76, "LSIL": 0.12, "HSIL": 0.08, "SCC": 0.04}
 
@@ -345,7 +345,7 @@ def _paint_cytoplasm(
     if hole is not None:
         hole = _cover(window, hole, 1.5)
         outside = cv2.subtract(cv2.GaussianBlur(hole, (0, 0), 3.0), hole).astype(np.int32)
-        weight = weight * (256 - (hole.astype(np.int32) * int(rng.integers(110, 225)) >> 8)) >> 8
+        weight = weight * (256 - (hole.astype(np.int32) * int(rng.integers(140, 235)) >> 8)) >> 8
         weight += outside * mask >> 7
     stain = "orange" if latent.keratin else "pink" if latent.pink else "cyan"
     canvas.add(window, stain, weight * int(latent.density * _OD) >> 8)
@@ -571,11 +571,13 @@ def draw_field(
     canvas = _Canvas(width, height, _look(slide))
     truth: list[Cell] = []
     for _ in range(cells):
-        label = _pick(rng, mix)
+        grouped = bool(truth) and rng.random() < 0.4  # Cells come in groups, mostly of one class.
+        kin = grouped and rng.random() < KINSHIP
+        label = truth[-1].label if kin else _pick(rng, mix)
         latent = draw_latent(label, rng)
         for _ in range(20):  # Nuclei should not coincide; in a crowd the last try stands.
             x, y = rng.uniform(6, width - 6), rng.uniform(6, height - 6)
-            if truth and rng.random() < 0.4:  # Cells come in groups.
+            if grouped:
                 x = min(max(truth[-1].x + rng.uniform(-70, 70), 6), width - 6)
                 y = min(max(truth[-1].y + rng.uniform(-70, 70), 6), height - 6)
             gaps = (np.hypot(x - c.x, y - c.y) - c.radius for c in truth)
@@ -689,20 +691,24 @@ def contact_sheet(columns: int = 10, seed: int = 0) -> np.ndarray:
 
 
 def ceiling(per_class: int = 2000, seed: int = 0) -> float:
-    """Accuracy, on as many fresh cells, of a classifier that is told the latent parameters."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    """Accuracy of the Bayes rule for a reader who is told the latent parameters of each cell.
 
-    tables = []
-    for part in range(2):
-        rows = [
-            dataclasses.astuple(draw_latent(label, _rng(_STREAM_CELL, 9, seed, part, k, index)))
-            for k, label in enumerate(taxonomy.STAGE2_CLASSES)
-            for index in range(per_class)
-        ]
-        tables.append(np.array(rows, np.float64))
-    labels = np.repeat(np.arange(len(taxonomy.STAGE2_CLASSES)), per_class)
-    model = HistGradientBoostingClassifier(learning_rate=0.05, random_state=0)
-    return float(model.fit(tables[0], labels).score(tables[1], labels))
+    Given the class the parameters are independent, so the rule adds up their log likelihoods; the
+    bell-shaped draws are taken for normal.
+    """
+    moments = np.array([classes for _, *classes in _TRAITS.values()])
+    chances = np.array(list(_CHANCES.values()))
+    right = 0
+    for truth, label in enumerate(taxonomy.STAGE2_CLASSES):
+        rng = _rng(_STREAM_CELL, len(taxonomy.STAGE2_CLASSES), seed, truth)
+        for _ in range(per_class):
+            latent = np.array(dataclasses.astuple(draw_latent(label, rng)), np.float64)
+            values, signs = np.split(latent, [len(moments)])
+            z = (values[:, None] - moments[..., 0]) / moments[..., 1]
+            score = -(z**2 / 2 + np.log(moments[..., 1])).sum(axis=0)
+            score += np.log(np.where(signs[:, None] > 0, chances, 1 - chances)).sum(axis=0)
+            right += int(score.argmax() == truth)
+    return right / (per_class * len(taxonomy.STAGE2_CLASSES))
 
 
 def main(argv: list[str]) -> None:

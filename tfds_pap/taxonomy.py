@@ -15,3 +15,6 @@ DB3_FOLDERS = {"0": "cell", "1": "background"}
 
 #: ``DB_4/{train,validation}/<digit>``; the digits are not in order of severity.
 DB4_FOLDERS = {"1": "HSIL", "2": "LSIL", "3": "NILM", "4": "SCC"}
+
+#: The authors' trees and what their folders mean.
+TREE_FOLDERS = {"DB_3": DB3_FOLDERS, "DB_4": DB4_FOLDERS}

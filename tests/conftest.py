@@ -1,0 +1,63 @@
+"""Fixtures that several tests share: small trees of class folders."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tfds_pap import taxonomy
+
+
+def save_image(path: Path, seed: int, size: int = 32) -> None:
+    """Writes smooth noise; the ending decides the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    assert cv2.imwrite(str(path), cv2.GaussianBlur(noise, (0, 0), 2))
+
+
+def make_tree(
+    manual_dir: Path, tree: str, *, train: int = 6, validation: int = 3, groups: int = 0, size=32
+) -> Path:
+    """Writes a tree in the authors' layout; `groups` fields a split where it is not 0."""
+    root = manual_dir / tree
+    rows = ["file,group"]
+    seed = 0
+    for split, count in (("train", train), ("validation", validation)):
+        for folder in taxonomy.TREE_FOLDERS[tree]:
+            for number in range(count):
+                seed += 1
+                name = f"{split}/{folder}/{split}_{folder}_{number}.jpg"
+                save_image(root / name, seed, size)
+                rows.append(f"{name},{split}_field_{number % max(groups, 1)}")
+    if groups:
+        (root / "groups.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def manual_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DB_3 (no groups) and DB_4 (groups.csv) with a handful of images; do not change it."""
+    folder = tmp_path_factory.mktemp("manual")
+    make_tree(folder, "DB_3", train=10, validation=4)
+    make_tree(folder, "DB_4", train=10, validation=3, groups=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's prepared data lie."""
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the checkout; tests that need them skip where they are absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real stand-in images (CRIC, Mendeley LBC) are not beside this checkout")
+    return folder

@@ -1,0 +1,419 @@
+"""The page is looked at as a reader gets it: parsed, in a browser, and with parts missing."""
+
+import base64
+import html
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+
+from replication import figures, report, results, runs
+from replication.predictions import Predictions
+from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
+
+BANNER = "Every image of this run is a drawing, not a cell: the figures are no replication."
+CLASSES = {1: STAGE1_CLASSES, 2: STAGE2_CLASSES}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+def fake_predictions(stage, seed, images=160, absent=(), skill=2.2):
+    """Plausible ones: neighbours in severity are mistaken for each other most."""
+    names = CLASSES[stage]
+    rng = np.random.default_rng(stage)
+    labels = rng.choice([c for c, name in enumerate(names) if name not in absent], size=images)
+    rng = np.random.default_rng([stage, seed])
+    distance = np.abs(labels[:, None] - np.arange(len(names)))
+    logits = -skill * distance + rng.gumbel(0, 1.1, size=(images, len(names)))
+    odds = np.exp(logits)
+    return Predictions(
+        [f"validation_{c + 1}_{i}.jpg" for i, c in enumerate(labels)],
+        [""] * images,
+        ["test" if i % 5 else "tune" for i in range(images)],
+        labels,
+        odds / odds.sum(axis=1, keepdims=True),
+        names,
+    )
+
+
+def fake_history(stage, protocol, epochs, seed):
+    rng = np.random.default_rng([stage, seed])
+    history = []
+    for e in range(epochs):
+        left = np.exp(-e / (epochs / 5))
+        logs = {
+            "loss": 0.08 + 1.2 * left + 0.02 * rng.random(),
+            "accuracy": 0.98 - 0.6 * left - 0.01 * rng.random(),
+        }
+        if (stage, protocol) != (1, "paper"):
+            logs["val_loss"] = 0.3 + 1.1 * left + 0.3 * e / epochs + 0.06 * rng.random()
+            logs["val_accuracy"] = 0.9 - 0.55 * left - 0.04 * rng.random()
+        history.append(logs)
+    return history
+
+
+def add_fit(run, stage, protocol, seed, predictions, epochs=12):
+    directory = run.fit_directory(stage, protocol, seed)
+    directory.mkdir(parents=True)
+    predictions.write(directory / "predictions.csv")
+    history = fake_history(stage, protocol, epochs, seed)
+    tuned = "val_loss" in history[0]
+    best = min(range(epochs), key=lambda e: history[e]["val_loss"]) if tuned else None
+    names = CLASSES[stage]
+    roles = {"train": 3200, "tune": 800, "test": 640} if tuned else {"train": 1600, "test": 400}
+    info = {
+        "stage": stage,
+        "protocol": protocol,
+        "seed": seed,
+        "name": {1: "stage-1 CNN (P1)", 2: "stage-2 original CNN (P2)"}[stage],
+        "parameters": {1: 7060, 2: 131108}[stage],
+        "size": {1: 20, 2: 250}[stage],
+        "resize": {1: "nearest", 2: "bilinear"}[stage],
+        "class_names": list(names),
+        "counts": {role: dict.fromkeys(names, n // len(names)) for role, n in roles.items()},
+        "history": history,
+        "epochs_run": epochs,
+        "best_epoch": best,
+        "kept": "best" if protocol == "clean" else "last",
+        "seconds": 84.2,
+        "images_per_second": 1520.4,
+    }
+    runs.write_json(directory / "fit.json", info)
+
+
+def manifest_values():
+    def data(names, train, test, paper_tune):
+        return {
+            "fingerprint": "sha256:9f2c4be07d1a",
+            "notes": ["one copy of the tree has 196 images in validation/1"],
+            "counts": {
+                "train": dict.fromkeys(names, train),
+                "validation": dict.fromkeys(names, test),
+            },
+            "roles": {
+                protocol: {
+                    "train": dict.fromkeys(names, train - tune),
+                    "tune": dict.fromkeys(names, tune) if tune else {},
+                    "test": dict.fromkeys(names, test),
+                }
+                for protocol, tune in (("paper", paper_tune), ("clean", train // 5))
+            },
+        }
+
+    return {
+        "source": "phantom",
+        "announcement": BANNER,
+        "environment": {
+            "command": "python -m replication.run --epochs=12 --seeds=3 --run_dir=out",
+            "time": "2025-01-02T03:04:05+00:00",
+            "python": "3.12.1",
+            "versions": {"tensorflow": "2.21.0", "keras": "3.15.0"},
+            "git_commit": "0123456789ab",
+            "device": "CPU (8 cores)",
+            "precision": "float32",
+            "xla": False,
+        },
+        "data": {
+            # As JSON may bring them: the page puts them in order of severity.
+            "pap_db3": data(("cell", "background"), 800, 200, 0),
+            "pap_db4": data(("HSIL", "LSIL", "NILM", "SCC"), 1000, 200, 200),
+        },
+        "durations": {"data": 12.25, "stage 1": 301.0, "stage 2": 9000.0},
+        "peak_memory_mib": 2210.4,
+    }
+
+
+def make_full(path, seeds=3, images=160, epochs=12):
+    run = runs.RunDirectory.open(path, {"source": "phantom", "epochs": epochs, "batch_size": 32})
+    run.update_manifest(**manifest_values())
+    for stage in (1, 2):
+        for protocol, skill in (("paper", 2.2), ("clean", 2.8)):
+            for seed in range(seeds):
+                p = fake_predictions(stage, seed, images, skill=skill + 2 * (stage == 1))
+                add_fit(run, stage, protocol, seed, p, epochs)
+    return run
+
+
+def fake_pixels(stage, ids):
+    """Something like a cell: a dark nucleus in pale cytoplasm."""
+    side = {1: 20, 2: 250}[stage]
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    pictures = []
+    for image in ids:
+        rng = np.random.default_rng(list(image.encode()))
+        dx, dy, r = rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(0.2, 0.4)
+        picture = np.full((side, side, 3), (236, 232, 238), float)
+        picture[np.hypot(x - dx, 1.3 * (y - dy)) < 0.8] = (178, 205, 214)
+        picture[np.hypot(x - dx, y - dy) < r] = (84, 60, 120)
+        pictures.append((picture + rng.normal(0, 5, picture.shape)).clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self._hidden = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("style", "title")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, name):
+        return [attrs[name] for _, attrs in self.tags if name in attrs]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    run = make_full(tmp_path_factory.mktemp("run") / "out", seeds=2)
+    return report.write(run, fake_pixels).read_text("utf-8")
+
+
+def written(run, pixels=fake_pixels):
+    return Page(report.write(run, pixels).read_text("utf-8")).text
+
+
+def test_page_holds_every_section_and_figure_of_both_protocols(full):
+    page = Page(full)
+    ids = page.values("id")
+    order = ["summary", "stage1", "stage1-paper", "stage1-clean"]
+    order += ["stage2", "stage2-paper", "stage2-clean", "data", "manifest", "limits"]
+    assert ids == order
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    svg = [a for a in pictures if a["src"].startswith("data:image/svg+xml;base64,")]
+    assert len(svg) == 1 + 4 * 4
+    assert all(a["alt"] for a in pictures)
+    for attrs in svg:
+        xml.etree.ElementTree.fromstring(base64.b64decode(attrs["src"].partition(",")[2]))
+    cells = [a for a in pictures if a["src"].startswith("data:image/jpeg;base64,")]
+    assert len(cells) >= 4 * 12
+    for phrase in (
+        "99.2 % [97.8, 99.7]",
+        "77.9 % [74.9, 80.6]",
+        "not comparable: phantom data",
+        "majority baseline",
+        "balanced accuracy",
+        "HSIL+ sensitivity",
+        "Wrong, and most confident",
+        "Right, and least confident",
+        "7,060 parameters",
+        "python -m replication.run --epochs=12",
+        "not a medical device",
+    ):
+        assert phrase in page.text, phrase
+
+
+def test_banner_is_the_first_thing(full):
+    assert Page(full).text.startswith(BANNER)
+
+
+def test_nothing_is_loaded_from_outside_and_no_script_runs(full):
+    page = Page(full)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {t for t, _ in page.tags}
+    assert all(value.startswith("data:") for value in page.values("src"))
+    assert all(value.startswith("#") for value in page.values("href"))
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert "url(" not in full and "@import" not in full
+    assert not re.search(r"https?://", full)
+    for picture in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", full):
+        svg = base64.b64decode(picture).decode()
+        assert not re.search(r'(href|src)="(?!#)', svg) and "<script" not in svg
+
+
+def test_links_within_the_page_have_a_target(full):
+    page = Page(full)
+    assert {value[1:] for value in page.values("href")} <= set(page.values("id"))
+
+
+def test_headline_figures_are_those_of_the_results_module(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    for seed in (0, 1):
+        add_fit(run, 2, "paper", seed, fake_predictions(2, seed))
+    text = written(run)
+    for row in results.summary_rows(results.read_fits(run), "phantom"):
+        s = row.summary["accuracy"]
+        shown = f"{100 * s.mean:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]"
+        assert f"{shown} seeds {100 * s.minimum:.1f} to {100 * s.maximum:.1f}" in text
+
+
+def test_same_run_gives_the_same_page(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 2, "paper", 0, fake_predictions(2, 0, images=30))
+    first = report.write(run, fake_pixels).read_bytes()
+    assert report.write(run, fake_pixels).read_bytes() == first
+
+
+def test_names_cannot_become_markup(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "<script>alert(1)</script>"})
+    run.update_manifest(announcement="<script>alert(2)</script>", data={"<b>x": {"notes": ["<i>"]}})
+    p = fake_predictions(2, 0, images=20)
+    ids = [f'"><script>alert({i})</script>' for i in range(len(p))]
+    p = Predictions(ids, p.groups, p.splits, p.labels, p.probabilities, p.class_names)
+    add_fit(run, 2, "paper", 0, p)
+    text = report.write(run, fake_pixels).read_text("utf-8")
+    assert "<script" not in text and "<b>x" not in text and "<i>" not in text.split("</style>")[0]
+    assert html.escape("<script>alert(2)</script>") in text
+
+
+def test_one_seed_one_stage_and_a_class_without_test_image(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 2, "clean", 4, fake_predictions(2, 4, images=60, absent=("SCC",)))
+    text = written(run)
+    assert "No test image of SCC." in text
+    assert "SCC not defined: no test image 0" in text
+    assert "not run" in text and "Stage 1" not in text and "nan" not in text.lower()
+    assert "seed 4" in text and "Lowest to highest seed" not in text
+
+
+def test_no_wrong_image_no_severe_image_and_a_class_never_named(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    p = fake_predictions(2, 0, images=30, absent=("HSIL", "SCC"), skill=99)
+    add_fit(run, 2, "paper", 0, p)
+    flat = np.tile([0.7, 0.3], (10, 1))
+    labels, ids = np.arange(10) % 2, [f"roi_{i}" for i in range(10)]
+    never = Predictions(ids, [""] * 10, ["test"] * 10, labels, flat, STAGE1_CLASSES)
+    add_fit(run, 1, "paper", 0, never)
+    text = written(run)
+    assert "No test image was named wrong." in text
+    assert "not defined: never named" in text
+    assert re.search(r"HSIL\+ sensitivity HSIL or SCC, named as either not defined", text)
+    assert "nan" not in text.lower()
+
+
+def test_one_test_image_alone(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 1, "clean", 0, fake_predictions(1, 0, images=2), epochs=1)
+    text = written(run)
+    assert "nan" not in text.lower() and " · 1 test image No test image of background." in text
+    assert "not defined: test images of one class only" in text
+
+
+def test_no_fit_yet(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    text = written(run, pixels=lambda stage, ids: pytest.fail("nothing to show"))
+    assert "No finished fit" in text and "medical device" in text
+
+
+def test_bare_manifest_says_unknown_and_claims_nothing(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "original"})
+    add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
+    text = written(run)
+    assert text.startswith("The manifest does not say what images.")
+    assert "not comparable: other images" in text and "Computed unknown on unknown" in text
+    assert "peak memory unknown" in text
+
+
+def test_authors_own_images_get_a_verdict_and_no_banner(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "original"})
+    run.update_manifest(source="original", announcement="")
+    add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=60, skill=0.1))
+    text = written(run)
+    assert text.startswith("Two-stage CNNs") and "paper: lower" in text
+
+
+def test_page_is_whole_or_as_it_was(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
+    before = report.write(run, fake_pixels).read_bytes()
+
+    def broken(stage, ids):
+        raise OSError("disk is gone")
+
+    with pytest.raises(OSError, match="disk is gone"):
+        report.write(run, broken)
+    assert (run.path / "report.html").read_bytes() == before
+    assert {path.name for path in run.path.iterdir()} == {"manifest.json", "report.html", "stage1"}
+
+
+def test_too_few_pixels_are_an_error_not_a_shifted_gallery(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
+    with pytest.raises(ValueError):
+        report.write(run, lambda stage, ids: fake_pixels(stage, ids)[1:])
+
+
+def test_gallery_shows_the_surest_errors_first(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    p = fake_predictions(2, 0, images=60)
+    add_fit(run, 2, "paper", 0, p)
+    asked = []
+
+    def pixels(stage, ids):
+        asked.append((stage, list(ids)))
+        return fake_pixels(stage, ids)
+
+    report.write(run, pixels, predictions_limit=2)
+    test = p.select("test")
+    wrong = np.flatnonzero(test.predicted != test.labels)
+    surest = wrong[np.argsort(-test.probabilities[wrong].max(axis=1))][:2]
+    ((stage, ids),) = asked
+    assert stage == 2 and ids[:2] == [test.ids[row] for row in surest] and len(ids) == 6
+
+
+@pytest.mark.parametrize("draw", [figures.roc_curves, figures.precision_recall_curves])
+@pytest.mark.parametrize("stage, absent", [(1, ()), (1, ("cell",)), (2, ("NILM", "SCC"))])
+def test_curves_of_any_classes(draw, stage, absent):
+    svg = draw([fake_predictions(stage, seed, 40, absent).select("test") for seed in range(2)])
+    assert xml.etree.ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_learning_curves_without_history_and_many_classes():
+    xml.etree.ElementTree.fromstring(figures.learning_curves([[]], [None]))
+    many = np.eye(9, dtype=int)
+    xml.etree.ElementTree.fromstring(figures.confusion_matrix(many, [f"c{i}" for i in range(9)]))
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const page = document.getElementById("page").contentDocument, root = page.documentElement;
+  const inside = (node) => node.closest(".scroll");
+  const wide = [...page.body.querySelectorAll("*")]
+    .filter((e) => !inside(e) && e.getBoundingClientRect().right > root.clientWidth + 0.5)
+    .map((e) => e.tagName + "." + e.className);
+  const tables = [...page.querySelectorAll("table")].filter((e) => !inside(e)).length;
+  const broken = [...page.images].filter((e) => !e.naturalWidth).length;
+  const found = {width: root.clientWidth, scroll: root.scrollWidth, wide, tables, broken};
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, google-chrome or chrome on the PATH")
+def test_browser_shows_it_on_a_phone_without_sideways_scrolling(full, tmp_path):
+    # A frame, as browsers refuse windows as narrow as a phone; its own policy stays in force.
+    frame = '<iframe id="page" width="360" height="800" style="border:0" srcdoc="{}"></iframe>'
+    copy = tmp_path / "copy.html"
+    body = frame.format(html.escape(full, quote=True)) + '<p id="found"></p>' + PROBE
+    copy.write_text(f"<!doctype html><meta charset=utf-8>{body}", "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += [
+        "--disable-background-networking",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--v=0",
+    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r'<p id="found">(.*?)</p>', done.stdout, re.DOTALL)[1]
+    found = json.loads(html.unescape(found))
+    assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
+    assert "CONSOLE" not in done.stderr
