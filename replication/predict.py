@@ -23,7 +23,7 @@ _CSV = flags.DEFINE_string("csv", None, "Also write the table to this CSV file (
 _SAVE_ANNOTATED = flags.DEFINE_string(
     "save_annotated",
     None,
-    "Folder for copies that carry prediction and, where the folder tells it, truth (default: none).",
+    "Folder for copies that carry prediction and, where a folder tells it, truth (default: none).",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a batch (default: 64).", lower_bound=1)
 

@@ -94,7 +94,7 @@ def configure_devices(
         scope = tf.distribute.MirroredStrategy().scope
     names = ", ".join(detail.get("device_name", "GPU") for detail in details)
     return DevicePolicy(
-        device=names or f"CPU ({os.cpu_count()} cores, {_processor()})",
+        device=names or f"CPU ({os.cpu_count()} cores, {processor()})",
         jit_compile={"on": True, "off": False, "auto": bool(gpus) and not deterministic}[xla],
         precision=precision,
         scope=scope,
@@ -117,7 +117,8 @@ def set_seed(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns the processor's name, as far as the system tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

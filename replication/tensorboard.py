@@ -15,8 +15,8 @@ _SHOWN_MISTAKES = 24
 _CELL_PIXELS = 48
 
 
-class WatchedImages(keras.callbacks.Callback):
-    """Writes the confusion matrix and misclassified cells as images.
+class Pictures(keras.callbacks.Callback):
+    """Writes the graph, and the confusion matrix and misclassified cells as images.
 
     Args:
         directory: Of the event files.
@@ -29,6 +29,14 @@ class WatchedImages(keras.callbacks.Callback):
         self._directory = str(directory)
         self._store = store
         self._positions = positions
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Writes the graph; with Keras 3 its own callback leaves that out."""
+        inputs = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+        writer = tf.summary.create_file_writer(self._directory)
+        with writer.as_default():
+            tf.summary.graph(tf.function(self.model).get_concrete_function(inputs).graph)
+        writer.close()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Looks every few epochs."""
@@ -76,7 +84,7 @@ def callbacks(
     watched = assigned.tune if len(assigned.tune) else assigned.train
     return (
         keras.callbacks.TensorBoard(
-            str(directory), write_graph=True, profile_batch=(5, 15) if profile else 0
+            str(directory), write_graph=False, profile_batch=(5, 15) if profile else 0
         ),
-        WatchedImages(directory / "images", store, watched),
+        Pictures(directory / "pictures", store, watched),
     )

@@ -1,3 +1,4 @@
+import fractions
 import io
 
 import cv2
@@ -64,12 +65,22 @@ def test_sixteen_bit_png_keeps_the_high_byte():
 @pytest.mark.parametrize("size", [20, 50])
 def test_nearest_equals_cv2_and_pil(smooth, size):
     # P1: keras.utils.load_img resizes by PIL, which takes the pixel at the centre of each cell.
-    data = encode(smooth, "PNG")
-    ours = pipeline.decode_and_resize(data, size, "nearest").numpy()
-    exact = cv2.resize(smooth, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+    square = cv2.resize(smooth, (150, 150))
+    ours = pipeline.decode_and_resize(encode(square, "PNG"), size, "nearest").numpy()
+    exact = cv2.resize(square, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     np.testing.assert_array_equal(ours, exact)
-    pil = Image.fromarray(smooth).resize((size, size), Image.Resampling.NEAREST)
+    pil = Image.fromarray(square).resize((size, size), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(ours, np.asarray(pil))
+
+
+@pytest.mark.parametrize("size", [7, 50, 200])
+def test_nearest_takes_the_pixel_under_the_centre(smooth, size):
+    # Exact fractions: cv2 and PIL differ from each other where a centre falls on a boundary.
+    half = fractions.Fraction(1, 2)
+    rows = [int((i + half) * 150 / size) for i in range(size)]
+    columns = [int((i + half) * 140 / size) for i in range(size)]
+    ours = pipeline.decode_and_resize(encode(smooth, "PNG"), size, "nearest")
+    np.testing.assert_array_equal(ours, smooth[rows][:, columns])
 
 
 @pytest.mark.parametrize("size", [64, 150, 250])
@@ -251,7 +262,7 @@ def test_clean_roles_without_groups_are_stratified(manual_dir, data_dir):
     assert np.bincount(index.labels[found.tune]).tolist() == [2, 2]
 
 
-def test_rare_class_reaches_the_tune_role(shared_data, tmp_path):
+def test_rare_class_reaches_the_tune_role(shared_data):
     tree = folders.read_tree(
         shared_data / "DB_4", {"1": "HSIL", "2": "LSIL", "3": "NILM", "4": "SCC"}
     )
@@ -264,7 +275,9 @@ def test_rare_class_reaches_the_tune_role(shared_data, tmp_path):
         class_names=names,
     )
     found = roles.assign_roles(index, "clean", stage=2)
-    share = np.bincount(index.labels[found.tune]) / np.bincount(index.labels[index.splits == "train"])
+    share = np.bincount(index.labels[found.tune]) / np.bincount(
+        index.labels[index.splits == "train"]
+    )
     assert share.min() > 0.05
     assert share.max() < 0.4
 

@@ -7,7 +7,7 @@ An ROI is a canvas of 150 x 150 px with a cell in its middle; a field is a large
 
 What makes the class of a cell is drawn from the overlapping distributions of `_TRAITS` and
 `_CHANCES`, so no reader can be perfect: `--ceiling=2000` prints what a reader scores who is told
-these latent parameters exactly (about 0.95). One who only sees pixels, through another slide's
+these latent parameters exactly (about 0.96). One who only sees pixels, through another slide's
 stain and focus, scores less.
 
 The same seed gives the same pixels in every process and on every platform: only uniform and integer
@@ -45,13 +45,13 @@ FIELD_MIX = {"NILM": 0.76, "LSIL": 0.12, "HSIL": 0.08, "SCC": 0.04}
 # its bell-shaped distribution in NILM, LSIL, HSIL and SCC.
 _TRAITS = {
     # Mean nuclear radius, pixels of the field.
-    "radius": ((5.0, 28.0), (9.0, 1.6), (14.0, 2.3), (12.6, 2.3), (15.0, 3.6)),
+    "radius": ((5.0, 30.0), (9.6, 1.7), (15.0, 2.7), (13.4, 2.6), (16.0, 3.9)),
     # Nuclear radius / cytoplasmic radius (the nucleus-to-cytoplasm ratio).
     "ratio": ((0.09, 0.88), (0.16, 0.06), (0.26, 0.08), (0.55, 0.12), (0.48, 0.15)),
     # Absorbance of the nucleus (natural logarithm).
-    "chromasia": ((0.45, 2.60), (0.95, 0.20), (1.12, 0.24), (1.42, 0.28), (1.80, 0.34)),
+    "chromasia": ((0.35, 2.80), (0.82, 0.17), (0.98, 0.21), (1.34, 0.27), (1.82, 0.36)),
     # Contrast of the chromatin, relative to chromasia.
-    "coarseness": ((0.03, 0.90), (0.16, 0.08), (0.28, 0.12), (0.42, 0.15), (0.50, 0.18)),
+    "coarseness": ((0.03, 0.95), (0.18, 0.09), (0.30, 0.13), (0.46, 0.16), (0.54, 0.19)),
     # Amplitude of the nuclear contour, relative to its radius.
     "irregularity": ((0.005, 0.40), (0.035, 0.025), (0.065, 0.035), (0.115, 0.05), (0.18, 0.07)),
     # Long axis / short axis of the nucleus.
@@ -63,8 +63,9 @@ _TRAITS = {
 _CHANCES = {
     "halo": (0.06, 0.55, 0.05, 0.04),  # Perinuclear clearing, as in a koilocyte.
     "binucleate": (0.04, 0.30, 0.06, 0.10),
-    "keratin": (0.02, 0.03, 0.05, 0.45),  # Orange cytoplasm.
-    "pink": (0.30, 0.22, 0.08, 0.10),  # Eosinophilic cytoplasm, unless keratinised.
+    "keratin": (0.02, 0.03, 0.05, 0.55),  # Orange cytoplasm.
+    "pink": (0.45, 0.20, 0.05, 0.10),  # Eosinophilic cytoplasm, unless keratinised.
+    "basophilic": (0.06, 0.12, 0.60, 0.25),  # Violet-blue cytoplasm, unless one of the above.
     "diathesis": (0.05, 0.06, 0.12, 0.55),  # Tumour debris around it.
 }
 # Corners of the cytoplasm in the same order: at least, and below.
@@ -75,6 +76,7 @@ _STAINS = {
     "haematoxylin": (1.00, 1.03, 0.58),
     "cyan": (1.00, 0.50, 0.30),
     "pink": (0.16, 0.95, 0.46),
+    "violet": (1.00, 0.86, 0.34),
     "orange": (0.20, 0.95, 1.05),
     "grime": (0.85, 1.00, 0.60),
 }
@@ -119,6 +121,7 @@ class Latent:
     binucleate: bool
     keratin: bool
     pink: bool
+    basophilic: bool
     diathesis: bool
 
 
@@ -163,19 +166,19 @@ def draw_latent(label: str, rng: np.random.Generator) -> Latent:
 @functools.lru_cache(maxsize=64)
 def _look(slide: int) -> _Look:
     rng = _rng(_STREAM_SLIDE, slide)
-    strength = rng.uniform(0.88, 1.12)
+    strength = rng.uniform(0.92, 1.08)
     stains = {}
     for name, colour in _STAINS.items():
-        jitter = rng.uniform(0.90, 1.10, 3) * strength
+        jitter = rng.uniform(0.94, 1.06, 3) * strength
         stains[name] = np.rint(np.array(colour) * jitter * _OD).astype(np.int32)
     return _Look(
         stains=stains,
-        white=np.array(_WHITE) * rng.uniform(0.88, 1.06) * rng.uniform(0.96, 1.04, 3),
-        falloff=rng.uniform(0.04, 0.22),
+        white=np.array(_WHITE) * rng.uniform(0.93, 1.05) * rng.uniform(0.97, 1.03, 3),
+        falloff=rng.uniform(0.03, 0.15),
         lamp=(rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65)),
-        focus=rng.uniform(0.45, 0.95),
-        noise=int(rng.integers(4, 14)),
-        dirt=rng.uniform(0.3, 1.7),
+        focus=rng.uniform(0.45, 0.80),
+        noise=int(rng.integers(4, 10)),
+        dirt=rng.uniform(0.4, 1.5),
     )
 
 
@@ -347,7 +350,8 @@ def _paint_cytoplasm(
         outside = cv2.subtract(cv2.GaussianBlur(hole, (0, 0), 3.0), hole).astype(np.int32)
         weight = weight * (256 - (hole.astype(np.int32) * int(rng.integers(140, 235)) >> 8)) >> 8
         weight += outside * mask >> 7
-    stain = "orange" if latent.keratin else "pink" if latent.pink else "cyan"
+    hues = ((latent.keratin, "orange"), (latent.pink, "pink"), (latent.basophilic, "violet"))
+    stain = next((hue for has, hue in hues if has), "cyan")
     canvas.add(window, stain, weight * int(latent.density * _OD) >> 8)
 
 
@@ -401,7 +405,7 @@ def _paint_neutrophil(canvas: _Canvas, rng: np.random.Generator, x: float, y: fl
     for _ in range(int(rng.integers(2, 5))):
         lobe = centre + rng.uniform(-3.4, 3.4, 2) + _blob(rng, rng.uniform(2.0, 3.6), 0.1, 1.3)
         lobes = np.maximum(lobes, _cover(window, lobe, 0.9))
-    canvas.add(window, "haematoxylin", lobes.astype(np.int32) * int(rng.integers(200, 420)) >> 8)
+    canvas.add(window, "haematoxylin", lobes.astype(np.int32) * int(rng.integers(170, 340)) >> 8)
 
 
 def _paint_debris(canvas: _Canvas, rng: np.random.Generator, x: float, y: float) -> None:
@@ -476,7 +480,7 @@ def _central(
     latent = draw_latent(label, rng)
     x, y = ROI_SIZE / 2 + rng.uniform(-jitter, jitter, 2)
     contour = _paint_cell(canvas, rng, label, latent, x, y)
-    _neighbours(canvas, rng, int(rng.integers(0, 6)), latent.radius + jitter + 10.0, label)
+    _neighbours(canvas, rng, int(rng.integers(0, 5)), latent.radius + jitter + 10.0, label)
     _litter(canvas, rng, 3.0 if latent.diathesis else 1.0)
     mask = _cover((slice(0, ROI_SIZE), slice(0, ROI_SIZE)), contour)
     return _develop_roi(canvas, rng, size), _enlarge(mask, size) > 127

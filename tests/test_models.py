@@ -1,0 +1,71 @@
+import keras
+import numpy as np
+import pytest
+
+from replication import models, recipes
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 250, 250, 3), np.uint8)
+
+
+def test_stage1_has_the_papers_parameters():
+    assert models.stage1_cnn().count_params() == 7_060
+    kinds = [type(layer).__name__ for layer in models.stage1_cnn().layers[2:]]
+    assert kinds == ["Conv2D", "MaxPooling2D", "Dropout", "Flatten", "Dense", "Dense"]
+
+
+def test_stage1_variant_moves_the_dropout():
+    kinds = [
+        type(layer).__name__ for layer in models.stage1_cnn(50, dropout_after_dense=True).layers
+    ]
+    assert kinds[2:] == ["Conv2D", "MaxPooling2D", "Flatten", "Dense", "Dropout", "Dense"]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_stage2_has_the_papers_parameters(protocol):
+    model = models.stage2_cnn(protocol)
+    assert model.count_params() == 131_108
+    filters = [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert filters == [40, 32, 32, 64, 64, 64]
+    rates = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert rates == [0.3] * 6
+
+
+def first_features(model, images):
+    """What the first convolution says, computed by the layers up to it."""
+    first = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    part = keras.Model(model.inputs, first.output)
+    return np.asarray(part(images)), first
+
+
+def correlate(pixels, first):
+    """The same convolution in plain NumPy at one place: rows and columns 100 to 102."""
+    kernel, bias = (np.asarray(w, np.float64) for w in first.get_weights())
+    patch = pixels[100:103, 100:103].astype(np.float64)
+    return np.maximum(np.einsum("hwc,hwcf->f", patch, kernel) + bias, 0)
+
+
+def test_paper_protocol_feeds_bgr_unscaled(images):
+    found, first = first_features(models.stage2_cnn("paper"), images)
+    expected = correlate(images[0][:, :, ::-1], first)
+    np.testing.assert_allclose(found[0, 100, 100], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_clean_protocol_feeds_rgb_scaled(images):
+    found, first = first_features(models.stage2_cnn("clean"), images)
+    expected = correlate(images[0] / 255, first)
+    np.testing.assert_allclose(found[0, 100, 100], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("protocol", "stage"), recipes.RECIPES)
+def test_saved_model_loads_safely_and_says_the_same(protocol, stage, images, tmp_path):
+    recipe = recipes.RECIPES[protocol, stage]
+    model = recipe.build()
+    images = images[:, : recipe.size, : recipe.size]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    before, after = model.predict(images, verbose=0), loaded.predict(images, verbose=0)
+    np.testing.assert_array_equal(before, after)
+    np.testing.assert_allclose(before.sum(axis=1), 1, rtol=1e-5)

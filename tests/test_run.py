@@ -1,0 +1,226 @@
+"""The commands as a user types them: run, a kill in the middle, predict, bad input."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from replication import runs
+
+# Enough for a report with every part; stage 2 at 250 px is left to the longer runs.
+FLAGS = ("--stages=1", "--epochs=6", "--deterministic", "--batch_size=8")
+
+
+def command(module, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        **options,
+    )
+
+
+def weights_digest(run_dir):
+    total = hashlib.sha256()
+    for path in sorted(Path(run_dir).glob("stage*/*/seed_*/model.keras")):
+        for weight in keras.saving.load_model(path).get_weights():
+            total.update(weight.tobytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(manual_dir, data_dir, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    done = command(
+        "replication.run",
+        f"--manual_dir={manual_dir}",
+        f"--data_dir={data_dir}",
+        f"--run_dir={run_dir}",
+        *FLAGS,
+    )
+    assert done.returncode == 0, done.stderr
+    return run_dir, done.stdout
+
+
+def test_run_prints_the_table_and_where_the_report_lies(finished):
+    run_dir, output = finished
+    assert "These are not the papers' images: DB_3 has other counts" in output
+    assert output.count("not comparable: other images") == 2
+    assert "0.992" in output
+    assert f"Report: {run_dir / 'report.html'}" in output
+
+
+def test_run_directory_holds_what_the_design_says(finished):
+    run_dir, _ = finished
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["identity"]["epochs"] == 6
+    assert manifest["source"] == "stand-in"
+    assert set(manifest["environment"]["versions"]) >= {"tensorflow", "keras", "numpy"}
+    assert manifest["data"]["pap_db3"]["roles"]["clean"]["tune"] == {"background": 2, "cell": 2}
+    for protocol in ("paper", "clean"):
+        fit = run_dir / "stage1" / protocol / "seed_0"
+        assert {path.name for path in fit.iterdir()} == {
+            "fit.json",
+            "metrics.json",
+            "model.keras",
+            "predictions.csv",
+        }
+        assert json.loads((fit / "fit.json").read_text())["parameters"] == 7_060
+    assert "Made by this package from the authors" not in (run_dir / "report.html").read_text()
+    rows = list(csv.DictReader((run_dir / "summary.csv").open()))
+    assert {row["protocol"] for row in rows} == {"paper", "clean"}
+
+
+def test_predictions_are_what_the_saved_model_says(finished, manual_dir):
+    from tfds_pap import pipeline
+
+    run_dir, _ = finished
+    fit = run_dir / "stage1/clean/seed_0"
+    model = keras.saving.load_model(fit / "model.keras")
+    for row in csv.DictReader((fit / "predictions.csv").open()):
+        data = (manual_dir / "DB_3" / row["id"]).read_bytes()
+        pixels = pipeline.decode_and_resize(data, 20, "nearest")[None]
+        cell = model.predict(pixels, verbose=0)[0, 1]
+        assert cell == pytest.approx(float(row["probability_cell"]), abs=1e-6)
+
+
+def test_the_same_command_again_trains_nothing(finished, manual_dir, data_dir):
+    run_dir, _ = finished
+    before = weights_digest(run_dir)
+    again = command(
+        "replication.run",
+        f"--manual_dir={manual_dir}",
+        f"--data_dir={data_dir}",
+        f"--run_dir={run_dir}",
+        *FLAGS,
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 2
+    assert weights_digest(run_dir) == before
+
+
+def test_killed_run_ends_with_the_same_weights_and_metrics(
+    finished, manual_dir, data_dir, tmp_path
+):
+    whole, _ = finished
+    arguments = [
+        f"--manual_dir={manual_dir}",
+        f"--data_dir={data_dir}",
+        f"--run_dir={tmp_path / 'killed'}",
+        *FLAGS,
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "replication.run", *arguments], stdout=log, stderr=log
+        )
+        # Killed at the first sign of training: the state of an epoch has just been written.
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / "killed").glob("stage1/paper/seed_0/state.npz")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not list((tmp_path / "killed").glob("stage1/*/*/fit.json"))
+    done = command("replication.run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert weights_digest(tmp_path / "killed") == weights_digest(whole)
+    for protocol in ("paper", "clean"):
+        name = f"stage1/{protocol}/seed_0/metrics.json"
+        assert (tmp_path / "killed" / name).read_text() == (whole / name).read_text()
+
+
+def test_other_flags_are_refused_with_the_difference(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"epochs": 3, "seed": 1})
+    runs.RunDirectory.open(run.path, {"epochs": 3, "data of stage 2": "abc"})
+    with pytest.raises(runs.RunError, match=r"made with epochs=3, not 4; give another --run_dir"):
+        runs.RunDirectory.open(run.path, {"epochs": 4})
+    with pytest.raises(runs.RunError, match="made with data of stage 2=abc, not def"):
+        runs.RunDirectory.open(run.path, {"epochs": 3, "data of stage 2": "def"})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    with pytest.raises(runs.RunError, match=r"is not empty and holds no manifest\.json"):
+        runs.RunDirectory.open(tmp_path / "notes", {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--stages=3", "--stages=3: expected 1, 2 or 1,2"),
+        ("--seeds=a", "--seeds=a: expected whole numbers from 0"),
+        ("--seeds=-1", "--seeds=-1: expected whole numbers from 0"),
+        ("--epochs=0", "flag --epochs=0"),
+        ("--protocol=both_of_them", "--protocol=both_of_them"),
+        ("stray", "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_flags_are_named_at_once(flag, message):
+    start = time.perf_counter()
+    done = command("replication.run", flag)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "tensorflow" not in done.stdout.lower()
+    assert time.perf_counter() - start < 60
+
+
+def test_missing_tree_is_one_error_without_a_traceback(tmp_path):
+    done = command("replication.run", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}")
+    assert done.returncode == 1
+    assert "DB_3: no such folder; expected DB_3/{train,validation}/{0,1}/*" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_predict(finished, manual_dir, tmp_path):
+    run_dir, _ = finished
+    folder = manual_dir / "DB_3" / "validation" / "0"
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    done = command(
+        "replication.predict",
+        f"--run_dir={run_dir}",
+        folder,
+        tmp_path / "broken.jpg",
+        f"--csv={tmp_path / 'cells.csv'}",
+        f"--save_annotated={tmp_path / 'annotated'}",
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 1, "one image was broken"
+    assert "1 of 5 images could not be read" in done.stderr
+    assert "broken.jpg" in done.stderr
+    rows = list(csv.DictReader((tmp_path / "cells.csv").open()))
+    assert [Path(row["image"]).parent for row in rows] == [folder] * 4
+    assert {row["truth"] for row in rows} == {"cell"}
+    stored = csv.DictReader((run_dir / "stage1/clean/seed_0/predictions.csv").open())
+    expected = {row["id"]: float(row["probability_cell"]) for row in stored}
+    for row in rows:
+        id_ = Path(row["image"]).relative_to(manual_dir / "DB_3").as_posix()
+        assert float(row["cell"]) == pytest.approx(expected[id_], abs=1e-4)
+    pictures = sorted((tmp_path / "annotated").iterdir())
+    assert len(pictures) == 4
+    assert cv2.imread(str(pictures[0])).shape == (360, 300, 3)
+
+
+def test_predict_errors_are_one_line(finished, tmp_path):
+    run_dir, _ = finished
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((9, 9, 3), np.uint8))
+    for arguments, message in (
+        ((f"--run_dir={tmp_path}", image), "not a run directory (no manifest.json)"),
+        ((f"--run_dir={run_dir}", tmp_path / "ghost.jpg"), "ghost.jpg: no such file or folder"),
+        ((f"--run_dir={run_dir}", "--seed=7", image), "no finished model of --protocol=clean"),
+    ):
+        done = command("replication.predict", *arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
