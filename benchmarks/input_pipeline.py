@@ -35,18 +35,14 @@ def main(argv: list[str]) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfds_pap import phantom, pipeline
+    from tfds_pap import phantom_set, pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         # A sixth validates, as in DB_4; DB_3 is not read here.
         validation = _IMAGES.value // 24
         train = _IMAGES.value // 4 - validation
-        phantom.write_tree(
-            root,
-            db3={"train": 0, "validation": 0},
-            db4={"train": train, "validation": validation},
-        )
+        phantom_set.write_tree(root, db3={}, db4={"train": train, "validation": validation})
         paths = sorted((root / "DB_4").rglob("*.jpg"))
         contents = [path.read_bytes() for path in paths]
         builder = pipeline.prepare("pap_db4", "original", root, root / "data")

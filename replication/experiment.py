@@ -13,13 +13,15 @@ import rich.console
 import rich.table
 import tensorflow_datasets.public_api as tfds
 
-from replication import evaluation, published, recipes, results, runs, tensorboard, training
+from replication import evaluation, published, results, runs, tensorboard, training
 from tfds_pap import pipeline, roles
 
 _STAND_IN = (
     "These are not the papers' images: {reasons}. No figure below may be called a replication of a "
     "published one."
 )
+_THUMBNAIL_PIXELS = 128
+
 #: DB_3 is published as "about 1,600 + 400"; one copy lacks 4 of 200.
 _COUNT_TOLERANCE = 0.05
 _PHANTOM = (
@@ -213,18 +215,11 @@ def summarise(run: runs.RunDirectory) -> list[results.Row]:
     return rows
 
 
-def pixels(
+def thumbnails(
     builders: Mapping[int, tfds.core.DatasetBuilder],
 ) -> Callable[[int, Sequence[str]], list[np.ndarray]]:
-    """Returns a function from (stage, ids) to the uint8 RGB pixels of those images."""
-
-    def read(stage: int, ids: Sequence[str]) -> list[np.ndarray]:
-        recipe = recipes.RECIPES["clean", stage]
-        # Thumbnails of stage 1 are the ROI, not the 20 px that the network sees.
-        size, resize = (recipe.size, recipe.resize) if stage == 2 else (100, "bilinear")
-        return _store(builders[stage], size, resize).images(ids)
-
-    return read
+    """Returns a function from (stage, ids) to small uint8 RGB copies of those images."""
+    return lambda stage, ids: pipeline.read_images(builders[stage], ids, _THUMBNAIL_PIXELS)
 
 
 def print_summary(rows: Sequence[results.Row], run: runs.RunDirectory) -> None:

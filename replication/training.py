@@ -23,7 +23,7 @@ class Recipe:
     Attributes:
         name: What the report calls it.
         stage: 1 or 2.
-        build: Returns the model, not compiled.
+        build: From the input size in pixels to the model, not compiled.
         size: Height and width of the input in pixels.
         resize: One of `pipeline.RESIZE_METHODS`.
         epochs: Epochs at most.
@@ -37,7 +37,7 @@ class Recipe:
 
     name: str
     stage: int
-    build: Callable[[], keras.Model]
+    build: Callable[[int], keras.Model]
     size: int
     resize: str
     epochs: int
@@ -198,7 +198,7 @@ def fit(
     """
     runs.set_seed(seed)
     with policy.scope():
-        model = recipe.build()
+        model = recipe.build(recipe.size)
         model.compile(
             optimizer=keras.optimizers.Adam(recipe.learning_rate),
             loss="sparse_categorical_crossentropy",

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import make_tree, save_image
 
 import tfds_pap
-from tfds_pap import folders, phantom, pipeline, taxonomy, tree_builder
+from tfds_pap import folders, phantom_set, pipeline, taxonomy, tree_builder
 from tfds_pap.pap_db3 import pap_db3_dataset_builder
 from tfds_pap.pap_db4 import pap_db4_dataset_builder
 
@@ -95,12 +95,18 @@ def test_phantoms_equal_their_drawing(data_dir):
     builder = pap_db4_dataset_builder.Builder(config=FEW, data_dir=data_dir)
     builder.download_and_prepare()
     drawn = {
-        id_: (label, phantom.encode(image))
-        for id_, label, _, image in phantom.examples(2, "validation", per_class=2)
+        id_: (label, phantom_set.encode(image))
+        for id_, label, _, image in phantom_set.examples(2, "validation", per_class=2)
     }
     names = builder.info.features["label"].names
     found = raw(builder, "validation")
     assert {e["id"].decode(): (names[e["label"]], e["image"]) for e in found} == drawn
+
+
+def test_fingerprint_covers_all_drawing_code():
+    package = Path(tree_builder.__file__).parent
+    drawing = {path.name for path in package.glob("phantom*.py")}
+    assert {*drawing, "taxonomy.py"} == set(tree_builder._DRAWING_CODE)
 
 
 def test_a_changed_tree_is_prepared_again(tmp_path, capsys):

@@ -33,6 +33,13 @@ def test_stage2_has_the_papers_parameters(protocol):
     assert rates == [0.3] * 6
 
 
+def test_small_preset_keeps_the_parameters():
+    preset = recipes.PHANTOM_PRESET[2]
+    assert models.stage2_cnn("paper", preset["size"]).count_params() == 131_108
+    with pytest.raises(ValueError, match="Computed output size"):
+        models.stage2_cnn("paper", preset["size"] - 1)
+
+
 def first_features(model, images):
     """What the first convolution says, computed by the layers up to it."""
     first = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
@@ -62,7 +69,7 @@ def test_clean_protocol_feeds_rgb_scaled(images):
 @pytest.mark.parametrize(("protocol", "stage"), recipes.RECIPES)
 def test_saved_model_loads_safely_and_says_the_same(protocol, stage, images, tmp_path):
     recipe = recipes.RECIPES[protocol, stage]
-    model = recipe.build()
+    model = recipe.build(recipe.size)
     images = images[:, : recipe.size, : recipe.size]
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)

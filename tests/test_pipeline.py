@@ -145,6 +145,14 @@ def test_store_holds_each_image_under_its_id(store, manual_dir):
         np.testing.assert_array_equal(store.images([id_])[0], expected)
 
 
+def test_read_images_decodes_the_named_ones(store, manual_dir, data_dir):
+    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    ids = store.index.ids[[40, 3, 51]]
+    np.testing.assert_array_equal(pipeline.read_images(builder, ids, 24), store.images(ids))
+    with pytest.raises(KeyError, match="ghost"):
+        pipeline.read_images(builder, ["ghost"], 24)
+
+
 def stream(store, *, positions=range(30), **options):
     batches = store.batches(positions, 8, **options).as_numpy_iterator()
     return [(images.tobytes(), labels.tolist()) for images, labels in batches]

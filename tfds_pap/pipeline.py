@@ -252,6 +252,34 @@ def _stored(builder: tfds.core.DatasetBuilder, split: str, decoders: object) -> 
     )
 
 
+def read_images(
+    builder: tfds.core.DatasetBuilder, ids: Sequence[str], size: int, method: str = "bilinear"
+) -> list[np.ndarray]:
+    """Decodes a few named images.
+
+    Args:
+        builder: A prepared builder.
+        ids: Which images; the result has their order.
+        size: Height and width in pixels.
+        method: One of `RESIZE_METHODS`.
+
+    Returns:
+        uint8 RGB `[size, size, 3]` each.
+
+    Raises:
+        KeyError: If there is no such image.
+    """
+    wanted = {id_.encode() for id_ in ids}
+    found = {}
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    for split in sorted(builder.info.splits):
+        for example in _stored(builder, split, decoders).as_numpy_iterator():
+            if example["id"] in wanted:
+                image = decode_and_resize(example["image"], size, method)
+                found[example["id"].decode()] = image.numpy()
+    return [found[id_] for id_ in ids]
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageStore:
     """Every decoded image of a dataset, in the order of its `Index`.

@@ -8,12 +8,21 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import folders, phantom
+from tfds_pap import folders
 
 _REPOSITORY = "https://github.com/CarlosJMB/Deep-Reinforcement-Learning-for-Efficient-Digital-Pap-Smear-Analysis"
 
 #: Phantom images per class and split: small enough for a laptop, large enough to learn from.
 _PHANTOM_COUNTS = {1: {"train": 300, "validation": 100}, 2: {"train": 200, "validation": 60}}
+
+# Every module that pixels or labels of a phantom depend on; the order is part of the fingerprint.
+_DRAWING_CODE = (
+    "taxonomy.py",
+    "phantom_canvas.py",
+    "phantom_latent.py",
+    "phantom.py",
+    "phantom_set.py",
+)
 
 
 @dataclasses.dataclass
@@ -100,18 +109,23 @@ class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def phantom_fingerprint(self) -> str:
         """Returns what identifies the drawn images: the drawing code, seed and counts."""
         config = self.builder_config
-        code = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:16]
+        code = hashlib.sha256()
+        for name in _DRAWING_CODE:
+            code.update(Path(__file__).with_name(name).read_bytes())
         counts = ",".join(f"{split}={n}" for split, n in sorted(config.phantom_counts.items()))
-        return f"phantom-{code}-seed{config.phantom_seed}-{counts}"
+        return f"phantom-{code.hexdigest()[:16]}-seed{config.phantom_seed}-{counts}"
 
     def _read(self, files: Iterable[folders.ImageFile]) -> Iterator[tuple[str, str, str, bytes]]:
         for file in files:
             yield file.id, file.label, file.group, folders.decodable_bytes(file.path.read_bytes())
 
     def _draw(self, split: str) -> Iterator[tuple[str, str, str, bytes]]:
+        # Not on import of the package, or `python -m tfds_pap.phantom` warns that it runs twice.
+        from tfds_pap import phantom_set
+
         config = self.builder_config
-        drawn = phantom.examples(
+        drawn = phantom_set.examples(
             self.STAGE, split, per_class=config.phantom_counts[split], seed=config.phantom_seed
         )
         for id_, label, group, image in drawn:
-            yield id_, label, group, phantom.encode(image)
+            yield id_, label, group, phantom_set.encode(image)
