@@ -1,8 +1,11 @@
+import cv2
 import keras
 import numpy as np
 import pytest
+from conftest import save_image
 
 from replication import models, recipes
+from tfds_pap import pipeline
 
 
 @pytest.fixture
@@ -58,6 +61,39 @@ def test_paper_protocol_feeds_bgr_unscaled(images):
     found, first = first_features(models.stage2_cnn("paper"), images)
     expected = correlate(images[0][:, :, ::-1], first)
     np.testing.assert_allclose(found[0, 100, 100], expected, rtol=1e-4, atol=1e-3)
+
+
+def fed(model, recipe, path):
+    """What the network's first layer makes of a file's pixels."""
+    pixels = pipeline.decode_and_resize(path.read_bytes(), recipe.size, recipe.resize)
+    preprocessing = keras.Model(model.inputs, model.operations[1].output)
+    return preprocessing.predict(np.asarray(pixels)[None], verbose=0)[0]
+
+
+@pytest.mark.parametrize("name", ["cell.jpg", "cell.png"])
+def test_paper_stage2_sees_what_the_notebooks_read_with_cv2(name, tmp_path):
+    save_image(tmp_path / name, seed=1, size=250)
+    recipe = recipes.RECIPES["paper", 2]
+    found = fed(recipe.build(recipe.size), recipe, tmp_path / name)
+    notebook = cv2.resize(cv2.imread(str(tmp_path / name)), (250, 250))
+    np.testing.assert_array_equal(found, notebook.astype(np.float32))
+
+
+def test_paper_stage2_resizes_as_cv2_within_rounding(tmp_path):
+    save_image(tmp_path / "cell.jpg", seed=1, size=310)
+    recipe = recipes.RECIPES["paper", 2]
+    found = fed(recipe.build(recipe.size), recipe, tmp_path / "cell.jpg")
+    notebook = cv2.resize(cv2.imread(str(tmp_path / "cell.jpg")), (250, 250))
+    assert np.abs(found - notebook).max() <= 1
+
+
+def test_paper_stage1_sees_nearest_pixels_over_255(tmp_path):
+    save_image(tmp_path / "roi.jpg", seed=1, size=150)
+    recipe = recipes.RECIPES["paper", 1]
+    found = fed(recipe.build(recipe.size), recipe, tmp_path / "roi.jpg")
+    rgb = cv2.cvtColor(cv2.imread(str(tmp_path / "roi.jpg")), cv2.COLOR_BGR2RGB)
+    roi = cv2.resize(rgb, (20, 20), interpolation=cv2.INTER_NEAREST_EXACT)
+    np.testing.assert_allclose(found, roi / 255, rtol=1e-6)
 
 
 def test_clean_protocol_feeds_rgb_scaled(images):
