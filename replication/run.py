@@ -52,7 +52,7 @@ _AUGMENT = flags.DEFINE_enum(
     "Augmentation of the clean protocol: none, or the eight flips and quarter-turns (default).",
 )
 _XLA = flags.DEFINE_enum(
-    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs only)."
+    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
 )
 _PRECISION = flags.DEFINE_enum(
     "precision",
@@ -161,11 +161,14 @@ def _overrides(protocol: str) -> dict[str, object]:
 
 def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[str, object]:
     """Everything that results depend on; stages, protocols and seeds only choose among fits."""
+    import keras
+
     return {
         "source": source,
         "epochs": _EPOCHS.value,
         "batch_size": _BATCH_SIZE.value,
         "augment": _AUGMENT.value,
+        "backend": keras.backend.backend(),
         "precision": policy.precision,
         "xla": policy.jit_compile,
         "strategy": _STRATEGY.value,

@@ -60,8 +60,8 @@ def configure_devices(
     """Sets this process up once, before any model is built.
 
     Args:
-        xla: "on", "off", or "auto": on for a GPU, off for a CPU, where XLA was measured slower
-            (up to 22 times); also off with `deterministic`.
+        xla: "on", "off", or "auto": on for JAX, which is nothing without it; else on for a GPU, off
+            for a CPU, where XLA was measured slower (up to 22 times), and with `deterministic`.
         precision: A Keras dtype policy, or "auto": mixed_bfloat16 on a GPU that computes in
             bfloat16 (compute capability 8.0 or newer), else float32.
         strategy: "none", or "mirrored" for every GPU of this machine.
@@ -92,10 +92,11 @@ def configure_devices(
                 f"--strategy=mirrored needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}"
             )
         scope = tf.distribute.MirroredStrategy().scope
+    auto_xla = keras.backend.backend() == "jax" or (bool(gpus) and not deterministic)
     names = ", ".join(detail.get("device_name", "GPU") for detail in details)
     return DevicePolicy(
         device=names or f"CPU ({os.cpu_count()} cores, {processor()})",
-        jit_compile={"on": True, "off": False, "auto": bool(gpus) and not deterministic}[xla],
+        jit_compile={"on": True, "off": False, "auto": auto_xla}[xla],
         precision=precision,
         scope=scope,
     )

@@ -31,7 +31,9 @@ class Pictures(keras.callbacks.Callback):
         self._positions = positions
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Writes the graph; with Keras 3 its own callback leaves that out."""
+        """Writes the graph, if TensorFlow computes; with Keras 3 its own callback leaves it out."""
+        if keras.backend.backend() != "tensorflow":
+            return
         inputs = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
         writer = tf.summary.create_file_writer(self._directory)
         with writer.as_default():
