@@ -42,12 +42,14 @@ class DevicePolicy:
         jit_compile: Whether models are compiled with XLA.
         precision: Keras dtype policy.
         scope: Returns the context in which models are built.
+        replicas: Devices that share a batch.
     """
 
     device: str
     jit_compile: bool
     precision: str
     scope: Callable[[], contextlib.AbstractContextManager]
+    replicas: int = 1
 
 
 def configure_devices(
@@ -86,12 +88,14 @@ def configure_devices(
         precision = "mixed_bfloat16" if has_bfloat16 else "float32"
     keras.mixed_precision.set_dtype_policy(precision)
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    replicas = 1
     if strategy == "mirrored":
         if keras.backend.backend() != "tensorflow":
             raise RunError(
                 f"--strategy=mirrored needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}"
             )
-        scope = tf.distribute.MirroredStrategy().scope
+        mirrored = tf.distribute.MirroredStrategy()
+        scope, replicas = mirrored.scope, mirrored.num_replicas_in_sync
     auto_xla = keras.backend.backend() == "jax" or (bool(gpus) and not deterministic)
     names = ", ".join(detail.get("device_name", "GPU") for detail in details)
     return DevicePolicy(
@@ -99,6 +103,7 @@ def configure_devices(
         jit_compile={"on": True, "off": False, "auto": auto_xla}[xla],
         precision=precision,
         scope=scope,
+        replicas=replicas,
     )
 
 

@@ -194,8 +194,13 @@ def fit(
         process alone), images a second.
 
     Raises:
-        runs.RunError: If the loss is no longer finite.
+        runs.RunError: If the loss is no longer finite, or a batch cannot be shared evenly.
     """
+    if recipe.batch_size % policy.replicas:
+        raise runs.RunError(
+            f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
+            "--strategy=mirrored"
+        )
     runs.set_seed(seed)
     with policy.scope():
         model = recipe.build(recipe.size)
