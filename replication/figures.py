@@ -65,12 +65,13 @@ _STYLE = {
 }
 
 
-def _drawn(height: float, draw: Callable[[Figure], None]) -> bytes:
+def _drawn(height: float, draw: Callable[[Figure], None], form: str = "svg") -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        timeless = {"Date": None, "Creator": None} if form == "svg" else None
+        figure.savefig(buffer, format=form, metadata=timeless)
     return buffer.getvalue()
 
 
@@ -143,19 +144,23 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
         figure.legend(used.values(), used.keys(), loc="outside upper center", ncols=3)
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> bytes:
+def confusion_matrix(
+    matrix: Sequence[Sequence[int]], class_names: Sequence[str], form: str = "svg"
+) -> bytes:
     """Draws a confusion matrix: counts, and percentages of each true class.
 
     Args:
         matrix: Counts, rows true, columns named.
         class_names: Its classes.
+        form: "svg" or "png".
 
     Returns:
-        SVG.
+        The picture in that form.
     """
     return _drawn(
         max(_HEIGHT, 1 + 0.4 * len(class_names)),
         lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names),
+        form,
     )
 
 

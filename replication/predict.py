@@ -162,7 +162,7 @@ def _print(rows: list[dict]) -> None:
     for name in rows[0]:
         table.add_column(name, overflow="fold" if name == "image" else "ellipsis")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     console = rich.console.Console()
     rich.console.Console(width=None if console.is_terminal else 132).print(table)
 

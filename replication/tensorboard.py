@@ -5,14 +5,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from sklearn import metrics
 
-from replication import training
+from replication import figures, training
 from tfds_pap import pipeline, roles
 
 #: Epochs between two looks at the images; a look costs one pass over the watched role.
 _IMAGES_EVERY = 10
 _SHOWN_MISTAKES = 24
-_CELL_PIXELS = 48
 
 
 class Pictures(keras.callbacks.Callback):
@@ -58,14 +58,12 @@ class Pictures(keras.callbacks.Callback):
                 tf.summary.image("misclassified cells", cells, max_outputs=_SHOWN_MISTAKES)
         writer.close()
 
-    def _confusion(self, truth: np.ndarray, named: np.ndarray) -> np.ndarray:
-        """The row-normalised matrix as grey squares, uint8 `[1, h, w, 1]`; white is 100 %."""
-        classes = len(self._store.index.class_names)
-        matrix = np.zeros((classes, classes))
-        np.add.at(matrix, (truth, named), 1)
-        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        squares = np.kron(share, np.ones((_CELL_PIXELS, _CELL_PIXELS)))
-        return (255 * squares).astype(np.uint8)[None, :, :, None]
+    def _confusion(self, truth: np.ndarray, named: np.ndarray) -> tf.Tensor:
+        """The figure of the report, uint8 `[1, h, w, 3]`."""
+        names = self._store.index.class_names
+        matrix = metrics.confusion_matrix(truth, named, labels=range(len(names)))
+        png = figures.confusion_matrix(matrix, names, form="png")
+        return tf.io.decode_png(png, channels=3)[None]
 
 
 def callbacks(
