@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from conftest import make_tree
 from PIL import Image
 
@@ -234,6 +235,23 @@ def test_shuffled_examples_are_reproducible(manual_dir, data_dir):
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
     assert sorted(ids(1)) == sorted(ids(2))
+
+
+def test_several_shards_and_parts_of_splits(store, manual_dir, tmp_path):
+    builder = tfds.builder("pap_db4/original", data_dir=tmp_path)
+    config = tfds.download.DownloadConfig(manual_dir=str(manual_dir), num_shards=3)
+    builder.download_and_prepare(download_config=config)
+    assert len(builder.info.splits["train"].filenames) == 3
+    sharded = pipeline.load_images(builder, 24)
+    assert sorted(sharded.index.ids) == sorted(store.index.ids)
+    for id_ in sharded.index.ids:
+        np.testing.assert_array_equal(sharded.images([id_])[0], store.images([id_])[0])
+
+    def ids(split):
+        return [e["id"] for e in pipeline.examples(builder, split, 8).as_numpy_iterator()]
+
+    assert ids("train[:25%]") + ids("train[25%:]") == ids("train")
+    assert ids("train+validation") == ids("train") + ids("validation")
 
 
 # Roles
