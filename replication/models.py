@@ -42,7 +42,8 @@ def stage2_cnn(protocol: str, size: int = STAGE2_SIZE) -> keras.Model:
     """Builds the original stage-2 CNN (P2): NILM, LSIL, HSIL or SCC.
 
     Args:
-        protocol: "paper" feeds BGR, unscaled, as the authors did; "clean" feeds RGB in 0..1.
+        protocol: "paper" feeds BGR, unscaled, as the authors did; "clean" feeds RGB in -1..1,
+            without which this network can stay at chance for many epochs.
         size: Height and width of the input in pixels; 250 in the paper (131,108 parameters).
 
     Returns:
@@ -53,7 +54,7 @@ def stage2_cnn(protocol: str, size: int = STAGE2_SIZE) -> keras.Model:
     if protocol == "paper":
         x = keras.ops.flip(images, axis=-1)
     else:
-        x = keras.layers.Rescaling(1 / 255, name="scale")(images)
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
     for filters in _STAGE2_FILTERS:
         x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
         x = keras.layers.MaxPooling2D(2)(x)

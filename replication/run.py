@@ -35,14 +35,11 @@ _STAGE_LIST = flags.DEFINE_list("stages", list(_STAGES), "Stages to train (defau
 _EPOCHS = flags.DEFINE_integer(
     "epochs",
     None,
-    "Epochs at most for every model (default: the paper's 100; phantoms: 40 in stage 1, 24 in 2).",
+    "Epochs at most for every model (default: the paper's 100; phantoms: 40 in stage 1, 26 in 2).",
     lower_bound=1,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Images a step (default: the paper's 32; phantoms: 16 in stage 2).",
-    lower_bound=1,
+    "batch_size", None, "Images a step (default: the paper's 32).", lower_bound=1
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, one model each (default: 0).")
 _AUGMENT = flags.DEFINE_enum(

@@ -98,7 +98,7 @@ def test_paper_stage1_sees_nearest_pixels_over_255(tmp_path):
 
 def test_clean_protocol_feeds_rgb_scaled(images):
     found, first = first_features(models.stage2_cnn("clean"), images)
-    expected = correlate(images[0] / 255, first)
+    expected = correlate(images[0] / 127.5 - 1, first)
     np.testing.assert_allclose(found[0, 100, 100], expected, rtol=1e-4, atol=1e-5)
 
 
