@@ -89,15 +89,16 @@ def main(argv: list[str]) -> None:
             strategy=_STRATEGY.value,
             deterministic=_DETERMINISTIC.value,
         )
+        path = Path(_RUN_DIR.value or Path("runs") / source)
+        # The report shows what earlier commands trained here as well.
+        present = {fit.stage for fit in results.read_fits(runs.RunDirectory(path))}
         builders = {
             stage: pipeline.prepare(
                 recipes.DATASETS[stage], source, _MANUAL_DIR.value, _DATA_DIR.value
             )
-            for stage in stages
+            for stage in sorted(present.union(stages))
         }
-        run = runs.RunDirectory.open(
-            _RUN_DIR.value or Path("runs") / source, _identity(source, builders, policy)
-        )
+        run = runs.RunDirectory.open(path, _identity(source, builders, policy))
         experiment.describe(run, builders, policy)
         print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
         # Seeds are the outer loop: after the first one the whole table can be filled.
@@ -118,12 +119,12 @@ def main(argv: list[str]) -> None:
                         profile=_PROFILE.value,
                     )
         rows = experiment.summarise(run)
-        path = report.write(run, experiment.thumbnails(builders))
+        page = report.write(run, experiment.thumbnails(builders))
     except (runs.RunError, folders.TreeError) as error:
         raise SystemExit(f"replication.run: {error}") from None
     experiment.print_summary(rows, run)
     print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")
-    print(f"Report: {path}")
+    print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,23 @@ def test_the_same_command_again_trains_nothing(finished, manual_dir, data_dir):
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished before") == 2
     assert weights_digest(run_dir) == before
+
+
+def test_a_run_is_widened_by_stage_and_seed(finished, manual_dir, data_dir, tmp_path):
+    run_dir = tmp_path / "wider"
+    shutil.copytree(finished[0], run_dir)
+    places = (f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", f"--run_dir={run_dir}")
+    for stage, seeds in (("2", "0"), ("1", "0,1")):
+        done = command(
+            "replication.run", *places, *FLAGS[1:], f"--stages={stage}", f"--seeds={seeds}"
+        )
+        assert done.returncode == 0, done.stderr
+    assert "stage-2 original CNN (P2)" in done.stdout
+    assert "(2 seeds)" in done.stdout
+    fit = json.loads((run_dir / "stage2/paper/seed_0/fit.json").read_text())
+    assert (fit["parameters"], fit["size"], fit["epochs_run"]) == (131_108, 250, 6)
+    page = (run_dir / "report.html").read_text()
+    assert "Stage 1" in page and "Stage 2" in page
 
 
 def test_killed_run_ends_with_the_same_weights_and_metrics(
