@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfds_pap import pipeline
+    from tfds_pap import augmentation
 
     def by_where(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         choice = tf.random.stateless_uniform([_SHAPE[0]], seed, 0, 8, tf.int32)
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         return tf.where(choice // 4 == 1, tf.transpose(images, [0, 2, 1, 3]), images)
 
     images = tf.constant(np.random.default_rng(0).integers(0, 256, _SHAPE, np.uint8))
-    ways = {"tf.where": tf.function(by_where), "one gather": tf.function(pipeline.random_flips)}
+    ways = {"tf.where": tf.function(by_where), "one gather": tf.function(augmentation.random_flips)}
     results = {name: way(images, tf.constant([0, 0])) for name, way in ways.items()}
     print(machine.describe())
     for name, way in ways.items():

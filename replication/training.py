@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from replication import runs
-from tfds_pap import pipeline, roles
+from tfds_pap import augmentation, pipeline, roles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Recipe:
         keep: "last" keeps the weights of the last epoch, "best" those with the lowest loss on the
             tune role.
         patience: Epochs without a lower tune loss after which training ends; None never does.
-        augment: One of `pipeline.AUGMENTATIONS`.
+        augment: One of `augmentation.AUGMENTATIONS`.
     """
 
     name: str
@@ -220,7 +220,7 @@ def fit(
             seed=seed,
             # Keras asks for one batch more than it uses.
             epochs=range(first, recipe.epochs + 1),
-            augment=pipeline.AUGMENTATIONS[recipe.augment],
+            augment=augmentation.AUGMENTATIONS[recipe.augment],
         )
         tune = store.batches(assigned.tune, recipe.batch_size) if len(assigned.tune) else None
         progress = Progress(label, recipe.epochs, first, len(assigned.train))

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import make_tree
 from PIL import Image
 
-from tfds_pap import folders, pipeline, roles
+from tfds_pap import augmentation, folders, pipeline, roles
 
 
 def encode(pixels, form, mode="RGB", **options):
@@ -175,7 +175,7 @@ def test_every_epoch_holds_each_image_once(store):
 
 
 def test_same_seed_gives_the_same_batches(store):
-    options = {"epochs": range(2), "augment": pipeline.random_flips}
+    options = {"epochs": range(2), "augment": augmentation.random_flips}
     first = stream(store, seed=3, **options)
     assert first == stream(store, seed=3, **options)
     assert first != stream(store, seed=4, **options)
@@ -183,8 +183,8 @@ def test_same_seed_gives_the_same_batches(store):
 
 
 def test_a_resumed_epoch_is_the_epoch_that_was_lost(store):
-    whole = stream(store, seed=3, epochs=range(4), augment=pipeline.random_flips)
-    rest = stream(store, seed=3, epochs=range(2, 4), augment=pipeline.random_flips)
+    whole = stream(store, seed=3, epochs=range(4), augment=augmentation.random_flips)
+    rest = stream(store, seed=3, epochs=range(2, 4), augment=augmentation.random_flips)
     assert whole[8:] == rest
 
 
@@ -196,7 +196,7 @@ def test_flips_are_the_eight_symmetries(store):
     image = np.asarray(store.pixels[0])
     turned = [np.rot90(side, k).tobytes() for side in (image, image[:, ::-1]) for k in range(4)]
     assert len(set(turned)) == 8
-    many = pipeline.random_flips(tf.repeat(image[None], 200, axis=0), tf.constant([1, 2]))
+    many = augmentation.random_flips(tf.repeat(image[None], 200, axis=0), tf.constant([1, 2]))
     assert {view.tobytes() for view in many.numpy()} == set(turned)
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +145,38 @@ def prepare(
         )
     elif source == "original" and not Path(manual_dir).is_dir():
         raise folders.TreeError(f"--manual_dir={manual_dir}: no such folder")
+    return _prepare(builder, manual_dir, reuse)
+
+
+def prepare_folders(
+    root: str | os.PathLike, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder:
+    """Returns the prepared builder of any tree of class folders, `root/<class>/*`.
+
+    Its name holds the tree's fingerprint, so that a changed tree is another data set.
+
+    Args:
+        root: The tree; an optional `groups.csv` (`file,group`) lies beside the class folders.
+        data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
+
+    Raises:
+        folders.TreeError: If the tree cannot be used.
+    """
+    # Not at the top: the dataset folders import this package themselves.
+    from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
+
+    builder = pap_folders.Builder(config=pap_folders.config(root), data_dir=data_dir)
+    return _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
+
+
+def _prepare(
+    builder: tfds.core.DatasetBuilder,
+    manual_dir: str | os.PathLike | None,
+    mode: tfds.GenerateMode,
+) -> tfds.core.DatasetBuilder:
     config = tfds.download.DownloadConfig(
         manual_dir=None if manual_dir is None else os.path.abspath(manual_dir),  # noqa: PTH100
-        download_mode=reuse,
+        download_mode=mode,
     )
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -339,35 +368,15 @@ class ImageStore:
             augment: Called with uint8 images `[b, size, size, 3]` and an int32 seed `[2]` that
                 depends on (seed, epoch, batch) alone; returns the images in the same shape.
         """
-        positions = tf.constant(np.asarray(positions, np.int64))
-        labels = tf.constant(self.index.labels)
-        # Distinct streams for order and augmentation come from one seed.
-        order_seed, augment_seed = (2 * (seed or 0), 2 * (seed or 0) + 1)
-
-        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            order = positions
-            if seed is not None:
-                key = tf.stack([order_seed, tf.cast(epoch, tf.int32)])
-                order = tf.random.experimental.stateless_shuffle(order, key)
-            batched = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-            return batched.enumerate().map(lambda batch, chosen: (epoch, batch, chosen))
-
-        gather = self._gather()
-
-        def load(epoch: tf.Tensor, batch: tf.Tensor, chosen: tf.Tensor) -> tuple:
-            images = gather(chosen)
-            if augment is not None:
-                step = tf.stack([augment_seed, tf.cast(epoch, tf.int32)])
-                step = tf.random.experimental.stateless_fold_in(step, tf.cast(batch, tf.int32))
-                images = augment(images, step)
-            return images, tf.gather(labels, chosen)
-
-        steps = len(epochs) * math.ceil(positions.shape[0] / batch_size)
-        dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
-        # Keras warns of running out of data where it cannot know the length.
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-        dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return dataset.prefetch(tf.data.AUTOTUNE)
+        return ordered_batches(
+            self._gather(),
+            self.index.labels,
+            positions,
+            batch_size,
+            seed=seed,
+            epochs=epochs,
+            augment=augment,
+        )
 
     def _gather(self) -> Callable[[tf.Tensor], tf.Tensor]:
         if isinstance(self.pixels, np.memmap):
@@ -381,6 +390,56 @@ class ImageStore:
 
             return gather_from_file
         return lambda chosen: tf.gather(self.pixels, chosen)
+
+
+def ordered_batches(
+    gather: Callable[[tf.Tensor], tf.Tensor],
+    labels: np.ndarray,
+    positions: Sequence[int],
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    epochs: range = range(1),
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """Returns batches whose order and random changes are a function of (seed, epoch, batch).
+
+    Args:
+        gather: From positions, int64 `[b]`, to what the model is fed.
+        labels: int64 `[n]`.
+        positions: See `ImageStore.batches`, as for all that follow.
+        batch_size: Examples a batch.
+        seed: Of order and augmentation.
+        epochs: Which epochs follow one another.
+        augment: Called with what `gather` returns and an int32 seed `[2]`.
+    """
+    positions = tf.constant(np.asarray(positions, np.int64))
+    labels = tf.constant(labels)
+    # Distinct streams for order and augmentation come from one seed.
+    order_seed, augment_seed = (2 * (seed or 0), 2 * (seed or 0) + 1)
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = positions
+        if seed is not None:
+            key = tf.stack([order_seed, tf.cast(epoch, tf.int32)])
+            order = tf.random.experimental.stateless_shuffle(order, key)
+        batched = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        return batched.enumerate().map(lambda batch, chosen: (epoch, batch, chosen))
+
+    def load(epoch: tf.Tensor, batch: tf.Tensor, chosen: tf.Tensor) -> tuple:
+        images = gather(chosen)
+        if augment is not None:
+            step = tf.stack([augment_seed, tf.cast(epoch, tf.int32)])
+            step = tf.random.experimental.stateless_fold_in(step, tf.cast(batch, tf.int32))
+            images = augment(images, step)
+        return images, tf.gather(labels, chosen)
+
+    steps = len(epochs) * math.ceil(positions.shape[0] / batch_size)
+    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
+    # Keras warns of running out of data where it cannot know the length.
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def load_images(
@@ -441,33 +500,3 @@ def _decode_all(
         for batch in dataset.batch(_DECODE_BATCH).prefetch(2).as_numpy_iterator():
             pixels[start : start + len(batch)] = batch
             start += len(batch)
-
-
-def random_flips(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Turns each image into one of its eight flips and quarter-turns; a smear has no "up".
-
-    Args:
-        images: `[b, size, size, 3]`, size known when the graph is built.
-        seed: int32 `[2]`; the same seed gives the same choice.
-    """
-    count, size = tf.shape(images)[0], images.shape[1]
-    choice = tf.random.stateless_uniform([count], seed, 0, 8, tf.int32)
-    # One gather of pixels costs a tenth of flipping and transposing whole batches.
-    pixels = tf.gather(tf.constant(_eight_views(size)), choice)
-    turned = tf.gather(tf.reshape(images, [count, size * size, 3]), pixels, batch_dims=1)
-    return tf.reshape(turned, tf.shape(images))
-
-
-@functools.lru_cache
-def _eight_views(size: int) -> np.ndarray:
-    """For each view the flat index of the pixel that comes to each place, int32 `[8, size**2]`."""
-    places = np.arange(size * size, dtype=np.int32).reshape(size, size)
-    views = []
-    for choice in range(8):
-        view = places[:, ::-1] if choice % 2 else places
-        view = view[::-1] if choice // 2 % 2 else view
-        views.append((view.T if choice // 4 else view).ravel())
-    return np.stack(views)
-
-
-AUGMENTATIONS: Mapping[str, Callable | None] = {"none": None, "flips": random_flips}

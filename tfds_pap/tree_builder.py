@@ -10,6 +10,9 @@ import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import folders
 
+#: The one split of a tree that has none; TFDS reserves "all".
+WHOLE = "whole"
+
 _REPOSITORY = "https://github.com/CarlosJMB/Deep-Reinforcement-Learning-for-Efficient-Digital-Pap-Smear-Analysis"
 
 #: Phantom images per class and split: small enough for a laptop, large enough to learn from.
@@ -55,7 +58,7 @@ def configs(stage: int) -> list[PapConfig]:
 
 
 class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of `pap_db3` and `pap_db4`; a subclass names its tree and classes."""
+    """Base of the data sets; a subclass names its tree and classes."""
 
     STAGE: ClassVar[int]
     TREE: ClassVar[str]
@@ -63,12 +66,17 @@ class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     CLASS_FOLDERS: ClassVar[Mapping[str, str]]
     PUBLISHED_COUNTS: ClassVar[Mapping[str, Mapping[str, int]]]
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names that the labels index."""
+        return self.CLASSES
+
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=list(self.CLASSES)),
+                    "label": tfds.features.ClassLabel(names=list(self.class_names)),
                     "id": tfds.features.Text(),
                     "group": tfds.features.Text(),
                 }
@@ -88,16 +96,21 @@ class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         tree = folders.read_tree(
             dl_manager.manual_dir / self.TREE, self.CLASS_FOLDERS, published=self.PUBLISHED_COUNTS
         )
+        return self._tree_generators(tree)
+
+    def _tree_generators(self, tree: folders.Tree) -> dict[str, Iterator]:
+        """Announces a tree and returns its examples, split by split."""
         for note in tree.notes:
             print(f"Note: {note}")
+        counts = {split or WHOLE: classes for split, classes in tree.counts().items()}
         self.info.metadata.update(
-            fingerprint=tree.fingerprint, notes=list(tree.notes), counts=tree.counts()
+            fingerprint=tree.fingerprint, notes=list(tree.notes), counts=counts
         )
         return {
             split: self._generate_examples(
-                self._read([file for file in tree.files if file.split == split])
+                self._read([file for file in tree.files if (file.split or WHOLE) == split])
             )
-            for split in ("train", "validation")
+            for split in counts
         }
 
     def _generate_examples(

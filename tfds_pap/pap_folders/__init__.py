@@ -1,0 +1,1 @@
+"""The pap_folders dataset folder, in the conventions of TensorFlow Datasets."""
