@@ -3,8 +3,6 @@
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,16 @@ import rich.console
 import rich.table
 import tensorflow_datasets.public_api as tfds
 
-from replication import evaluation, published, results, runs, tensorboard, training
+from replication import (
+    evaluation,
+    features,
+    models,
+    published,
+    results,
+    runs,
+    tensorboard,
+    training,
+)
 from tfds_pap import pipeline, roles
 
 _STAND_IN = (
@@ -129,8 +136,13 @@ def run_fit(
         print(f"{label}: finished before")
         return
     start = time.perf_counter()
-    store = _store(builder, recipe.size, recipe.resize)
-    assigned = roles.assign_roles(store.index, protocol, stage=recipe.stage)
+    if recipe.features is None:
+        store = _store(builder, recipe.size, recipe.resize)
+    else:
+        store = features.extract(builder, recipe.features, features.DIRECTORY, policy=policy)
+    assigned = roles.assign_roles(
+        store.index, protocol, stage=recipe.stage, test_within_train=recipe.test_within_train
+    )
     logs = run.path / "logs" / directory.relative_to(run.path)
     model, outcome = training.fit(
         recipe,
@@ -154,7 +166,9 @@ def run_fit(
     predictions.write(directory / "predictions.csv")
     metrics = evaluation.evaluate(predictions.select("test"))
     runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
-    _save_model(model, directory / "model.keras")
+    if recipe.features is not None:
+        model = models.classifier(recipe.features.extractor(), model)
+    runs.save_model(model, directory / "model.keras")
     runs.write_json(
         directory / "fit.json",
         {
@@ -165,6 +179,7 @@ def run_fit(
             "parameters": model.count_params(),
             "size": recipe.size,
             "resize": recipe.resize,
+            "published": recipe.published,
             "class_names": list(store.index.class_names),
             "counts": {
                 role: _class_counts(store.index, positions) for role, positions in assigned.items()
@@ -178,13 +193,6 @@ def run_fit(
     durations = run.manifest().get("durations", {})
     durations[label] = round(time.perf_counter() - start, 1)
     run.update_manifest(durations=durations, peak_memory_mib=round(runs.peak_memory_mib()))
-
-
-def _save_model(model: Any, path: Path) -> None:
-    # Keras insists on the ending, so the half-written file is hidden by a leading dot.
-    partial = path.with_name(f".partial_{path.name}")
-    model.save(partial)
-    partial.replace(path)
 
 
 def summarise(run: runs.RunDirectory) -> list[results.Row]:

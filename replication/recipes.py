@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 
-from replication import models, training
+import keras
+
+from replication import features, models, training, weights
+from tfds_pap import taxonomy
 
 #: Data set of each stage.
 DATASETS = {1: "pap_db3", 2: "pap_db4"}
@@ -21,6 +24,7 @@ _PAPER_STAGE1 = training.Recipe(
     keep="last",
     patience=None,
     augment="none",
+    published="P1.accuracy",
 )
 #: P2. BGR, 0..255 unscaled, 100 epochs, scored with the weights of the last one.
 _PAPER_STAGE2 = training.Recipe(
@@ -35,6 +39,7 @@ _PAPER_STAGE2 = training.Recipe(
     keep="last",
     patience=None,
     augment="none",
+    published="P2.accuracy",
 )
 #: The clean protocol chooses the epoch on the tune role and turns each image at random: a smear
 #: has no "up", and the tune role takes a fifth of the images away.
@@ -52,3 +57,97 @@ RECIPES = {
 #: What lets both protocols end within about five minutes on two CPU cores. 190 px is the smallest
 #: input on which the six blocks of P2 leave one cell: same parameters, 0.58 times the work.
 PHANTOM_PRESET = {1: {"epochs": 40}, 2: {"epochs": 26, "size": 190}}
+
+
+def plan(
+    protocol: str,
+    stage: int,
+    *,
+    phantoms: bool,
+    stage2: str = "cnn",
+    weights_spec: str = "imagenet",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    augment: str | None = None,
+) -> training.Recipe:
+    """Returns how one stage is trained, as the flags say.
+
+    Args:
+        protocol: "paper" or "clean".
+        stage: 1 or 2.
+        phantoms: Whether the images are drawn; then fewer epochs do.
+        stage2: "cnn" (P2) or "resnet50" (P3) for the second stage.
+        weights_spec: Of the ResNet50, see `weights.find`.
+        epochs: Instead of the recipe's.
+        batch_size: Instead of the recipe's.
+        augment: "none" or "flips" instead of the clean recipe's.
+    """
+    preset = PHANTOM_PRESET[stage] if phantoms else {}
+    if stage == 2 and stage2 == "resnet50":
+        recipe = stage2_resnet50(protocol, weights_spec)
+        preset = {name: value for name, value in preset.items() if name != "size"}
+    else:
+        recipe = RECIPES[protocol, stage]
+    if augment == "flips" and recipe.features is not None:
+        augment = "stored_views"
+    changes = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "augment": augment if protocol == "clean" else None,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(recipe, **{**preset, **given})
+
+
+#: P3's input in pixels, and its optimizer's learning rate.
+_RESNET50_SIZE, _RESNET50_LEARNING_RATE = 224, 1e-2
+
+
+def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
+    """Returns how P3 is trained: a dense layer on a frozen ResNet50.
+
+    The paper protocol feeds each image anew, flipped, blurred and turned, normalised as torchvision
+    does, and is scored on a random fifth of the train folder. The clean protocol gives the backbone
+    the pixels its weights were trained on, picks one of eight stored views, and is scored on the
+    validation folder.
+
+    Args:
+        protocol: "paper" or "clean".
+        spec: See `weights.find`.
+
+    Raises:
+        runs.RunError: If the weights are not there or do not fit.
+    """
+    found = weights.find("resnet50", spec)
+    shared = dataclasses.replace(
+        _PAPER_STAGE2,
+        name="stage-2 ResNet50 (P3)" + (", untrained" if found.path is None else ""),
+        size=_RESNET50_SIZE,
+        learning_rate=_RESNET50_LEARNING_RATE,
+        published="P3.validation_accuracy",
+    )
+    if protocol == "paper":
+        torch_style = features.FeatureSpec("resnet50", found, _RESNET50_SIZE, "torch")
+        return dataclasses.replace(
+            shared,
+            build=functools.partial(_frozen_classifier, torch_style),
+            augment="flips_blur_rotation",
+            test_within_train=True,
+        )
+    own = features.FeatureSpec("resnet50", found, _RESNET50_SIZE, "caffe", views=8)
+    return dataclasses.replace(
+        shared,
+        build=_resnet50_head,
+        features=own,
+        **{**_CLEAN, "augment": "stored_views"},
+    )
+
+
+def _resnet50_head(size: int) -> keras.Model:
+    del size
+    return models.linear_head(2048, len(taxonomy.STAGE2_CLASSES))
+
+
+def _frozen_classifier(spec: features.FeatureSpec, size: int) -> keras.Model:
+    del size
+    return models.classifier(spec.extractor(), _resnet50_head(spec.size))

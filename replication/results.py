@@ -16,7 +16,7 @@ from typing import Any
 
 from replication import evaluation, published, runs
 
-#: The published figure that each stage's accuracy is set beside.
+#: The published figure that each stage's accuracy is set beside where the fit names none.
 _PUBLISHED_KEYS = {1: "P1.accuracy", 2: "P2.accuracy"}
 
 
@@ -98,7 +98,7 @@ def summary_rows(fits: list[Fit], source: published.Source) -> list[Row]:
     for stage, protocol in dict.fromkeys((fit.stage, fit.protocol) for fit in fits):
         same = [fit for fit in fits if (fit.stage, fit.protocol) == (stage, protocol)]
         summary = evaluation.summarise_seeds([fit.predictions.select("test") for fit in same])
-        figure = published.published(_PUBLISHED_KEYS[stage])
+        figure = published.published(same[0].info.get("published") or _PUBLISHED_KEYS[stage])
         accuracy = summary["accuracy"]
         verdict = published.verdict(figure, accuracy.low, accuracy.high, source=source)
         rows.append(Row(stage, same[0].info["name"], protocol, figure, summary, verdict))

@@ -6,7 +6,6 @@
 Running the same command again resumes a run that was interrupted and skips what is finished.
 """
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -32,6 +31,18 @@ _PROTOCOL = flags.DEFINE_enum(
     "As the authors ran it, without their defects, or both (default).",
 )
 _STAGE_LIST = flags.DEFINE_list("stages", list(_STAGES), "Stages to train (default: 1,2).")
+_STAGE2 = flags.DEFINE_enum(
+    "stage2",
+    "cnn",
+    ["cnn", "resnet50"],
+    "Model of the second stage: the original CNN (P2, default) or a frozen ResNet50 (P3).",
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    "imagenet",
+    "Of the ResNet50: imagenet (default; Keras's download and cache), none, or the path of a .h5 "
+    "or .keras file or of a directory of them.",
+)
 _EPOCHS = flags.DEFINE_integer(
     "epochs",
     None,
@@ -98,6 +109,20 @@ def main(argv: list[str]) -> None:
             )
             for stage in sorted(present.union(stages))
         }
+        planned = {
+            (protocol, stage): recipes.plan(
+                protocol,
+                stage,
+                phantoms=source == "phantom",
+                stage2=_STAGE2.value,
+                weights_spec=_WEIGHTS.value,
+                epochs=_EPOCHS.value,
+                batch_size=_BATCH_SIZE.value,
+                augment=_AUGMENT.value,
+            )
+            for protocol in protocols
+            for stage in stages
+        }
         run = runs.RunDirectory.open(path, _identity(source, builders, policy))
         experiment.describe(run, builders, policy)
         print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
@@ -105,13 +130,9 @@ def main(argv: list[str]) -> None:
         for seed in seeds:
             for stage in stages:
                 for protocol in protocols:
-                    preset = recipes.PHANTOM_PRESET[stage] if source == "phantom" else {}
-                    recipe = dataclasses.replace(
-                        recipes.RECIPES[protocol, stage], **{**preset, **_overrides(protocol)}
-                    )
                     experiment.run_fit(
                         run,
-                        recipe,
+                        planned[protocol, stage],
                         protocol,
                         seed,
                         builder=builders[stage],
@@ -147,16 +168,6 @@ def _seeds() -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _overrides(protocol: str) -> dict[str, object]:
-    """What the flags change of a recipe."""
-    changes = {
-        "epochs": _EPOCHS.value,
-        "batch_size": _BATCH_SIZE.value,
-        "augment": _AUGMENT.value if protocol == "clean" else None,
-    }
-    return {name: value for name, value in changes.items() if value is not None}
-
-
 def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[str, object]:
     """Everything that results depend on; stages, protocols and seeds only choose among fits."""
     import keras
@@ -166,6 +177,8 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "epochs": _EPOCHS.value,
         "batch_size": _BATCH_SIZE.value,
         "augment": _AUGMENT.value,
+        "stage2": _STAGE2.value,
+        "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "backend": keras.backend.backend(),
         "precision": policy.precision,
         "xla": policy.jit_compile,

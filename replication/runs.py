@@ -111,9 +111,13 @@ def quiet_logs() -> None:
     """Keeps the libraries' start-up chatter off the terminal; call before importing TensorFlow."""
     # Errors that matter are raised; what is logged at this level is chatter about absent GPUs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from absl import logging
+    import logging
 
-    logging.set_verbosity(logging.ERROR)
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    # Warns of retracing wherever several models predict one after another.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def set_seed(seed: int) -> None:
@@ -146,6 +150,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Saves a Keras model beside its path and renames it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Keras insists on the ending, so the half-written file is hidden by a leading dot.
+    partial = path.with_name(f".partial_{path.name}")
+    model.save(partial)
+    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:
@@ -233,14 +246,15 @@ class RunDirectory:
         return (path.parent for path in sorted(self.path.glob("stage*/*/seed_*/fit.json")))
 
 
-def environment(policy: DevicePolicy) -> dict[str, Any]:
+def environment(policy: DevicePolicy, program: str = "replication.run") -> dict[str, Any]:
     """Returns what a reader needs to judge or repeat a run: versions, commit, device.
 
     Args:
         policy: The device policy in force.
+        program: The module that was run.
     """
     return {
-        "command": " ".join(["python -m replication.run", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},

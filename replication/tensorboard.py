@@ -68,7 +68,7 @@ class Pictures(keras.callbacks.Callback):
 
 def callbacks(
     directory: Path,
-    store: pipeline.ImageStore,
+    store: training.Store,
     assigned: roles.Roles,
     *,
     profile: bool = False,
@@ -77,14 +77,14 @@ def callbacks(
 
     Args:
         directory: Of the event files.
-        store: Decoded images.
+        store: Decoded images; of stored features there is nothing to picture.
         assigned: Roles; the tune role is watched, or the train role where there is no tune role.
         profile: Whether to profile steps 5 to 15.
     """
     watched = assigned.tune if len(assigned.tune) else assigned.train
-    return (
-        keras.callbacks.TensorBoard(
-            str(directory), write_graph=False, profile_batch=(5, 15) if profile else 0
-        ),
-        Pictures(directory / "pictures", store, watched),
+    scalars = keras.callbacks.TensorBoard(
+        str(directory), write_graph=False, profile_batch=(5, 15) if profile else 0
     )
+    if not isinstance(store, pipeline.ImageStore):
+        return (scalars,)
+    return scalars, Pictures(directory / "pictures", store, watched)

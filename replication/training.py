@@ -4,9 +4,9 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -28,11 +28,17 @@ class Recipe:
         resize: One of `pipeline.RESIZE_METHODS`.
         epochs: Epochs at most.
         batch_size: Images a step.
-        learning_rate: Of Adam.
-        keep: "last" keeps the weights of the last epoch, "best" those with the lowest loss on the
+        learning_rate: Of the optimizer.
+        keep: "last" keeps the weights of the last epoch, "best" those of the best epoch on the
             tune role.
-        patience: Epochs without a lower tune loss after which training ends; None never does.
+        patience: Epochs without a better one on the tune role after which training ends; None
+            never does.
         augment: One of `augmentation.AUGMENTATIONS`.
+        optimizer: One of `OPTIMIZERS`.
+        monitor: What makes an epoch better: a lower "val_loss" or a higher "val_accuracy".
+        published: Key of the figure it is set beside, see `published.published`.
+        features: A `features.FeatureSpec` where `build` makes a head for stored features.
+        test_within_train: See `roles.assign_roles`.
     """
 
     name: str
@@ -46,6 +52,32 @@ class Recipe:
     keep: str
     patience: int | None
     augment: str
+    optimizer: str = "adam"
+    monitor: str = "val_loss"
+    published: str = ""
+    features: Any = None
+    test_within_train: bool = False
+
+
+#: From a learning rate to an optimizer with Keras's defaults.
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+
+
+class Store(Protocol):
+    """Where examples come from: decoded images or stored features."""
+
+    index: pipeline.Index
+
+    def batches(
+        self,
+        positions: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epochs: range = range(1),
+        augment: Callable | None = None,
+    ) -> Any:
+        """See `pipeline.ImageStore.batches`."""
 
 
 class TrainingState(keras.callbacks.Callback):
@@ -57,12 +89,14 @@ class TrainingState(keras.callbacks.Callback):
     Args:
         directory: Where the state lies; removed by the caller once the fit is finished.
         patience: See `Recipe`.
+        monitor: See `Recipe`.
     """
 
-    def __init__(self, directory: Path, patience: int | None) -> None:
+    def __init__(self, directory: Path, patience: int | None, monitor: str = "val_loss") -> None:
         super().__init__()
         self._directory = directory
         self._patience = patience
+        self._monitor = monitor
         self.history: list[dict[str, float]] = []
         self.best_epoch: int | None = None
 
@@ -96,14 +130,23 @@ class TrainingState(keras.callbacks.Callback):
             return False
         return len(self.history) - 1 - self.best_epoch >= self._patience
 
+    def _is_best(self, logs: dict[str, float]) -> bool:
+        if self._monitor not in logs:
+            return False
+        if self.best_epoch is None:
+            return True
+        gain = logs[self._monitor] - self.history[self.best_epoch][self._monitor]
+        return gain > 0 if self._monitor.endswith("accuracy") else gain < 0
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Stores the state; the best weights come first, so that the state never lacks them."""
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(logs["loss"]):
             raise runs.RunError(f"loss became {logs['loss']} in epoch {epoch + 1}")
         self.history.append(logs)
-        if "val_loss" in logs and (
-            self.best_epoch is None or logs["val_loss"] < self.history[self.best_epoch]["val_loss"]
+        if self._monitor in logs and (
+            self.best_epoch is None
+            or self._score(logs) < self._score(self.history[self.best_epoch])
         ):
             self.best_epoch = epoch
             _save(self._best_path(epoch), self.model.variables)
@@ -168,25 +211,25 @@ class Progress(keras.callbacks.Callback):
 
 def fit(
     recipe: Recipe,
-    store: pipeline.ImageStore,
+    store: Store,
     assigned: roles.Roles,
     *,
     seed: int,
     policy: runs.DevicePolicy,
     directory: Path,
-    label: str,
+    label: str | None,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Trains one model, or goes on where a killed fit left off.
 
     Args:
         recipe: How to train.
-        store: Decoded images at the recipe's size.
+        store: Decoded images at the recipe's size, or stored features where a head is trained.
         assigned: Which image has which role.
         seed: Of initial weights, order, augmentation and dropout.
         policy: Where and how to compute.
         directory: Where the state lies while training; nothing of it remains afterwards.
-        label: Name of the progress line.
+        label: Name of the progress line; None shows none.
         callbacks: Further callbacks, for example TensorBoard's.
 
     Returns:
@@ -205,12 +248,12 @@ def fit(
     with policy.scope():
         model = recipe.build(recipe.size)
         model.compile(
-            optimizer=keras.optimizers.Adam(recipe.learning_rate),
+            optimizer=OPTIMIZERS[recipe.optimizer](recipe.learning_rate),
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
             jit_compile=policy.jit_compile,
         )
-    state = TrainingState(directory, recipe.patience)
+    state = TrainingState(directory, recipe.patience, recipe.monitor)
     first = state.restore(model)
     start = time.perf_counter()
     if first < recipe.epochs and not state.should_stop():
@@ -223,7 +266,9 @@ def fit(
             augment=augmentation.AUGMENTATIONS[recipe.augment],
         )
         tune = store.batches(assigned.tune, recipe.batch_size) if len(assigned.tune) else None
-        progress = Progress(label, recipe.epochs, first, len(assigned.train))
+        if label is not None:
+            progress = Progress(label, recipe.epochs, first, len(assigned.train))
+            callbacks = (progress, *callbacks)
         model.fit(
             train,
             steps_per_epoch=math.ceil(len(assigned.train) / recipe.batch_size),
@@ -232,7 +277,7 @@ def fit(
             shuffle=False,
             epochs=recipe.epochs,
             verbose=0,
-            callbacks=[state, progress, *callbacks],
+            callbacks=[state, *callbacks],
         )
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
@@ -249,7 +294,7 @@ def fit(
 
 
 def predict(
-    model: keras.Model, store: pipeline.ImageStore, positions: np.ndarray, batch_size: int = 64
+    model: keras.Model, store: Store, positions: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
     """Returns float32 probabilities `[n, classes]` of the images at these positions."""
     batches = store.batches(positions, batch_size).map(lambda images, labels: images)

@@ -41,7 +41,9 @@ class Roles:
         return (("train", self.train), ("tune", self.tune), ("test", self.test))
 
 
-def assign_roles(index: pipeline.Index, protocol: str, *, stage: int) -> Roles:
+def assign_roles(
+    index: pipeline.Index, protocol: str, *, stage: int, test_within_train: bool = False
+) -> Roles:
     """Assigns every image its role.
 
     Args:
@@ -50,6 +52,8 @@ def assign_roles(index: pipeline.Index, protocol: str, *, stage: int) -> Roles:
             stage 2 cuts the shuffled train folder 80/20 by image (P2). "clean": a stratified
             fifth of the train folder tunes, cut by group where every group is known.
         stage: 1 or 2.
+        test_within_train: Scores the fifth of the train folder that the paper protocol cuts off
+            at random, and leaves the validation folder out, as P3 did.
 
     Returns:
         The roles; positions are sorted by id, so that they do not depend on stored order.
@@ -68,6 +72,8 @@ def assign_roles(index: pipeline.Index, protocol: str, *, stage: int) -> Roles:
         fit, tune = model_selection.train_test_split(
             train, test_size=_TUNE_FRACTION, random_state=_PAPER_CUT_SEED
         )
+        if test_within_train:
+            return Roles(fit, tune[:0], tune)
         return Roles(fit, tune, test)
     fit, tune = _clean_cut(index, train)
     return Roles(train[fit], train[tune], test)

@@ -1,0 +1,81 @@
+"""Cross-validation: every image is tested once, by a model that has not seen it, or its group."""
+
+import numpy as np
+from sklearn import model_selection
+
+from tfds_pap import pipeline, roles
+
+#: How a set may be cut.
+CUTS = ("image", "group")
+
+
+def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.Roles]:
+    """Cuts every image of a data set into stratified folds.
+
+    Args:
+        index: What is known of the images; published splits are passed over.
+        count: Number of folds.
+        by: "image": any image may be tested by a model that trained on its neighbours from the
+            same slide (scikit-learn's StratifiedKFold). "group": a group is never on both sides
+            (StratifiedGroupKFold).
+        seed: Another seed, other folds.
+
+    Returns:
+        Roles of each fold, without tune images; positions in order of id.
+
+    Raises:
+        ValueError: If groups are unknown, a class has fewer images than there are folds, there are
+            fewer groups than folds, or a fold would train on one class alone.
+    """
+    if by not in CUTS:
+        raise ValueError(f"cut {by!r}: expected one of {', '.join(CUTS)}")
+    by_id = np.argsort(index.ids, kind="stable")
+    labels, groups = index.labels[by_id], index.groups[by_id]
+    counts = np.bincount(labels, minlength=len(index.class_names))
+    if counts.min() < count:
+        raise ValueError(
+            f"class {index.class_names[counts.argmin()]} has {counts.min()} images, fewer than "
+            f"--folds={count}"
+        )
+    if by == "group" and not np.all(groups != ""):
+        raise ValueError(
+            f"a cut by group needs the group of every image (groups.csv: file,group); "
+            f"{int((groups == '').sum())} have none"
+        )
+    if by == "group" and len(np.unique(groups)) < count:
+        raise ValueError(f"{len(np.unique(groups))} groups are fewer than --folds={count}")
+    splitter = {
+        "image": model_selection.StratifiedKFold,
+        "group": model_selection.StratifiedGroupKFold,
+    }[by](count, shuffle=True, random_state=seed)
+    folds = []
+    for number, (train, test) in enumerate(
+        splitter.split(by_id, labels, groups if by == "group" else None), start=1
+    ):
+        if len(np.unique(labels[train])) < 2:
+            (only,) = np.unique(labels[train])
+            raise ValueError(
+                f"fold {number} of {count} would train on {index.class_names[only]} alone; take "
+                "fewer folds"
+            )
+        folds.append(roles.Roles(by_id[train], by_id[:0], by_id[test]))
+    return folds
+
+
+def untrained_classes(index: pipeline.Index, folds: list[roles.Roles]) -> list[str]:
+    """Names each fold whose training images lack a class that it is tested on.
+
+    Args:
+        index: What is known of the images.
+        folds: From `cut`.
+
+    Returns:
+        One line a fold, such as "fold 2 is tested on SCC and trains without it".
+    """
+    lines = []
+    for number, fold in enumerate(folds, start=1):
+        missing = np.setdiff1d(index.labels[fold.test], index.labels[fold.train])
+        if len(missing):
+            names = ", ".join(index.class_names[label] for label in missing)
+            lines.append(f"fold {number} is tested on {names} and trains without it")
+    return lines
