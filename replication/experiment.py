@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,14 +75,7 @@ def describe(
     data = run.manifest().get("data", {})
     for stage, builder in builders.items():
         index = pipeline.read_index(builder)
-        data[builder.name] = {
-            "fingerprint": builder.info.metadata["fingerprint"],
-            "notes": list(builder.info.metadata["notes"]),
-            "counts": {
-                split: _class_counts(index, np.flatnonzero(index.splits == split))
-                for split in sorted(builder.info.splits)
-            },
-            "groups": len(set(index.groups) - {""}),
+        data[builder.name] = describe_images(builder, index) | {
             "roles": {
                 protocol: {
                     role: _class_counts(index, positions)
@@ -96,6 +90,24 @@ def describe(
         environment=runs.environment(policy),
         data=data,
     )
+
+
+def describe_images(builder: tfds.core.DatasetBuilder, index: pipeline.Index) -> dict[str, Any]:
+    """Returns what a manifest says of a data set: fingerprint, notes, counts, groups.
+
+    Args:
+        builder: A prepared builder.
+        index: Of the same builder.
+    """
+    return {
+        "fingerprint": builder.info.metadata["fingerprint"],
+        "notes": list(builder.info.metadata["notes"]),
+        "counts": {
+            split: _class_counts(index, np.flatnonzero(index.splits == split))
+            for split in sorted(builder.info.splits)
+        },
+        "groups": len(set(index.groups) - {""}),
+    }
 
 
 def _class_counts(index: pipeline.Index, positions: np.ndarray) -> dict[str, int]:

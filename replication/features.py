@@ -227,7 +227,8 @@ def _compute(
                     bar.update(count)
                 done += count
             _write_chunk(_chunk_path(folder, number), features)
-    rate = measured / seconds if seconds else _rate_before(folder)
+        # Of a handful of images there is no batch after the one that pays for tracing.
+        rate = measured / seconds if seconds else bar.n / bar.format_dict["elapsed"]
     about = {
         "key": key,
         "weights": spec.weights.label,
@@ -238,11 +239,6 @@ def _compute(
         "mebibytes": weights.mebibytes(extractor),
     }
     runs.write_json(folder / "about.json", about)
-
-
-def _rate_before(folder: Path) -> float | None:
-    path = folder / "about.json"
-    return runs.read_json(path)["images_per_second"] if path.exists() else None
 
 
 def _write_chunk(path: Path, features: np.ndarray) -> None:

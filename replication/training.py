@@ -144,10 +144,7 @@ class TrainingState(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise runs.RunError(f"loss became {logs['loss']} in epoch {epoch + 1}")
         self.history.append(logs)
-        if self._monitor in logs and (
-            self.best_epoch is None
-            or self._score(logs) < self._score(self.history[self.best_epoch])
-        ):
+        if self._is_best(logs):
             self.best_epoch = epoch
             _save(self._best_path(epoch), self.model.variables)
         meta = json.dumps({"history": self.history, "best_epoch": self.best_epoch})

@@ -61,3 +61,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real stand-in images (CRIC, Mendeley LBC) are not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backbone in the table that builds and runs in milliseconds: two convolutions, BatchNorm."""
+    import keras
+
+    from replication import models
+
+    def tiny_net(weights, include_top, input_shape):
+        assert not include_top and weights is None
+        images = keras.Input(input_shape)
+        x = keras.layers.Conv2D(6, 3, strides=2, activation="relu", name="stem")(images)
+        x = keras.layers.BatchNormalization(name="stem_normalization")(x)
+        x = keras.layers.Conv2D(8, 3, activation="relu", name="top")(x)
+        return keras.Model(images, x, name="tiny_net")
+
+    monkeypatch.setattr(keras.applications, "TinyNet", tiny_net, raising=False)
+    tiny = models.Backbone("TinyNet", 32, "torch", 652, "tiny_net_notop.h5")
+    monkeypatch.setitem(models.BACKBONES, "tiny", tiny)
+    return "tiny"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import save_image
 
-from replication import models, recipes
+from replication import models, recipes, runs
 from tfds_pap import pipeline
 
 
@@ -112,3 +112,91 @@ def test_saved_model_loads_safely_and_says_the_same(protocol, stage, images, tmp
     before, after = model.predict(images, verbose=0), loaded.predict(images, verbose=0)
     np.testing.assert_array_equal(before, after)
     np.testing.assert_allclose(before.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", models.BACKBONES)
+def test_the_table_says_what_preprocess_input_does(name):
+    """The mode in the table is the one found by asking Keras's own function."""
+    entry = models.BACKBONES[name]
+    assert models._other_backbone(entry.constructor).preprocessing == entry.preprocessing
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg16", "efficientnetb0", "mobilenetv2", "mobilenetv2_035", "efficientnetv2b0"]
+)
+def test_the_table_says_how_large_a_backbone_is(name):
+    entry = models.BACKBONES[name]
+    assert entry.build(64).count_params() == entry.parameters
+
+
+def test_any_name_of_keras_applications_will_do():
+    assert models.backbone("Xception") == models.Backbone("Xception", 224, "tf")
+    assert models.backbone("mobilenetv3small").preprocessing == "included"
+    assert models.backbone("ResNet152") is models.BACKBONES["resnet152"]
+
+
+def test_an_unknown_backbone_offers_the_nearest():
+    with pytest.raises(runs.RunError, match=r"'resnt152'.*did you mean resnet152") as error:
+        models.backbone("resnt152")
+    assert "\n" not in str(error.value)
+
+
+def test_p6_has_the_papers_parameters():
+    """ResNet152 and the head of P6: 58,510,532 parameters, 135,492 of them trainable."""
+    extractor = models.feature_extractor(models.backbone("resnet152").build(250), 250, "bgr")
+    model = models.classifier(extractor, models.head(2048, 4))
+    assert model.count_params() == 58_510_532
+    assert sum(np.prod(w.shape) for w in model.trainable_weights) == 135_492
+    assert model.input_shape == (None, 250, 250, 3) and model.output_shape == (None, 4)
+
+
+@pytest.mark.parametrize("mode", ["tf", "caffe", "torch"])
+def test_preprocessing_in_the_model_equals_keras_own(tiny_backbone, mode):
+    network = models.backbone(tiny_backbone).build(32)
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
+    wanted = keras.applications.imagenet_utils.preprocess_input(pixels.copy(), mode=mode)
+    ours = models.feature_extractor(network, 32, mode)(pixels)
+    np.testing.assert_allclose(ours, np.asarray(network(wanted)).mean(axis=(1, 2)), atol=2e-5)
+
+
+def test_paper_protocol_feeds_a_backbone_bgr_unscaled(tiny_backbone):
+    network = models.backbone(tiny_backbone).build(32)
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
+    ours = models.feature_extractor(network, 32, "bgr")(pixels)
+    wanted = np.asarray(network(pixels[..., ::-1])).mean(axis=(1, 2))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+
+
+def test_a_saved_classifier_keeps_preprocessing_and_loads_safely(tiny_backbone, tmp_path):
+    extractor = models.feature_extractor(models.backbone(tiny_backbone).build(32), 32, "caffe")
+    model = models.classifier(extractor, models.head(8, 4, units=None, seed=1))
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_allclose(loaded(pixels), model(pixels), atol=1e-6)
+
+
+def test_the_head_is_the_same_whatever_was_built_before():
+    first = models.head(16, 4, seed=5).get_weights()
+    keras.layers.Dense(3).build((1, 7))
+    for a, b in zip(first, models.head(16, 4, seed=5).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first[4], models.head(16, 4, seed=6).get_weights()[4])
+
+
+def test_gflops_equal_tensorflows_own_count():
+    """The profiler counts every operation of the graph; convolutions and dense layers are most."""
+    import tensorflow as tf
+    from tensorflow.python.framework import convert_to_constants
+    from tensorflow.python.profiler import model_analyzer, option_builder
+
+    model = models.feature_extractor(models.backbone("mobilenetv2_035").build(96), 96, "tf")
+    concrete = tf.function(model).get_concrete_function(tf.TensorSpec((1, 96, 96, 3)))
+    frozen = convert_to_constants.convert_variables_to_constants_v2(concrete)
+    options = option_builder.ProfileOptionBuilder.float_operation()
+    options["output"] = "none"
+    total = model_analyzer.profile(frozen.graph, options=options).total_float_ops / 1e9
+    assert models.gflops(model) == pytest.approx(total, rel=0.1)
+    # He et al. 2016 count 3.8e9 multiply-adds for ResNet50 with its classifier (4.1e6).
+    resnet50 = models.feature_extractor(models.backbone("resnet50").build(224), 224, "caffe")
+    assert models.gflops(resnet50) == pytest.approx(2 * 3.86, rel=0.01)

@@ -1,0 +1,237 @@
+"""Which pre-trained network is best for these cells? Frozen backbones compared, with intervals.
+
+    python -m replication.compare --manual_dir=DIR        # DIR holds DB_4; published folders
+    python -m replication.compare --folders=DIR --cut=both --folds=5   # any DIR/<class>/*
+    python -m replication.compare --weights=none          # phantoms, untrained: shows that it works
+
+Each backbone sees each image once; heads are trained on its stored features. Running the same
+command again resumes; further backbones and seeds may be added to a run directory.
+"""
+
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from replication import runs
+
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
+)
+_FOLDERS = flags.DEFINE_string(
+    "folders",
+    None,
+    "Any tree PATH/<class>/* with an optional PATH/groups.csv (file,group), instead of DB_4.",
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+)
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "Where the comparison is written (default: runs/compare-<data>)."
+)
+_FEATURES_DIR = flags.DEFINE_string(
+    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
+)
+_BACKBONES = flags.DEFINE_list(
+    "backbones",
+    None,
+    "Backbones: names of the table in replication/models.py or of keras.applications (default: the "
+    "whole table; with a directory of weights, those whose file lies in it).",
+)
+_WEIGHTS = flags.DEFINE_list(
+    "weights",
+    ["imagenet"],
+    "imagenet (default; Keras's download and cache), none, or the path of a file or directory of "
+    ".h5 or .keras files; NAME=one of these sets it for one backbone: none,mobilenetv2=DIR.",
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    "clean",
+    ["paper", "clean"],
+    "clean (default): each backbone's own preprocessing, best epoch on tune images. paper: BGR "
+    "0..255 unscaled and the last epoch, as in P6.",
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one head each (default: 0,1,2).")
+_FOLDS = flags.DEFINE_integer(
+    "folds",
+    None,
+    "Folds of cross-validation over all images (default: 0, the published folders; 5 with "
+    "--folders).",
+    lower_bound=0,
+)
+_CUT = flags.DEFINE_enum(
+    "cut",
+    None,
+    ["image", "group", "both"],
+    "How folds are cut: by image, by group, or both, which prints the size of the leak (default: "
+    "group where every group is known, else image).",
+)
+_UNIT = flags.DEFINE_string("group_unit", "group", "What a group is, for texts (default: group).")
+_SIZE = flags.DEFINE_integer(
+    "size", None, "Input in pixels (default: the backbone's own, 224 for most).", lower_bound=32
+)
+_VIEWS = flags.DEFINE_enum(
+    "views",
+    "1",
+    ["1", "8"],
+    "Stored views of each image; 8 trains on flips and quarter-turns (default: 1).",
+)
+_UNITS = flags.DEFINE_integer(
+    "units", 64, "Units of the head's hidden layer, 0 for none (default: the paper's 64).", 0
+)
+_DROPOUT = flags.DEFINE_float(
+    "dropout", 0.2, "Dropout of the head, a share (default: the paper's 0.2).", 0, 0.95
+)
+_OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", "sgd", ["sgd", "adam"], "Optimizer of the head (default: the paper's sgd)."
+)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 0.01, "Learning rate of the head (default: the paper's 0.01).", 1e-9
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 16, "Images a step of the head (default: the paper's 16).", lower_bound=1
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", 50, "Epochs at most of each head (default: the paper's 50).", lower_bound=1
+)
+_XLA = flags.DEFINE_enum(
+    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision",
+    "auto",
+    ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
+    "Keras dtype policy (default auto: mixed_bfloat16 on GPUs that have it, else float32).",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Extracts features, trains heads, compares them, and writes table, figures and page."""
+    _check_flags(argv)
+    seeds = _seeds()
+    start = time.perf_counter()
+
+    # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
+    runs.quiet_logs()
+    from replication import comparison_steps as steps
+    from replication import features, heads, models, weights
+    from tfds_pap import folders, folds, pipeline
+
+    try:
+        policy = runs.configure_devices(xla=_XLA.value, precision=_PRECISION.value)
+        specs = _weights()
+        names = steps.backbone_names(_BACKBONES.value, specs)
+        chosen = {name: weights.find(name, specs.get(name, specs[""])) for name in names}
+        if _FOLDERS.value:
+            builder = pipeline.prepare_folders(_FOLDERS.value, _DATA_DIR.value)
+        else:
+            source = "original" if _MANUAL_DIR.value else "phantom"
+            builder = pipeline.prepare("pap_db4", source, _MANUAL_DIR.value, _DATA_DIR.value)
+        index = pipeline.read_index(builder)
+        cuts, count = _cuts(index)
+        recipe = heads.HeadRecipe(
+            units=_UNITS.value,
+            dropout=_DROPOUT.value,
+            optimizer=_OPTIMIZER.value,
+            learning_rate=_LEARNING_RATE.value,
+            batch_size=_BATCH_SIZE.value,
+            epochs=_EPOCHS.value,
+        )
+        design = steps.Design(
+            protocol=_PROTOCOL.value, cuts=cuts, folds=count, seeds=seeds, unit=_UNIT.value
+        )
+        specs_of = {
+            name: features.FeatureSpec(
+                name,
+                found,
+                _SIZE.value or models.backbone(name).size,
+                models.backbone(name).preprocessing if _PROTOCOL.value == "clean" else "bgr",
+                views=int(_VIEWS.value),
+                precision=policy.precision,
+            )
+            for name, found in chosen.items()
+        }
+        run = runs.RunDirectory.open(
+            Path(_RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"),
+            steps.identity(builder, design, recipe, specs_of),
+        )
+        steps.describe(run, builder, index, policy, untrained=steps.untrained(chosen))
+        print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
+        steps.announce_folds(index, design)
+        scored = {
+            name: steps.score(
+                run,
+                features.extract(builder, spec, Path(_FEATURES_DIR.value), policy=policy),
+                spec,
+                design,
+                recipe,
+                policy=policy,
+            )
+            for name, spec in specs_of.items()
+        }
+        result = steps.compare(scored, design)
+        page = steps.publish(
+            run,
+            result,
+            builder,
+            specs_of[result.winner],
+            design,
+            recipe,
+            features_dir=Path(_FEATURES_DIR.value),
+            policy=policy,
+        )
+    except (runs.RunError, folders.TreeError, folds.CutError) as error:
+        raise SystemExit(f"replication.compare: {error}") from None
+    print(f"\n{len(scored)} backbones, {time.perf_counter() - start:.0f} s")
+    print(f"Report: {page}")
+    print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
+
+
+def _check_flags(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    if _FOLDERS.value and _MANUAL_DIR.value:
+        raise app.UsageError("--folders and --manual_dir: give one of them")
+    if _FOLDERS.value and _FOLDS.value == 0:
+        raise app.UsageError("--folds=0 needs published folders, which --folders has not")
+    if _FOLDS.value == 1:
+        raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")
+    if _CUT.value and not (_FOLDS.value or _FOLDERS.value):
+        raise app.UsageError("--cut needs --folds=2 or more")
+
+
+def _seeds() -> tuple[int, ...]:
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0:
+        raise app.UsageError(
+            f"--seeds={','.join(_SEEDS.value)}: expected whole numbers from 0, such as 0,1,2"
+        )
+    return tuple(dict.fromkeys(seeds))
+
+
+def _weights() -> dict[str, str]:
+    """From a backbone's name to where its weights are; "" stands for every other backbone."""
+    specs = {"": "imagenet"}
+    for entry in _WEIGHTS.value:
+        name, equals, spec = entry.rpartition("=")
+        specs[name.lower() if equals else ""] = spec
+    return specs
+
+
+def _cuts(index: object) -> tuple[tuple[str, ...], int]:
+    """Names of the cuts, the main one first, and the number of folds."""
+    from replication import heads
+
+    count = _FOLDS.value if _FOLDS.value is not None else (5 if _FOLDERS.value else 0)
+    if count == 0:
+        return (heads.PUBLISHED,), 0
+    if _CUT.value == "both":
+        return ("group", "image"), count
+    return (_CUT.value or ("group" if all(index.groups) else "image"),), count
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,362 @@
+"""The steps of a comparison, each resumable: score one backbone, compare, publish."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow_datasets.public_api as tfds
+import tqdm
+
+from replication import (
+    comparison,
+    comparison_report,
+    comparison_tensorboard,
+    evaluation,
+    experiment,
+    features,
+    heads,
+    models,
+    runs,
+    weights,
+)
+from replication.candidates import Candidate, Cost
+from tfds_pap import folds, pipeline
+
+_THUMBNAIL_PIXELS = 64
+
+#: Images on which the winner's whole model is set beside its features, and how far they may differ.
+_CHECKED_IMAGES = 32
+_TOLERANCE = 1e-3
+
+_FOLDERS = (
+    "Not the papers' images: a tree of class folders. No figure below may be called a replication "
+    "of a published one."
+)
+_UNTRAINED = "Untrained backbones (random weights), which say nothing about the networks: {names}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What is scored on what.
+
+    Attributes:
+        protocol: "paper" or "clean".
+        cuts: Names of the cuts, see `heads.cut`; the main one comes first.
+        folds: Number of folds; 0 for the published folders.
+        seeds: One head each.
+        unit: What a group is, for example "slide".
+    """
+
+    protocol: str
+    cuts: tuple[str, ...]
+    folds: int
+    seeds: tuple[int, ...]
+    unit: str
+
+    @property
+    def words(self) -> str:
+        """The main cut in words."""
+        if self.cuts[0] == heads.PUBLISHED:
+            return "trained on the published train folder, scored on the validation folder"
+        unit = self.unit if self.cuts[0] == "group" else "image"
+        return f"{self.folds} folds cut by {unit}"
+
+
+def backbone_names(given: Sequence[str] | None, specs: Mapping[str, str]) -> list[str]:
+    """Returns the backbones to compare.
+
+    Args:
+        given: Names from the command line, or None for all whose weights can be had.
+        specs: Where weights are, by name; "" for every other backbone.
+
+    Raises:
+        runs.RunError: If a name is unknown, or no weights are found.
+    """
+    for name in [*(given or ()), *(name for name in specs if name)]:
+        models.backbone(name)
+    if given:
+        return list(dict.fromkeys(name.lower() for name in given))
+    names = [
+        name
+        for name in models.BACKBONES
+        if not Path(spec := specs.get(name, specs[""])).expanduser().is_dir()
+        or weights.available(name, spec)
+    ]
+    left_out = [name for name in models.BACKBONES if name not in names]
+    if not names:
+        raise runs.RunError(
+            f"--weights={specs['']}: none of the published files, such as "
+            f"{models.BACKBONES['resnet50'].weights_file}"
+        )
+    if left_out:
+        print(f"Note: left out, no weights in that directory: {', '.join(left_out)}")
+    return names
+
+
+def untrained(chosen: Mapping[str, weights.Weights]) -> list[str]:
+    """Names of backbones with random weights."""
+    return [name for name, found in chosen.items() if found.path is None]
+
+
+def data_name(builder: tfds.core.DatasetBuilder) -> str:
+    """Names a data set in a path: phantom, original, or the tree's folder."""
+    return re.sub(r"_[0-9a-f]{12}$", "", builder.builder_config.name)
+
+
+def identity(
+    builder: tfds.core.DatasetBuilder,
+    design: Design,
+    recipe: heads.HeadRecipe,
+    specs: Mapping[str, features.FeatureSpec],
+) -> dict[str, Any]:
+    """Everything that results depend on; backbones and seeds only choose among fits."""
+    return {
+        "data": builder.info.metadata["fingerprint"],
+        "protocol": design.protocol,
+        "cuts": list(design.cuts),
+        "folds": design.folds,
+        "backend": keras.backend.backend(),
+        **dataclasses.asdict(recipe),
+        **{
+            f"{name} features": {k: v for k, v in spec.key("").items() if k != "data"}
+            for name, spec in specs.items()
+        },
+    }
+
+
+def describe(
+    run: runs.RunDirectory,
+    builder: tfds.core.DatasetBuilder,
+    index: pipeline.Index,
+    policy: runs.DevicePolicy,
+    *,
+    untrained: Sequence[str],
+) -> None:
+    """Writes what is compared on what into the manifest."""
+    if builder.name == "pap_db4":
+        source, announcement = experiment.data_source({2: builder})
+    else:
+        source, announcement = "stand-in", _FOLDERS
+    if untrained:
+        announcement = " ".join([announcement, _UNTRAINED.format(names=", ".join(untrained))])
+    run.update_manifest(
+        source=source,
+        announcement=announcement.strip(),
+        environment=runs.environment(policy, "replication.compare"),
+        data={builder.name: experiment.describe_images(builder, index)},
+    )
+
+
+def announce_folds(index: pipeline.Index, design: Design) -> None:
+    """Prints which folds lack a class, before hours are spent on them."""
+    for name in design.cuts:
+        if name != heads.PUBLISHED:
+            cut = folds.cut(index, design.folds, by=name, seed=design.seeds[0])
+            for line in folds.untrained_classes(index, cut):
+                print(f"Note: cut by {name}, seed {design.seeds[0]}: {line}")
+
+
+def score(
+    run: runs.RunDirectory,
+    store: features.FeatureStore,
+    spec: features.FeatureSpec,
+    design: Design,
+    recipe: heads.HeadRecipe,
+    *,
+    policy: runs.DevicePolicy,
+) -> dict[str, tuple[Candidate, list[evaluation.Predictions]]]:
+    """Trains and scores every head of one backbone.
+
+    Args:
+        run: Where results are kept.
+        store: The backbone's features.
+        spec: What they are.
+        design: What is scored on what.
+        recipe: How heads are trained.
+        policy: Where and how to compute.
+
+    Returns:
+        For each cut the candidate (test predictions alone) and all predictions, seed by seed.
+    """
+    head = models.head(
+        store.features.shape[-1],
+        len(store.index.class_names),
+        units=recipe.units or None,
+        dropout=recipe.dropout,
+    )
+    cost = Cost(
+        parameters=store.about["parameters"] + head.count_params(),
+        gflops=store.about["gflops"] + models.gflops(head),
+        images_per_second=store.about["images_per_second"],
+        mebibytes=store.about["mebibytes"] + weights.mebibytes(head),
+    )
+    scored = {}
+    fits = [(cut, seed) for cut in design.cuts for seed in design.seeds]
+    with tqdm.tqdm(desc=f"{spec.backbone} heads", total=len(fits), unit="seed") as bar:
+        for cut in design.cuts:
+            predictions = []
+            for seed in design.seeds:
+                predictions.append(
+                    heads.fit_and_score(
+                        store,
+                        heads.cut(
+                            store.index,
+                            cut,
+                            protocol=design.protocol,
+                            count=design.folds,
+                            seed=seed,
+                        ),
+                        recipe,
+                        protocol=design.protocol,
+                        seed=seed,
+                        policy=policy,
+                        directory=run.path / cut / spec.backbone / f"seed_{seed}",
+                    )
+                )
+                bar.update()
+            tests = tuple(one.select("test") for one in predictions)
+            candidate = Candidate(spec.backbone, spec.weights.label, tests, cost)
+            scored[cut] = (candidate, predictions)
+    return scored
+
+
+def compare(
+    scored: Mapping[str, Mapping[str, tuple[Candidate, list[evaluation.Predictions]]]],
+    design: Design,
+) -> comparison.Comparison:
+    """Chooses the winner and puts everything together.
+
+    Args:
+        scored: From `score`, by backbone.
+        design: What was scored on what.
+    """
+    main = design.cuts[0]
+    by_tune = main == heads.PUBLISHED and design.protocol == "clean"
+    role = "tune" if by_tune else "test"
+
+    def accuracy(name: str) -> float:
+        return float(
+            np.mean(
+                [
+                    (part.predicted == part.labels).mean()
+                    for part in (run.select(role) for run in scored[name][main][1])
+                ]
+            )
+        )
+
+    winner = max(scored, key=accuracy)
+    if by_tune:
+        note = (
+            f"{winner} was chosen for its accuracy on the tune images ({accuracy(winner):.3f}), "
+            "which are cut out of the train folder; the test images had no say in it."
+        )
+    else:
+        note = (
+            f"{winner} has the highest accuracy on the very images that are reported here, so its "
+            "figure flatters it a little: the best of several is partly luck."
+        )
+    return comparison.Comparison(
+        title="Frozen backbones compared",
+        candidates=tuple(cuts[main][0] for cuts in scored.values()),
+        winner=winner,
+        winner_note=note,
+        design=design.words,
+        unit=design.unit,
+        by_image=tuple(cuts["image"][0] for cuts in scored.values())
+        if len(design.cuts) > 1
+        else (),
+    )
+
+
+def publish(
+    run: runs.RunDirectory,
+    result: comparison.Comparison,
+    builder: tfds.core.DatasetBuilder,
+    spec: features.FeatureSpec,
+    design: Design,
+    recipe: heads.HeadRecipe,
+    *,
+    features_dir: Path,
+    policy: runs.DevicePolicy,
+) -> Path:
+    """Writes tables, page, TensorBoard logs and, of published folders, the winner's whole model.
+
+    Args:
+        run: Where all is written.
+        result: From `compare`.
+        builder: A prepared builder.
+        spec: Of the winner's features.
+        design: What was scored on what.
+        recipe: How heads were trained.
+        features_dir: Where features are stored.
+        policy: Where and how to compute.
+
+    Returns:
+        The page.
+    """
+    logs = run.path / "logs"
+    common = {
+        name: value for name, value in dataclasses.asdict(recipe).items() if name != "patience"
+    }
+    comparison_tensorboard.write_hparams(
+        logs, result.candidates, {"protocol": design.protocol, "cut": design.cuts[0], **common}
+    )
+    store = features.extract(builder, spec, features_dir, policy=policy)
+    winner = next(one for one in result.candidates if one.name == result.winner)
+    tested = winner.runs[0]
+    position = {image: row for row, image in enumerate(store.index.ids)}
+    rows = np.array([position[image] for image in tested.ids])
+    comparison_tensorboard.write_projector(
+        logs,
+        f"{winner.name} features",
+        store.features[rows, 0],
+        tested,
+        pipeline.read_images(builder, tested.ids, _THUMBNAIL_PIXELS),
+    )
+    if design.cuts[0] == heads.PUBLISHED:
+        save_winner(run, store, spec, tested, builder, seed=design.seeds[0])
+    run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
+    return comparison_report.write(run, result)
+
+
+def save_winner(
+    run: runs.RunDirectory,
+    store: features.FeatureStore,
+    spec: features.FeatureSpec,
+    tested: evaluation.Predictions,
+    builder: tfds.core.DatasetBuilder,
+    *,
+    seed: int,
+) -> Path:
+    """Joins the winner's backbone and the head of one seed; checks it against the features.
+
+    Args:
+        run: Where `winner.keras` is written.
+        store: The winner's features.
+        spec: What they are.
+        tested: Its predictions on the test images.
+        builder: A prepared builder.
+        seed: Of the head.
+
+    Raises:
+        runs.RunError: If the whole model says something else than the head on stored features.
+    """
+    head_path = run.path / heads.PUBLISHED / spec.backbone / f"seed_{seed}" / "head.keras"
+    head = keras.models.load_model(head_path, compile=False, safe_mode=True)
+    model = models.classifier(spec.extractor(), head)
+    ids = tested.ids[:_CHECKED_IMAGES]
+    images = np.stack(pipeline.read_images(builder, ids, spec.size, spec.resize))
+    whole = np.asarray(model.predict(images, verbose=0))
+    worst = np.abs(whole - tested.probabilities[: len(ids)]).max()
+    if worst > _TOLERANCE:
+        raise runs.RunError(
+            f"{spec.backbone}: the whole model differs from the head on features by {worst:.2g} in "
+            f"probability, expected at most {_TOLERANCE:g}"
+        )
+    path = run.path / "winner.keras"
+    runs.save_model(model, path)
+    return path

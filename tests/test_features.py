@@ -1,0 +1,204 @@
+import dataclasses
+import functools
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from replication import features, models, runs, training, weights
+from tfds_pap import pipeline, roles
+
+POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
+
+
+@pytest.fixture(scope="module")
+def builder(manual_dir, data_dir):
+    return pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+
+
+@pytest.fixture
+def spec(tiny_backbone):
+    found = weights.find(tiny_backbone, "none")
+    return features.FeatureSpec(tiny_backbone, found, 32, "torch", views=8)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(features, "_CHUNK", 16)
+
+
+def extract(builder, spec, directory):
+    return features.extract(builder, spec, directory, policy=POLICY, batch_size=8)
+
+
+def test_features_equal_the_full_models_pooled_output(builder, spec, tmp_path):
+    store = extract(builder, spec, tmp_path)
+    assert store.features.shape == (52, 8, 8) and store.features.dtype == np.float32
+    network = weights.build(spec.backbone, spec.weights, 32)
+    images = np.asarray(pipeline.load_images(builder, 32).pixels, np.float64)
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for number, turn in ((0, lambda x: x), (1, np.fliplr), (2, np.flipud), (6, None)):
+        turned = (
+            np.rot90(images, 3, axes=(1, 2))
+            if turn is None
+            else np.stack([turn(image) for image in images])
+        )
+        maps = network.predict(((turned / 255 - mean) / deviation).astype(np.float32), verbose=0)
+        np.testing.assert_allclose(store.features[:, number], maps.mean(axis=(1, 2)), atol=1e-4)
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_head_on_features_learns_what_it_learns_on_images(builder, spec, tmp_path, views):
+    """Same seed, batches, order and views: the same weights."""
+    spec = dataclasses.replace(spec, views=views)
+    recipe = training.Recipe(
+        name="head",
+        stage=2,
+        build=lambda size: models.head(8, 4, units=6, seed=3),
+        size=32,
+        resize="bilinear",
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.05,
+        keep="last",
+        patience=None,
+        augment="stored_views" if views == 8 else "none",
+        optimizer="sgd",
+    )
+    on_images = dataclasses.replace(
+        recipe,
+        build=lambda size: models.classifier(spec.extractor(), models.head(8, 4, units=6, seed=3)),
+        augment="flips" if views == 8 else "none",
+    )
+    store = extract(builder, spec, tmp_path)
+    images = pipeline.load_images(builder, 32)
+    assigned = roles.assign_roles(images.index, "clean", stage=2)
+    options = {"seed": 3, "policy": POLICY, "label": None}
+    head, first = training.fit(recipe, store, assigned, directory=tmp_path / "a", **options)
+    whole, second = training.fit(on_images, images, assigned, directory=tmp_path / "b", **options)
+    for layer in head.layers:
+        for a, b in zip(layer.weights, whole.get_layer(layer.name).weights, strict=False):
+            np.testing.assert_allclose(a, b, atol=2e-5, err_msg=a.path)
+    assert first["history"][-1]["loss"] == pytest.approx(second["history"][-1]["loss"], abs=1e-4)
+    # It did learn, and the frozen part did not.
+    assert first["history"][-1]["loss"] != first["history"][0]["loss"]
+    frozen = whole.get_layer("tiny_net")
+    for a, b in zip(frozen.get_weights(), spec.extractor().get_layer("tiny_net").get_weights(),
+                    strict=True):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(
+        training.predict(head, store, assigned.test),
+        training.predict(whole, images, assigned.test),
+        atol=1e-4,
+    )
+
+
+@pytest.fixture
+def forward_passes(monkeypatch):
+    """Counts images that go through a backbone."""
+    passed = []
+    predict = keras.Model.predict_on_batch
+    monkeypatch.setattr(
+        keras.Model, "predict_on_batch", lambda self, x: passed.append(len(x)) or predict(self, x)
+    )
+    return passed
+
+
+def test_stored_features_are_not_computed_again(builder, spec, tmp_path, forward_passes):
+    first = extract(builder, spec, tmp_path)
+    assert sum(forward_passes) == 52 * 8
+    again = extract(builder, spec, tmp_path)
+    assert sum(forward_passes) == 52 * 8
+    np.testing.assert_array_equal(first.features, again.features)
+    assert again.about["images_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 40}, {"preprocessing": "bgr"}, {"views": 1}, {"resize": "nearest"}, "weights"],
+)
+def test_a_changed_key_computes_anew(builder, spec, tmp_path, forward_passes, change):
+    extract(builder, spec, tmp_path)
+    before = sum(forward_passes)
+    if change == "weights":
+        network = models.backbone(spec.backbone).build(32)
+        network.save(tmp_path / "other.keras")
+        change = {"weights": weights.find(spec.backbone, str(tmp_path / "other.keras"))}
+    changed = dataclasses.replace(spec, **change)
+    store = extract(builder, changed, tmp_path)
+    assert sum(forward_passes) == before + 52 * changed.views
+    assert store.features.shape[1] == changed.views
+
+
+def test_another_data_set_is_another_key(spec):
+    assert spec.key("a") != spec.key("b")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "other", "missing"])
+def test_damage_is_found_and_only_that_chunk_is_computed(
+    builder, spec, tmp_path, forward_passes, capsys, damage
+):
+    first = extract(builder, spec, tmp_path)
+    before = sum(forward_passes)
+    chunk = next(tmp_path.glob("tiny-*/chunk_00001.npz"))
+    data = bytearray(chunk.read_bytes())
+    if damage == "truncated":
+        chunk.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 0x10
+        chunk.write_bytes(data)
+    elif damage == "other":
+        np.savez(chunk, features=np.zeros((3, 8, 8), np.float32))
+    else:
+        chunk.unlink()
+    again = extract(builder, spec, tmp_path)
+    np.testing.assert_allclose(first.features, again.features, atol=1e-5)
+    assert sum(forward_passes) == before + 16 * 8
+    assert ("chunk_00001.npz" in capsys.readouterr().out) == (damage != "missing")
+
+
+def test_extraction_that_was_killed_goes_on(builder, spec, tmp_path, monkeypatch):
+    whole = extract(builder, spec, tmp_path / "whole")
+    predict = keras.Model.predict_on_batch
+    passed = []
+
+    def killed(self, x):
+        if len(passed) == 32:
+            raise KeyboardInterrupt
+        passed.append(len(x))
+        return predict(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "predict_on_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract(builder, spec, tmp_path / "killed")
+        assert len(list((tmp_path / "killed").glob("tiny-*/chunk_*.npz"))) == 2
+        # Two chunks of 16 images are done; 20 images, the rest, fit into what is allowed now.
+        passed[:] = []
+        resumed = extract(builder, spec, tmp_path / "killed")
+    assert sum(passed) == 20 * 8
+    np.testing.assert_allclose(whole.features, resumed.features, atol=1e-5)
+
+
+def test_features_that_are_not_finite_are_one_line(builder, spec, tmp_path):
+    network = models.backbone(spec.backbone).build(32)
+    values = network.get_weights()
+    values[-1][:] = np.inf
+    network.set_weights(values)
+    network.save(tmp_path / "nan.keras")
+    spec = dataclasses.replace(
+        spec, weights=weights.find(spec.backbone, str(tmp_path / "nan.keras"))
+    )
+    with pytest.raises(
+        runs.RunError, match=r"tiny \(nan.keras\): 52 of 52 images have features that are not"
+    ) as error:
+        extract(builder, spec, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_store_without_its_description_is_mended(builder, spec, tmp_path):
+    first = extract(builder, spec, tmp_path)
+    next(tmp_path.glob("tiny-*/about.json")).unlink()
+    assert extract(builder, spec, tmp_path).about["parameters"] == first.about["parameters"]
+    shutil.rmtree(next(tmp_path.glob("tiny-*")))
