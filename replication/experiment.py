@@ -3,8 +3,10 @@
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import rich.box
@@ -15,6 +17,7 @@ import tensorflow_datasets.public_api as tfds
 from replication import (
     evaluation,
     features,
+    gradcam,
     models,
     published,
     results,
@@ -192,6 +195,10 @@ def run_fit(
             "size": recipe.size,
             "resize": recipe.resize,
             "published": recipe.published,
+            "optimizer": recipe.optimizer,
+            "learning_rate": recipe.learning_rate,
+            "batch_size": recipe.batch_size,
+            "epochs_at_most": recipe.epochs,
             "class_names": list(store.index.class_names),
             "counts": {
                 role: _class_counts(store.index, positions) for role, positions in assigned.items()
@@ -240,6 +247,34 @@ def thumbnails(
 ) -> Callable[[int, Sequence[str]], list[np.ndarray]]:
     """Returns a function from (stage, ids) to small uint8 RGB copies of those images."""
     return lambda stage, ids: pipeline.read_images(builders[stage], ids, _THUMBNAIL_PIXELS)
+
+
+def heat_maps(
+    builders: Mapping[int, tfds.core.DatasetBuilder],
+) -> Callable[[results.Fit, Sequence[str], np.ndarray], list[np.ndarray]] | None:
+    """Returns a function from (fit, ids, classes) to Grad-CAM overlays, uint8 RGB.
+
+    None on a backend other than TensorFlow, which alone computes them.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+
+    def overlays(fit: results.Fit, ids: Sequence[str], classes: np.ndarray) -> list[np.ndarray]:
+        if not ids:
+            return []
+        builder, model = builders[fit.stage], _model(fit.model_path)
+        size, resize = fit.info["size"], fit.info["resize"]
+        images = np.stack(pipeline.read_images(builder, ids, size, resize))
+        heat = gradcam.GradCam(model).maps(images, classes)
+        pictures = pipeline.read_images(builder, ids, _THUMBNAIL_PIXELS)
+        return [gradcam.overlay(*pair) for pair in zip(pictures, heat, strict=True)]
+
+    return overlays
+
+
+@functools.lru_cache(maxsize=1)
+def _model(path: Path) -> keras.Model:
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
 def print_summary(rows: Sequence[results.Row], run: runs.RunDirectory) -> None:
