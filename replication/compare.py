@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
     runs.quiet_logs()
     from replication import comparison_steps as steps
     from replication import features, heads, models, weights
-    from tfds_pap import folders, folds, pipeline
+    from tfds_pap import folders, pipeline, roles
 
     try:
         policy = runs.configure_devices(xla=_XLA.value, precision=_PRECISION.value)
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
             features_dir=Path(_FEATURES_DIR.value),
             policy=policy,
         )
-    except (runs.RunError, folders.TreeError, folds.CutError) as error:
+    except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.compare: {error}") from None
     print(f"\n{len(scored)} backbones, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")

@@ -84,7 +84,7 @@ def cut(index: pipeline.Index, name: str, *, protocol: str, count: int, seed: in
         seed: Of the folds.
 
     Raises:
-        ValueError: See `folds.cut` and `roles.assign_roles`.
+        roles.CutError: See `folds.cut` and `roles.assign_roles`.
     """
     if name == PUBLISHED:
         return [roles.assign_roles(index, protocol, stage=2)]

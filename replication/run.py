@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
     from replication import experiment, recipes, report, results
-    from tfds_pap import folders, pipeline
+    from tfds_pap import folders, pipeline, roles
 
     try:
         policy = runs.configure_devices(
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
                     )
         rows = experiment.summarise(run)
         page = report.write(run, experiment.thumbnails(builders))
-    except (runs.RunError, folders.TreeError) as error:
+    except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.run: {error}") from None
     experiment.print_summary(rows, run)
     print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfds_pap import folds, pipeline
+from tfds_pap import folds, pipeline, roles
 
 
 def index_of(labels, groups=None):
@@ -63,7 +63,7 @@ def test_the_cut_is_a_function_of_the_seed_and_not_of_stored_order(slides):
     ],
 )
 def test_what_cannot_be_cut_is_one_line(labels, groups, count, by, message):
-    with pytest.raises(folds.CutError, match=message) as error:
+    with pytest.raises(roles.CutError, match=message) as error:
         folds.cut(index_of(labels, groups), count, by=by, seed=0)
     assert "\n" not in str(error.value)
 

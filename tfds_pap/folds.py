@@ -9,10 +9,6 @@ from tfds_pap import pipeline, roles
 CUTS = ("image", "group")
 
 
-class CutError(ValueError):
-    """A data set that cannot be cut as asked; the message is one line."""
-
-
 def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.Roles]:
     """Cuts every image of a data set into stratified folds.
 
@@ -28,26 +24,26 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
         Roles of each fold, without tune images; positions in order of id.
 
     Raises:
-        CutError: If groups are unknown, a class has fewer images than there are folds, there are
+        roles.CutError: If groups are unknown, a class has fewer images than there are folds, there are
             fewer groups than folds, or a fold would train on one class alone.
     """
     if by not in CUTS:
-        raise CutError(f"cut {by!r}: expected one of {', '.join(CUTS)}")
+        raise roles.CutError(f"cut {by!r}: expected one of {', '.join(CUTS)}")
     by_id = np.argsort(index.ids, kind="stable")
     labels, groups = index.labels[by_id], index.groups[by_id]
     counts = np.bincount(labels, minlength=len(index.class_names))
     if counts.min() < count:
-        raise CutError(
+        raise roles.CutError(
             f"class {index.class_names[counts.argmin()]} has {counts.min()} images, fewer than "
             f"--folds={count}"
         )
     if by == "group" and not np.all(groups != ""):
-        raise CutError(
+        raise roles.CutError(
             f"a cut by group needs the group of every image (groups.csv: file,group); "
             f"{int((groups == '').sum())} have none"
         )
     if by == "group" and len(np.unique(groups)) < count:
-        raise CutError(f"{len(np.unique(groups))} groups are fewer than --folds={count}")
+        raise roles.CutError(f"{len(np.unique(groups))} groups are fewer than --folds={count}")
     splitter = {
         "image": model_selection.StratifiedKFold,
         "group": model_selection.StratifiedGroupKFold,
@@ -58,7 +54,7 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
     ):
         if len(np.unique(labels[train])) < 2:
             (only,) = np.unique(labels[train])
-            raise CutError(
+            raise roles.CutError(
                 f"fold {number} of {count} would train on {index.class_names[only]} alone; take "
                 "fewer folds"
             )

@@ -22,6 +22,10 @@ _CLEAN_CUT_TRIES = 10
 _PAPER_CUT_SEED = 1
 
 
+class CutError(ValueError):
+    """Images that cannot be cut as asked; the message is one line."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Roles:
     """Positions in a `pipeline.Index`, disjoint.
@@ -59,7 +63,8 @@ def assign_roles(
         The roles; positions are sorted by id, so that they do not depend on stored order.
 
     Raises:
-        ValueError: If the protocol is unknown, or the train folder is too small to cut.
+        CutError: If the train folder is too small to cut.
+        ValueError: If the protocol is unknown.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
@@ -84,7 +89,7 @@ def _clean_cut(index: pipeline.Index, train: np.ndarray) -> tuple[np.ndarray, np
     folds = round(1 / _TUNE_FRACTION)
     smallest = np.bincount(labels, minlength=len(index.class_names)).min()
     if smallest < 2:
-        raise ValueError(
+        raise CutError(
             f"the train folder has a class with {smallest} images; a tune role needs 2 or more"
         )
     if not np.all(groups != ""):
@@ -95,7 +100,7 @@ def _clean_cut(index: pipeline.Index, train: np.ndarray) -> tuple[np.ndarray, np
             stratify=labels,
         )
     if len(np.unique(groups)) < folds:
-        raise ValueError(
+        raise CutError(
             f"the train folder has {len(np.unique(groups))} groups; a cut by group needs {folds}"
         )
     # A greedy cut can leave a rare class out of a fold; of several, take the best stratified one.

@@ -1,0 +1,192 @@
+"""The comparison as a user types it, with the smallest backbone there is."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import save_image
+
+from replication import weights
+from tfds_pap import pipeline
+
+FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=0,1", "--backbones=mobilenetv2_035")
+
+
+def compare(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "replication.compare", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three classes of four slides with four images each."""
+    root = tmp_path_factory.mktemp("trees") / "fields"
+    rows = ["file,group"]
+    for label, name in enumerate(("SCC", "NILM", "other")):
+        for number in range(16):
+            file = f"{name}/{number}.jpg"
+            save_image(root / file, 100 * label + number)
+            rows.append(f"{file},{name} slide {number // 4}")
+    (root / "groups.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def both_cuts(folders, data_dir, tmp_path_factory):
+    place = tmp_path_factory.mktemp("compare")
+    arguments = (
+        *FLAGS,
+        f"--folders={folders}",
+        f"--data_dir={data_dir}",
+        f"--run_dir={place / 'run'}",
+        f"--features_dir={place / 'features'}",
+        "--cut=both",
+        "--folds=2",
+        "--group_unit=slide",
+    )
+    done = compare(*arguments)
+    assert done.returncode == 0, done.stderr
+    return place / "run", done.stdout, arguments
+
+
+def test_both_cuts_print_the_size_of_the_leak(both_cuts):
+    run_dir, output, _ = both_cuts
+    assert "untrained" in output and "Not the papers' images" in output
+    assert re.search(r"audit: .*", output)
+    assert "cut by image" in output and "cut by slide" in output
+    assert f"Report: {run_dir / 'report.html'}" in output
+    page = (run_dir / "report.html").read_text()
+    assert "leak" in page and "mobilenetv2_035" in page
+    for cut in ("image", "group"):
+        for seed in (0, 1):
+            folder = run_dir / cut / "mobilenetv2_035" / f"seed_{seed}"
+            assert {path.name for path in folder.iterdir()} == {"fit.json", "predictions.csv"}
+            rows = list(csv.DictReader((folder / "predictions.csv").open()))
+            assert len(rows) == 48 and {row["split"] for row in rows} == {"test"}
+            assert list(rows[0])[4:] == [f"probability_{n}" for n in ("NILM", "SCC", "other")]
+
+
+def test_every_image_is_scored_once_under_its_own_label(both_cuts, folders, data_dir):
+    run_dir, _, _ = both_cuts
+    fit = json.loads((run_dir / "group/mobilenetv2_035/seed_1/fit.json").read_text())
+    assert [fold["counts"] for fold in fit["folds"]] == [{"train": 24, "tune": 0, "test": 24}] * 2
+    assert [fold["epochs_run"] for fold in fit["folds"]] == [3, 3]
+    rows = list(csv.DictReader((run_dir / "group/mobilenetv2_035/seed_1/predictions.csv").open()))
+    index = pipeline.read_index(pipeline.prepare_folders(folders, data_dir))
+    truth = dict(zip(index.ids, index.labels, strict=True))
+    assert {row["id"]: index.class_names.index(row["label"]) for row in rows} == truth
+
+
+def test_the_same_command_again_computes_nothing(both_cuts):
+    run_dir, output, arguments = both_cuts
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("predictions.csv")}
+    again = compare(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("predictions.csv")} == before
+    table = [line for line in output.splitlines() if "mobilenetv2_035" in line]
+    assert table and [x for x in again.stdout.splitlines() if "mobilenetv2_035" in x] == table
+
+
+def test_tensorboard_holds_hparams_and_the_embedding(both_cuts):
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    run_dir, _, _ = both_cuts
+    events = event_accumulator.EventAccumulator(str(run_dir / "logs/mobilenetv2_035/seed_1"))
+    events.Reload()
+    data = plugin_data_pb2.HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    )
+    shown = {name: value for name, value in data.session_start_info.hparams.items()}
+    assert shown["backbone"].string_value == "mobilenetv2_035"
+    assert shown["learning_rate"].number_value == 0.01
+    assert "accuracy" in events.Tags()["tensors"]
+    folder = run_dir / "logs" / "embedding"
+    features = np.loadtxt(folder / "features.tsv", delimiter="\t")
+    metadata = (folder / "metadata.tsv").read_text().splitlines()
+    assert features.shape == (48, 1280) and len(metadata) == 49
+    assert (
+        'tensor_path: "embedding/features.tsv"'
+        in (run_dir / "logs/projector_config.pbtxt").read_text()
+    )
+
+
+def test_other_flags_for_the_same_directory_are_refused(both_cuts):
+    _, _, arguments = both_cuts
+    done = compare(*arguments, "--epochs=4")
+    assert done.returncode != 0
+    assert "was made with epochs=3, not 4" in done.stderr.splitlines()[-1]
+
+
+def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path):
+    done = compare(
+        *FLAGS,
+        f"--manual_dir={manual_dir}",
+        f"--data_dir={data_dir}",
+        f"--run_dir={tmp_path / 'run'}",
+        f"--features_dir={tmp_path / 'features'}",
+        "--backbones=mobilenetv2_035,MobileNetV3Small",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tune images" in " ".join(done.stdout.split())
+    winner = keras.models.load_model(tmp_path / "run" / "winner.keras", safe_mode=True)
+    name = winner.name.removesuffix("_classifier")
+    published = {"mobilenetv2_0.35_224": "mobilenetv2_035"}.get(name, "mobilenetv3small")
+    rows = list(
+        csv.DictReader((tmp_path / "run/published" / published / "seed_0/predictions.csv").open())
+    )
+    row = next(row for row in rows if row["split"] == "test")
+    pixels = pipeline.decode_and_resize((manual_dir / "DB_4" / row["id"]).read_bytes(), 32)[None]
+    said = winner.predict(pixels, verbose=0)[0]
+    kept = [float(row[f"probability_{name}"]) for name in ("NILM", "LSIL", "HSIL", "SCC")]
+    np.testing.assert_allclose(said, kept, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbones=resnt152"], "did you mean resnet152"),
+        (["--weights=/nowhere", "--backbones=vgg16"], "--weights=/nowhere: no file"),
+        (["--folders=/nowhere"], "/nowhere: no such folder"),
+        (["--seeds=a"], "--seeds=a: expected whole numbers"),
+        (["--cut=group"], "--cut needs --folds"),
+        (["--folds=1"], "--folds=1: expected 0"),
+        (["--folders={folders}", "--folds=40"], "class NILM has 16 images, fewer than --folds=40"),
+        (["--folders={folders}", "--folds=13"], "12 groups are fewer than --folds=13"),
+        (["--folders={one}"], "expected two or more class folders"),
+    ],
+)
+def test_bad_input_is_one_line(folders, data_dir, tmp_path, arguments, message):
+    one = tmp_path / "one"
+    shutil.copytree(folders / "SCC", one / "SCC")
+    given = [argument.format(folders=folders, one=one) for argument in arguments]
+    done = compare(*FLAGS, f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}", *given)
+    assert done.returncode != 0
+    # absl prints its usage line after the message of a flag error.
+    assert any(message in line for line in done.stderr.splitlines()), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_of_weights_chooses_the_backbones(tmp_path, tiny_backbone):
+    from replication import comparison_steps, models, runs
+
+    specs = {"": str(tmp_path)}
+    with pytest.raises(runs.RunError, match="none of the published files"):
+        comparison_steps.backbone_names(None, specs)
+    network = models.backbone(tiny_backbone).build(32)
+    network.save_weights(tmp_path / "tiny.weights.h5")
+    (tmp_path / "tiny.weights.h5").rename(tmp_path / "tiny_net_notop.h5")
+    assert comparison_steps.backbone_names(None, specs) == [tiny_backbone]
+    assert "vgg16" in comparison_steps.backbone_names(None, {**specs, "vgg16": weights.NONE})

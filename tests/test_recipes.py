@@ -1,0 +1,138 @@
+import dataclasses
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+from replication import features, heads, models, recipes, runs, training, weights
+from tfds_pap import pipeline, roles
+
+POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
+
+
+@pytest.fixture(scope="module")
+def builder(manual_dir, data_dir):
+    return pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_the_cnn_is_planned_unless_asked_otherwise(protocol):
+    assert recipes.plan(protocol, 2, phantoms=False) == recipes.RECIPES[protocol, 2]
+    shorter = recipes.plan(protocol, 1, phantoms=True, batch_size=7, augment="none")
+    assert (shorter.epochs, shorter.batch_size, shorter.augment) == (40, 7, "none")
+
+
+def test_p3_is_what_the_authors_ran():
+    paper = recipes.plan("paper", 2, phantoms=False, stage2="resnet50", weights_spec="none")
+    assert (paper.size, paper.batch_size, paper.epochs) == (224, 32, 100)
+    assert (paper.optimizer, paper.learning_rate, paper.keep) == ("adam", 1e-2, "last")
+    assert paper.augment == "flips_blur_rotation" and paper.test_within_train
+    assert paper.published == "P3.validation_accuracy" and paper.name.endswith("untrained")
+    model = paper.build(paper.size)
+    dense = model.layers[-1]
+    assert model.output_shape == (None, 4)
+    assert [id(w) for w in model.trainable_weights] == [id(w) for w in dense.trainable_weights]
+    assert model.count_params() == models.BACKBONES["resnet50"].parameters + 2048 * 4 + 4
+    # torchvision's normalisation, as P3 fed it.
+    scale = model.get_layer("scale")
+    np.testing.assert_allclose(scale.scale, 1 / (255 * np.array([0.229, 0.224, 0.225])))
+
+
+def test_clean_p3_is_a_head_on_stored_views():
+    clean = recipes.plan("clean", 2, phantoms=False, stage2="resnet50", weights_spec="none")
+    assert clean.features.views == 8 and clean.features.preprocessing == "caffe"
+    assert clean.augment == "stored_views" and clean.keep == "best" and not clean.test_within_train
+    flips = recipes.plan(
+        "clean", 2, phantoms=False, stage2="resnet50", weights_spec="none", augment="flips"
+    )
+    assert flips.augment == "stored_views"
+
+
+def test_p3_without_weights_is_one_line(tmp_path):
+    with pytest.raises(runs.RunError, match=r"no file .*resnet50_weights"):
+        recipes.plan("paper", 2, phantoms=False, stage2="resnet50", weights_spec=str(tmp_path))
+
+
+def test_p3_is_scored_on_a_random_fifth_of_the_train_folder(builder):
+    index = pipeline.read_index(builder)
+    within = roles.assign_roles(index, "paper", stage=2, test_within_train=True)
+    usual = roles.assign_roles(index, "paper", stage=2)
+    np.testing.assert_array_equal(within.test, usual.tune)
+    np.testing.assert_array_equal(within.train, usual.train)
+    assert len(within.tune) == 0 and set(index.splits[within.test]) == {"train"}
+
+
+def test_monitoring_accuracy_keeps_the_epoch_of_the_highest(tmp_path):
+    state = training.TrainingState(tmp_path, patience=2, monitor="val_accuracy")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    state.set_model(model)
+    for epoch, accuracy in enumerate([0.5, 0.7, 0.6, 0.7]):
+        model.stop_training = False
+        # The loss points elsewhere.
+        logs = {"loss": 1.0, "val_loss": 1 - 0.1 * epoch, "val_accuracy": accuracy}
+        state.on_epoch_end(epoch, logs)
+    assert state.best_epoch == 1 and model.stop_training
+
+
+@pytest.mark.parametrize(
+    ("protocol", "keep", "monitor", "augment"),
+    [("clean", "best", "val_loss", "stored_views"), ("paper", "last", "val_accuracy", "none")],
+)
+def test_a_head_is_trained_as_the_protocol_says(
+    tiny_backbone, builder, tmp_path, protocol, keep, monitor, augment
+):
+    spec = features.FeatureSpec(
+        tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch", views=8
+    )
+    store = features.extract(builder, spec, tmp_path / "features", policy=POLICY)
+    recipe = heads.HeadRecipe(epochs=4, units=5)
+    planned = recipe.training_recipe(store, protocol, 0, tuned=True)
+    assert (planned.keep, planned.monitor, planned.augment) == (keep, monitor, augment)
+    assert recipe.training_recipe(store, protocol, 0, tuned=False).keep == "last"
+    cut = heads.cut(store.index, heads.PUBLISHED, protocol=protocol, count=0, seed=0)
+    options = {"protocol": protocol, "seed": 0, "policy": POLICY}
+    first = heads.fit_and_score(store, cut, recipe, directory=tmp_path / "a", **options)
+    again = heads.fit_and_score(store, cut, recipe, directory=tmp_path / "b", **options)
+    np.testing.assert_array_equal(first.probabilities, again.probabilities)
+    other = heads.fit_and_score(
+        store, cut, dataclasses.replace(recipe, units=0), directory=tmp_path / "c", **options
+    )
+    assert not np.array_equal(first.probabilities, other.probabilities)
+    assert set(first.splits) == {"tune", "test"}
+    head = keras.saving.load_model(tmp_path / "a" / "head.keras")
+    test = cut[0].test
+    np.testing.assert_allclose(
+        head.predict(store.features[test, 0], verbose=0),
+        first.select("test").probabilities,
+        atol=1e-6,
+    )
+    assert not list((tmp_path / "a").glob("fold_*"))
+
+
+def test_folds_pool_what_each_head_has_not_seen(tiny_backbone, builder, tmp_path):
+    spec = features.FeatureSpec(tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch")
+    store = features.extract(builder, spec, tmp_path / "features", policy=POLICY)
+    cut = heads.cut(store.index, "group", protocol="clean", count=3, seed=0)
+    pooled = heads.fit_and_score(
+        store,
+        cut,
+        heads.HeadRecipe(epochs=2),
+        protocol="clean",
+        seed=0,
+        policy=POLICY,
+        directory=tmp_path / "folds",
+    )
+    assert sorted(pooled.ids) == sorted(store.index.ids) and set(pooled.splits) == {"test"}
+    alone = heads.fit_and_score(
+        store,
+        cut[1:2],
+        heads.HeadRecipe(epochs=2),
+        protocol="clean",
+        seed=0,
+        policy=POLICY,
+        directory=tmp_path / "alone",
+    )
+    rows = [pooled.ids.index(image) for image in alone.ids]
+    np.testing.assert_allclose(pooled.probabilities[rows], alone.probabilities, atol=1e-6)
