@@ -24,8 +24,8 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
         Roles of each fold, without tune images; positions in order of id.
 
     Raises:
-        roles.CutError: If groups are unknown, a class has fewer images than there are folds, there are
-            fewer groups than folds, or a fold would train on one class alone.
+        roles.CutError: If groups are unknown, a class has fewer images than there are folds, there
+            are fewer groups than folds, or a fold would train on one class alone.
     """
     if by not in CUTS:
         raise roles.CutError(f"cut {by!r}: expected one of {', '.join(CUTS)}")

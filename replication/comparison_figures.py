@@ -1,0 +1,316 @@
+"""The figures of a backbone comparison: accuracy against cost, the ranking, and the leak.
+
+SVG for the page, PNG for a readme; made for a width of about 13 cm, in the style of
+`replication.figures`.
+"""
+
+import functools
+import io
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from replication import figures, runs
+from replication.comparison import COSTS, Comparison, Leak
+
+_BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
+
+#: Inches; pixels of a PNG are 180 times that, so that a readme 900 pixels wide shows it sharp.
+_WIDTH, _DPI = 5.2, 180
+
+_COST_LABELS = {
+    "gflops": "GFLOPs of one image (log scale)",
+    "parameters": "parameters, millions (log scale)",
+    "milliseconds": "ms an image, measured (log scale)",
+}
+_METRIC_LABELS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+}
+
+
+def write(directory: Path, result: Comparison) -> list[Path]:
+    """Writes every figure as PNG.
+
+    Args:
+        directory: Where to; the files are `accuracy_against_<cost>.png`, `ranking.png` and, where
+            two cuts were scored, `leak_<metric>.png`.
+        result: The comparison.
+
+    Returns:
+        The paths.
+    """
+    drawings = {
+        f"accuracy_against_{cost}.png": functools.partial(accuracy_against, result, cost)
+        for cost in COSTS
+    }
+    drawings["ranking.png"] = functools.partial(ranking, result)
+    if result.leaks:
+        for metric in ("accuracy", "balanced_accuracy"):
+            drawings[f"leak_{metric}.png"] = functools.partial(leak, result, metric)
+    for name, draw in drawings.items():
+        runs.write_atomically(directory / name, draw(form="png"))
+    return [directory / name for name in drawings]
+
+
+def _drawn(height: float, draw: Callable[[Figure], None], form: str) -> bytes:
+    with matplotlib.rc_context({**figures._STYLE, "svg.hashsalt": "comparison"}):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        draw(figure)
+        buffer = io.BytesIO()
+        timeless = {"Date": None, "Creator": None} if form == "svg" else None
+        figure.savefig(buffer, format=form, dpi=_DPI, metadata=timeless)
+    return buffer.getvalue()
+
+
+def accuracy_against(result: Comparison, cost: str, form: str = "svg") -> bytes:
+    """Draws mean accuracy and its interval against a cost, with the Pareto front.
+
+    Args:
+        result: The comparison.
+        cost: 'gflops', 'parameters' or 'milliseconds'.
+        form: 'svg' or 'png'.
+
+    Returns:
+        The picture. Untrained backbones are hollow, and stand on no front unless all are untrained.
+    """
+    return _drawn(4.1, lambda figure: _accuracy_against(figure, result, cost), form)
+
+
+def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
+    axes = figure.subplots()
+    front = result.front(cost)
+    scale = 1e-6 if cost == "parameters" else 1
+    points = {}
+    for entry in result.ranked:
+        candidate, accuracy = entry.candidate, entry.summary["accuracy"]
+        x, y = scale * getattr(candidate.cost, cost), 100 * accuracy.mean
+        points[candidate.name] = (x, y, 100 * accuracy.low, 100 * accuracy.high)
+        colour = _BLUE if candidate.name in front else _GREY
+        axes.vlines(x, *points[candidate.name][2:], color=colour, alpha=0.4, linewidth=1.2)
+        face = colour if candidate.trained else "white"
+        axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=6, zorder=4)
+    steps = np.array([points[name][:2] for name in front])
+    axes.set_xscale("log")
+    low, high = min(p[0] for p in points.values()), max(p[0] for p in points.values())
+    # A single cost, too, needs an axis with some width.
+    axes.set_xlim(low / 1.6, high * 1.6)
+    # Beyond its dearest member the front goes on: paying more buys nothing.
+    axes.plot(
+        [*steps[:, 0], high * 1.6],
+        [*steps[:, 1], steps[-1, 1]],
+        color=_BLUE,
+        linewidth=1.1,
+        drawstyle="steps-post",
+        zorder=2,
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=_COST_LABELS[cost], ylabel="accuracy, %")
+    axes.grid(True)
+    handles = {
+        "Pareto front": Line2D([], [], marker="o", color=_BLUE, linewidth=1.1),
+        "beaten by another": Line2D([], [], marker="o", color=_GREY, linewidth=0),
+    }
+    if not all(entry.candidate.trained for entry in result.ranked):
+        handles["untrained backbone"] = Line2D(
+            [], [], marker="o", color=_GREY, markerfacecolor="white", linewidth=0
+        )
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    _label(axes, points)
+
+
+def _label(axes: Axes, points: dict[str, tuple[float, float, float, float]]) -> None:
+    """Writes each name beside its point where it hides least; a thin line leads to far ones."""
+    # The layout must be final before anything can be measured.
+    axes.figure.draw_without_rendering()
+    bars, taken = [], []
+    for x, y, low, high in points.values():
+        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
+        bars.append(Bbox([[left - 1, bottom], [left + 1, top]]))
+        centre = axes.transData.transform((x, y))
+        taken.append(Bbox([centre - 6, centre + 6]))
+    frame = axes.get_window_extent()
+    halo = [patheffects.withStroke(linewidth=2.2, foreground="white")]
+    for name, (x, y, _, _) in points.items():
+        text = axes.annotate(
+            name, (x, y), textcoords="offset points", fontsize=7.5, zorder=5, path_effects=halo
+        )
+        text.set_in_layout(False)
+
+        def badness(place: tuple[float, float, str, str], text: Text = text) -> float:
+            box = _placed(text, place)
+            outside = not (frame.containsx(box.x0) and frame.containsx(box.x1))
+            outside |= not (frame.containsy(box.y0) and frame.containsy(box.y1))
+            hidden = sum(map(box.overlaps, taken))
+            return 100 * outside + 100 * hidden + 4 * sum(map(box.overlaps, bars)) + _reach(place)
+
+        best = min(_PLACES, key=badness)
+        taken.append(_placed(text, best))
+        if _reach(best) > 2:
+            axes.annotate(
+                "",
+                (x, y),
+                best[:2],
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.5, "shrinkB": 4},
+            ).set_in_layout(False)
+
+
+#: Where a name may stand: right, left, above, below and between, near and far, in points.
+_PLACES = [
+    (
+        radius * math.cos(angle),
+        radius * math.sin(angle),
+        "left" if math.cos(angle) > 0.1 else "right" if math.cos(angle) < -0.1 else "center",
+        "bottom" if math.sin(angle) > 0.8 else "top" if math.sin(angle) < -0.8 else "center",
+    )
+    for radius, angle in itertools.product((7, 14, 24, 36, 50, 66), np.arange(0, 2, 0.125) * np.pi)
+]
+
+
+def _reach(place: tuple[float, float, str, str]) -> float:
+    return math.hypot(*place[:2]) / 7
+
+
+def _placed(text: Text, place: tuple[float, float, str, str]) -> Bbox:
+    text.set(position=place[:2], ha=place[2], va=place[3])
+    return text.get_window_extent().padded(1)
+
+
+def ranking(result: Comparison, form: str = "svg") -> bytes:
+    """Draws the ranking in the manner of a critical-difference diagram.
+
+    Args:
+        result: The comparison.
+        form: 'svg' or 'png'.
+
+    Returns:
+        The picture: mean accuracies with 95 % intervals, and a bar beside every set of neighbours
+        that cannot be told apart. The bars come from `comparison.pairwise`, not from Nemenyi's
+        test.
+    """
+    return _drawn(1.3 + 0.27 * len(result.ranked), lambda f: _ranking(f, result), form)
+
+
+def _ranking(figure: Figure, result: Comparison) -> None:
+    axes = figure.subplots()
+    names = [entry.candidate.name for entry in result.ranked]
+    for y, entry in enumerate(result.ranked):
+        s = entry.summary["accuracy"]
+        face = _BLUE if entry.candidate.trained else "white"
+        axes.plot([100 * s.low, 100 * s.high], [y, y], color=_BLUE, linewidth=1.6)
+        axes.plot(100 * s.mean, y, "o", color=_BLUE, markerfacecolor=face, markersize=6)
+        if s.seeds > 1:
+            ends = [100 * s.minimum, 100 * s.maximum]
+            axes.plot(ends, [y, y], "|", color=_BLUE, markersize=8, markeredgewidth=0.8)
+    beside = axes.get_yaxis_transform()
+    for column, names_of_set in enumerate(result.sets):
+        first, last = names.index(names_of_set[0]), names.index(names_of_set[-1])
+        axes.plot(
+            [1.03 + 0.035 * column] * 2,
+            [first - 0.25, last + 0.25],
+            color=_INK,
+            linewidth=3,
+            solid_capstyle="butt",
+            transform=beside,
+            clip_on=False,
+        )
+    for y, entry in enumerate(result.ranked):
+        s = entry.summary["accuracy"]
+        text = figures._text(s.mean, s.low, s.high)
+        x = 1.03 + 0.035 * len(result.sets)
+        axes.text(x, y, text, va="center", transform=beside)
+    labels = [e.candidate.name + ("" if e.candidate.trained else "*") for e in result.ranked]
+    _rows(axes, labels)
+    axes.set_xlabel("accuracy, %" + ("" if all_trained(result) else "     * untrained backbone"))
+    bars = "A black bar joins neighbours that cannot be told apart" if result.sets else ""
+    bars = bars or "No neighbours in the ranking are undecided"
+    axes.set_title(
+        f"{bars}\n(pairwise McNemar with Holm's correction, and paired bootstrap;\nnot Nemenyi)",
+        weight="normal",
+        fontsize=8.5,
+    )
+
+
+def all_trained(result: Comparison) -> bool:
+    """Whether no backbone of a comparison has random weights."""
+    return all(entry.candidate.trained for entry in result.ranked)
+
+
+def leak(result: Comparison, metric: str = "accuracy", form: str = "svg") -> bytes:
+    """Draws the size of the leak: the same backbones with folds cut by image and by group.
+
+    Args:
+        result: A comparison that was scored under both cuts.
+        metric: 'accuracy', 'balanced_accuracy' or 'macro_f1'.
+        form: 'svg' or 'png'.
+
+    Returns:
+        The picture. Bars are 95 % intervals; beside each row stands the paired difference with its
+        own.
+    """
+    height = 1.2 + 0.4 * len(result.leaks)
+    return _drawn(height, lambda figure: _leak(figure, result.leaks, metric, result.unit), form)
+
+
+def _leak(figure: Figure, leaks: Sequence[Leak], metric: str, unit: str) -> None:
+    axes = figure.subplots()
+    for y, found in enumerate(leaks):
+        ends = []
+        for summary, colour, marker, shift in (
+            (found.by_image[metric], _ORANGE, "s", -0.14),
+            (found.by_group[metric], _BLUE, "o", 0.14),
+        ):
+            at = [y + shift] * 2
+            axes.plot([100 * summary.low, 100 * summary.high], at, color=colour, linewidth=1.5)
+            axes.plot(100 * summary.mean, y + shift, marker, color=colour, markersize=5.5)
+            ends.append((100 * summary.mean, y + shift))
+        arrow = {"arrowstyle": "-|>", "color": _INK, "linewidth": 0.8, "shrinkA": 5, "shrinkB": 4}
+        axes.annotate("", ends[1], ends[0], arrowprops=arrow)
+        text = points(found.difference[metric].value)
+        interval = points_interval(found.difference[metric].low, found.difference[metric].high)
+        axes.text(1.03, y, f"{text}  {interval}", va="center", transform=axes.get_yaxis_transform())
+    axes.text(1.03, -0.75, "the leak, points", va="bottom", transform=axes.get_yaxis_transform())
+    _rows(axes, [found.name for found in leaks])
+    axes.set_xlabel(f"{_METRIC_LABELS[metric]}, %")
+    handles = [
+        Line2D([], [], marker="s", color=_ORANGE, linewidth=1.5),
+        Line2D([], [], marker="o", color=_BLUE, linewidth=1.5),
+    ]
+    names = ["folds cut by image", f"folds cut by {unit}"]
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, for example '+21.1'."""
+    return f"{100 * value:+.1f}".replace("-", "−") if math.isfinite(value) else "not defined"
+
+
+def points_interval(low: float, high: float) -> str:
+    """Its interval, for example '[12.0, 30.2]'."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    axes.grid(True, axis="x")

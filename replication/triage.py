@@ -1,0 +1,421 @@
+"""Triage: sensitivity at a fixed specificity, the reverse, and everything beside it in one place.
+
+Every threshold is chosen on the tune images and applied once to the test images. Where there are no
+tune images there is no threshold either.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from replication.abstention import (
+    NO_TUNE,
+    Abstention,
+    proportion,
+    risk_coverage,
+    risk_coverage_curve,
+    weighted_share,
+)
+from replication.calibration import Calibration, apply_temperature, calibrate, one_role
+from replication.intervals import Estimate, Interval, percentile_bootstrap, weighted_aucs
+from replication.positive import PositiveClass, hsil_plus_scores, positive_class
+from replication.predictions import Predictions, jsonable
+
+__all__ = [
+    "Abstention",
+    "Assessment",
+    "OperatingPoint",
+    "OperatingPoints",
+    "assess",
+    "assessment",
+    "choose_threshold",
+    "hsil_plus_scores",
+    "operating_points",
+    "predictive_values",
+    "risk_coverage",
+    "risk_coverage_curve",
+]
+
+#: Specificities, and sensitivities, that are held fixed.
+TARGETS = (0.90, 0.95)
+
+_RULE = (
+    "An image is called positive where its score is at the threshold or above. Specificity fixed: "
+    "the lowest score of a tune image below which at least that share of the negative tune images "
+    "lies. Sensitivity fixed: the highest score at which at least that share of the positive tune "
+    "images is called positive. Equal scores fall on the same side. The intervals hold for this "
+    "threshold, and leave out that other tune images would have given another."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """One threshold, chosen on the tune images and applied to the test images.
+
+    Attributes:
+        fixed: 'specificity' or 'sensitivity': what was held fixed on the tune images.
+        target: At which value, 0..1.
+        threshold: Called positive from here up; NaN where there is none.
+        reason: Why there is none; '' otherwise.
+        tune_sensitivity: On the tune images; NaN without a threshold.
+        tune_specificity: On the tune images; NaN without a threshold.
+        sensitivity: On the test images, with Wilson's interval.
+        sensitivity_by_group: The same with the group bootstrap, stretched to hold Wilson's
+            interval; None where not every group is known. Quote it where it is there.
+        specificity: On the test images, with Wilson's interval.
+        specificity_by_group: Likewise by group.
+        ppv: Positive predictive value at the prevalence given; None where none was given.
+        npv: Negative predictive value at the prevalence given; None where none was given.
+    """
+
+    fixed: str
+    target: float
+    threshold: float
+    reason: str
+    tune_sensitivity: float
+    tune_specificity: float
+    sensitivity: Estimate
+    sensitivity_by_group: Estimate | None
+    specificity: Estimate
+    specificity_by_group: Estimate | None
+    ppv: Estimate | None
+    npv: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoints:
+    """Operating points of one positive class.
+
+    Attributes:
+        positive: 'HSIL+' or 'cell'.
+        rule: How a threshold is chosen, in words.
+        note: Why there are no points; '' otherwise.
+        tune_images: Number of tune images.
+        tune_positive: Of these, positive ones.
+        test_images: Number of test images.
+        test_positive: Of these, positive ones.
+        prevalence: Where PPV and NPV hold; None where it was not given.
+        prevalence_note: What they are computed from, or why they are not.
+        roc_auc: Area under the ROC curve of the test images, with a bootstrap interval.
+        points: The operating points; none without tune images.
+    """
+
+    positive: str
+    rule: str
+    note: str
+    tune_images: int
+    tune_positive: int
+    test_images: int
+    test_positive: int
+    prevalence: float | None
+    prevalence_note: str
+    roc_auc: Estimate
+    points: tuple[OperatingPoint, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Assessment:
+    """Calibration and triage of one model.
+
+    Attributes:
+        calibration: Of the probabilities as the model gave them, and with the temperature.
+        scaled: All predictions with the temperature, or as they were where there is none. The
+            thresholds are on this scale.
+        operating_points: None for other classes than those of stage 1 and stage 2.
+        risk_coverage: What abstaining gives.
+    """
+
+    calibration: Calibration
+    scaled: Predictions
+    operating_points: OperatingPoints | None
+    risk_coverage: Abstention
+
+
+def assess(
+    predictions: Predictions, prevalence: float | None = None, **bootstrap: Any
+) -> dict[str, Any]:
+    """Everything of `assessment`, ready for JSON.
+
+    Args:
+        predictions: A whole predictions file.
+        prevalence: Of HSIL+ where the model is to be used, between 0 and 1.
+        **bootstrap: ``confidence``, ``resamples`` and ``seed``, as in `operating_points`.
+
+    Returns:
+        'calibration', 'operating_points' (None for other classes than those of stage 1 and 2) and
+        'risk_coverage': the fields of `Calibration`, `OperatingPoints` and `Abstention`. What is
+        not defined is None.
+
+    Raises:
+        ValueError: There are no test images, or the prevalence is not between 0 and 1.
+    """
+    found = assessment(predictions, prevalence, **bootstrap)
+    return jsonable(
+        {
+            "calibration": found.calibration,
+            "operating_points": found.operating_points,
+            "risk_coverage": found.risk_coverage,
+        }
+    )
+
+
+def assessment(
+    predictions: Predictions, prevalence: float | None = None, **bootstrap: Any
+) -> Assessment:
+    """Fits the temperature, puts it on all probabilities, and then chooses every threshold.
+
+    Args:
+        predictions: A whole predictions file: test images, and tune images where there are any.
+        prevalence: Of HSIL+ where the model is to be used, between 0 and 1. It says nothing of
+            the share of cells among regions, so that stage 1 never gets it.
+        **bootstrap: ``confidence``, ``resamples`` and ``seed``, as in `operating_points`.
+
+    Returns:
+        All of it.
+
+    Raises:
+        ValueError: There are no test images, or the prevalence is not between 0 and 1.
+    """
+    _check_prevalence(prevalence)
+    calibration = calibrate(predictions, **bootstrap)
+    scaled = predictions
+    if calibration.temperature is not None:
+        scaled = apply_temperature(predictions, calibration.temperature)
+    positive = positive_class(predictions)
+    is_hsil_plus = positive is not None and positive.name == "HSIL+"
+    return Assessment(
+        calibration=calibration,
+        scaled=scaled,
+        operating_points=operating_points(
+            scaled, prevalence if is_hsil_plus else None, **bootstrap
+        ),
+        risk_coverage=risk_coverage(scaled, **bootstrap),
+    )
+
+
+def predictive_values(
+    sensitivity: Any, specificity: Any, prevalence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positive and negative predictive value, by Bayes' rule.
+
+    Args:
+        sensitivity: 0..1, a number or an array.
+        specificity: 0..1, a number or an array.
+        prevalence: Share of the positive condition where the test is to be used, between 0 and 1.
+
+    Returns:
+        PPV and NPV, float64; NaN where nothing is called positive, or nothing negative.
+
+    Raises:
+        ValueError: The prevalence is not between 0 and 1.
+
+    Example:
+        >>> ppv, npv = predictive_values(0.9, 0.9, prevalence=0.01)
+        >>> f"{ppv:.3f} {npv:.4f}"
+        '0.083 0.9989'
+    """
+    _check_prevalence(prevalence)
+    sensitivity, specificity = np.asarray(sensitivity, float), np.asarray(specificity, float)
+    true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    spared, missed = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+    with np.errstate(invalid="ignore"):
+        return true / (true + false), spared / (spared + missed)
+
+
+def choose_threshold(scores: np.ndarray, truth: np.ndarray, fixed: str, target: float) -> float:
+    """Chooses the threshold of an operating point.
+
+    Args:
+        scores: Of the tune images, float64 ``[n]``.
+        truth: Whether each is positive, bool ``[n]``; both kinds are there.
+        fixed: 'specificity' or 'sensitivity'.
+        target: The share that is to be reached, 0..1.
+
+    Returns:
+        The best of the images' own scores: the lowest that reaches the specificity, or the highest
+        that reaches the sensitivity. NaN where not even the highest score reaches the specificity.
+
+    Raises:
+        ValueError: ``fixed`` is neither of the two.
+
+    Example:
+        >>> scores, truth = np.array([0.1, 0.2, 0.6, 0.7]), np.array([False, False, True, True])
+        >>> choose_threshold(scores, truth, "specificity", 1)
+        0.6
+        >>> choose_threshold(scores, truth, "sensitivity", 0.5)
+        0.7
+    """
+    if fixed not in ("specificity", "sensitivity"):
+        raise ValueError(f"fixed: expected 'specificity' or 'sensitivity', got {fixed!r}")
+    thresholds = np.unique(scores)
+    kind = np.sort(scores[truth if fixed == "sensitivity" else ~truth])
+    below = np.searchsorted(kind, thresholds, side="left")
+    if fixed == "sensitivity":
+        # The lowest score calls every image positive, so that one is always found.
+        return float(thresholds[(len(kind) - below) / len(kind) >= target][-1])
+    reached = thresholds[below / len(kind) >= target]
+    return float(reached[0]) if len(reached) else math.nan
+
+
+def operating_points(
+    predictions: Predictions,
+    prevalence: float | None = None,
+    *,
+    targets: Sequence[float] = TARGETS,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> OperatingPoints | None:
+    """Sensitivity at a fixed specificity, and the reverse.
+
+    Args:
+        predictions: Test images, and tune images where there are any; probabilities are taken as
+            they are (`assess` puts the temperature on them first).
+        prevalence: Of the positive class where the model is to be used, between 0 and 1. The share
+            among the images is no prevalence and is never used as one.
+        targets: Specificities, and sensitivities, that are held fixed.
+        confidence: Of the intervals.
+        resamples: Of the bootstrap, over groups where all are known.
+        seed: Of the bootstrap.
+
+    Returns:
+        The points: every target as a specificity, then every target as a sensitivity. None for
+        classes other than those of stage 1 and stage 2.
+
+    Raises:
+        ValueError: There are no test images, or the prevalence is not between 0 and 1.
+    """
+    _check_prevalence(prevalence)
+    test = one_role(predictions.select("test"), "test")
+    found = positive_class(test)
+    if found is None:
+        return None
+    tune = predictions.select("tune")
+    known = positive_class(tune) if len(tune) else None
+    chosen = []
+    if known:
+        chosen = [
+            _chosen(known, fixed, target)
+            for fixed in ("specificity", "sensitivity")
+            for target in targets
+        ]
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        figures = {"roc_auc": weighted_aucs(weights, found.truth, found.scores)[0]}
+        for number, point in enumerate(chosen):
+            shares = {
+                name: weighted_share(weights, *masks)
+                for name, masks in _masks(found, point["threshold"]).items()
+            }
+            if prevalence is not None:
+                shares["ppv"], shares["npv"] = predictive_values(**shares, prevalence=prevalence)
+            figures |= {f"{number} {name}": values for name, values in shares.items()}
+        return figures
+
+    values = {name: float(v[0]) for name, v in statistic(np.ones((1, len(test)))).items()}
+    intervals = percentile_bootstrap(
+        statistic, test.groups, confidence=confidence, resamples=resamples, seed=seed
+    )
+    points = []
+    for number, point in enumerate(chosen):
+        estimates: dict[str, Estimate | None] = {"ppv": None, "npv": None}
+        for name, masks in _masks(found, point["threshold"]).items():
+            interval = intervals[f"{number} {name}"]
+            estimates[name], estimates[f"{name}_by_group"] = proportion(
+                *masks, test.groups, interval, confidence
+            )
+        if prevalence is not None:
+            for name in ("ppv", "npv"):
+                key = f"{number} {name}"
+                estimates[name] = _predictive_value(
+                    name, values[key], intervals[key], estimates, prevalence
+                )
+        points.append(OperatingPoint(**point, **estimates))
+    area = intervals["roc_auc"]
+    return OperatingPoints(
+        positive=found.name,
+        rule=_RULE,
+        note="" if known else NO_TUNE,
+        tune_images=len(tune),
+        tune_positive=int(known.truth.sum()) if known else 0,
+        test_images=len(test),
+        test_positive=int(found.truth.sum()),
+        prevalence=prevalence,
+        prevalence_note=_prevalence_note(found, prevalence),
+        roc_auc=Estimate(values["roc_auc"], area.low, area.high, len(test), area.method),
+        points=tuple(points),
+    )
+
+
+def _check_prevalence(prevalence: float | None) -> None:
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise ValueError(f"prevalence: expected a number between 0 and 1, got {prevalence}")
+
+
+def _chosen(tune: PositiveClass, fixed: str, target: float) -> dict[str, Any]:
+    """The fields of a point that the tune images decide."""
+    threshold, reason = math.nan, ""
+    if tune.truth.all() or not tune.truth.any():
+        missing = f"not {tune.name}" if tune.truth.all() else tune.name
+        reason = f"no tune image is {missing}"
+    else:
+        threshold = choose_threshold(tune.scores, tune.truth, fixed, target)
+        if math.isnan(threshold):
+            reason = f"no threshold reaches a specificity of {100 * target:g} % on the tune images"
+    once = np.ones((1, len(tune.scores)))
+    reached = {
+        f"tune_{name}": float(weighted_share(once, *masks)[0])
+        for name, masks in _masks(tune, threshold).items()
+    }
+    return {"fixed": fixed, "target": target, "threshold": threshold, "reason": reason, **reached}
+
+
+def _masks(positive: PositiveClass, threshold: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Which images each share counts, and among which; among none where there is no threshold."""
+    called, counted = positive.scores >= threshold, not math.isnan(threshold)
+    truly, not_truly = positive.truth & counted, ~positive.truth & counted
+    return {"sensitivity": (called & truly, truly), "specificity": (~called & not_truly, not_truly)}
+
+
+def _predictive_value(
+    name: str,
+    value: float,
+    bootstrapped: Interval,
+    shares: dict[str, Estimate | None],
+    prevalence: float,
+) -> Estimate:
+    """A bootstrap of images that are all called right does not differ, and is no certainty."""
+    sensitivity, specificity = shares["sensitivity"], shares["specificity"]
+    low, high = bootstrapped.low, bootstrapped.high
+    for one, other in (
+        (sensitivity.value, specificity.low),
+        (sensitivity.value, specificity.high),
+        (sensitivity.low, specificity.value),
+        (sensitivity.high, specificity.value),
+    ):
+        end = float(predictive_values(one, other, prevalence)[("ppv", "npv").index(name)])
+        low, high = float(np.fmin(low, end)), float(np.fmax(high, end))
+    if not math.isfinite(value):
+        kind = "positive" if name == "ppv" else "negative"
+        return Estimate(math.nan, math.nan, math.nan, 0, f"undefined: no image is called {kind}")
+    count = sensitivity.count + specificity.count
+    method = f"{bootstrapped.method}; stretched to hold Wilson's ends of sensitivity or specificity"
+    return Estimate(value, low, high, count, method)
+
+
+def _prevalence_note(test: PositiveClass, prevalence: float | None) -> str:
+    positives, total = int(test.truth.sum()), len(test.truth)
+    share = f"{positives:,} of {total:,} test images ({100 * positives / total:.1f} %)"
+    chosen = "a share that whoever filled the folder chose, and no prevalence"
+    if prevalence is None:
+        return (
+            f"PPV and NPV are not given, as no prevalence of {test.name} was. {share} are "
+            f"{test.name}: {chosen}."
+        )
+    return (
+        f"PPV and NPV are computed by Bayes' rule at a prevalence of {100 * prevalence:g} %, as "
+        f"given. {share} are {test.name}: {chosen}."
+    )
