@@ -320,7 +320,9 @@ def publish(
     if design.cuts[0] == heads.PUBLISHED:
         save_winner(run, store, spec, tested, builder, seed=design.seeds[0])
     run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
-    return comparison_report.write(run, result)
+    page = comparison_report.write(run, result)
+    comparison_report.print_comparison(result, run.manifest())
+    return page
 
 
 def save_winner(
