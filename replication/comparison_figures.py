@@ -22,12 +22,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from replication import figures, runs
-from replication.comparison import COSTS, Comparison, Leak
+from replication.comparison import COSTS, Comparison
 
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
 
 #: Inches; pixels of a PNG are 180 times that, so that a readme 900 pixels wide shows it sharp.
 _WIDTH, _DPI = 5.2, 180
+
+#: Where a name stands: offset from its point in points, horizontal and vertical alignment.
+Place = tuple[float, float, str, str]
 
 _COST_LABELS = {
     "gflops": "GFLOPs of one image (log scale)",
@@ -93,29 +96,24 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
     axes = figure.subplots()
     front = result.front(cost)
     scale = 1e-6 if cost == "parameters" else 1
-    points = {}
+    drawn = {}
     for entry in result.ranked:
         candidate, accuracy = entry.candidate, entry.summary["accuracy"]
         x, y = scale * getattr(candidate.cost, cost), 100 * accuracy.mean
-        points[candidate.name] = (x, y, 100 * accuracy.low, 100 * accuracy.high)
+        drawn[candidate.name] = (x, y, 100 * accuracy.low, 100 * accuracy.high)
         colour = _BLUE if candidate.name in front else _GREY
-        axes.vlines(x, *points[candidate.name][2:], color=colour, alpha=0.4, linewidth=1.2)
+        axes.vlines(x, *drawn[candidate.name][2:], color=colour, alpha=0.4, linewidth=1.2)
         face = colour if candidate.trained else "white"
         axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=6, zorder=4)
-    steps = np.array([points[name][:2] for name in front])
+    steps = np.array([drawn[name][:2] for name in front])
     axes.set_xscale("log")
-    low, high = min(p[0] for p in points.values()), max(p[0] for p in points.values())
+    low, high = min(p[0] for p in drawn.values()), max(p[0] for p in drawn.values())
     # A single cost, too, needs an axis with some width.
-    axes.set_xlim(low / 1.6, high * 1.6)
+    axes.set_xlim(low / 2, high * 2)
     # Beyond its dearest member the front goes on: paying more buys nothing.
-    axes.plot(
-        [*steps[:, 0], high * 1.6],
-        [*steps[:, 1], steps[-1, 1]],
-        color=_BLUE,
-        linewidth=1.1,
-        drawstyle="steps-post",
-        zorder=2,
-    )
+    x = np.append(np.repeat(steps[:, 0], 2)[1:], high * 2)
+    y = np.repeat(steps[:, 1], 2)
+    axes.plot(x, y, color=_BLUE, linewidth=1.1, zorder=2)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -130,40 +128,56 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
             [], [], marker="o", color=_GREY, markerfacecolor="white", linewidth=0
         )
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
-    _label(axes, points)
+    bars = [((x, low), (x, high)) for x, _, low, high in drawn.values()]
+    front_line = list(itertools.pairwise(zip(x, y, strict=True)))
+    _label(axes, {name: point[:2] for name, point in drawn.items()}, bars + front_line)
 
 
-def _label(axes: Axes, points: dict[str, tuple[float, float, float, float]]) -> None:
+def _label(
+    axes: Axes,
+    at: dict[str, tuple[float, float]],
+    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+) -> None:
     """Writes each name beside its point where it hides least; a thin line leads to far ones."""
     # The layout must be final before anything can be measured.
     axes.figure.draw_without_rendering()
-    bars, taken = [], []
-    for x, y, low, high in points.values():
-        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        bars.append(Bbox([[left - 1, bottom], [left + 1, top]]))
-        centre = axes.transData.transform((x, y))
-        taken.append(Bbox([centre - 6, centre + 6]))
+    centres = axes.transData.transform(list(at.values()))
+    taken = [Bbox([centre - 6, centre + 6]) for centre in centres]
+    thin = []
+    for start, end in lines:
+        ends = np.sort(axes.transData.transform([start, end]), axis=0)
+        thin.append(Bbox([ends[0] - 1, ends[1] + 1]))
     frame = axes.get_window_extent()
     halo = [patheffects.withStroke(linewidth=2.2, foreground="white")]
-    for name, (x, y, _, _) in points.items():
+    for number, (name, point) in enumerate(at.items()):
         text = axes.annotate(
-            name, (x, y), textcoords="offset points", fontsize=7.5, zorder=5, path_effects=halo
+            name,
+            point,
+            (0, 0),
+            textcoords="offset points",
+            fontsize=7.5,
+            zorder=5,
+            path_effects=halo,
         )
         text.set_in_layout(False)
 
-        def badness(place: tuple[float, float, str, str], text: Text = text) -> float:
+        def badness(place: Place, text: Text = text, own: int = number) -> float:
             box = _placed(text, place)
+            # A name that stands nearer to another point would be read as that one's.
+            gaps = np.linalg.norm(np.clip(centres, box.min, box.max) - centres, axis=1)
+            mistaken = (np.delete(gaps, own) < gaps[own] + 2).sum()
             outside = not (frame.containsx(box.x0) and frame.containsx(box.x1))
             outside |= not (frame.containsy(box.y0) and frame.containsy(box.y1))
             hidden = sum(map(box.overlaps, taken))
-            return 100 * outside + 100 * hidden + 4 * sum(map(box.overlaps, bars)) + _reach(place)
+            crossed = sum(map(box.overlaps, thin))
+            return 100 * (outside + hidden) + 15 * mistaken + 8 * crossed + _reach(place)
 
         best = min(_PLACES, key=badness)
         taken.append(_placed(text, best))
         if _reach(best) > 2:
             axes.annotate(
                 "",
-                (x, y),
+                point,
                 best[:2],
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.5, "shrinkB": 4},
@@ -182,11 +196,11 @@ _PLACES = [
 ]
 
 
-def _reach(place: tuple[float, float, str, str]) -> float:
+def _reach(place: Place) -> float:
     return math.hypot(*place[:2]) / 7
 
 
-def _placed(text: Text, place: tuple[float, float, str, str]) -> Bbox:
+def _placed(text: Text, place: Place) -> Bbox:
     text.set(position=place[:2], ha=place[2], va=place[3])
     return text.get_window_extent().padded(1)
 
@@ -234,9 +248,7 @@ def _ranking(figure: Figure, result: Comparison) -> None:
         text = figures._text(s.mean, s.low, s.high)
         x = 1.03 + 0.035 * len(result.sets)
         axes.text(x, y, text, va="center", transform=beside)
-    labels = [e.candidate.name + ("" if e.candidate.trained else "*") for e in result.ranked]
-    _rows(axes, labels)
-    axes.set_xlabel("accuracy, %" + ("" if all_trained(result) else "     * untrained backbone"))
+    _rows(axes, names, result, "accuracy, %")
     bars = "A black bar joins neighbours that cannot be told apart" if result.sets else ""
     bars = bars or "No neighbours in the ranking are undecided"
     axes.set_title(
@@ -244,11 +256,6 @@ def _ranking(figure: Figure, result: Comparison) -> None:
         weight="normal",
         fontsize=8.5,
     )
-
-
-def all_trained(result: Comparison) -> bool:
-    """Whether no backbone of a comparison has random weights."""
-    return all(entry.candidate.trained for entry in result.ranked)
 
 
 def leak(result: Comparison, metric: str = "accuracy", form: str = "svg") -> bytes:
@@ -264,12 +271,12 @@ def leak(result: Comparison, metric: str = "accuracy", form: str = "svg") -> byt
         own.
     """
     height = 1.2 + 0.4 * len(result.leaks)
-    return _drawn(height, lambda figure: _leak(figure, result.leaks, metric, result.unit), form)
+    return _drawn(height, lambda figure: _leak(figure, result, metric), form)
 
 
-def _leak(figure: Figure, leaks: Sequence[Leak], metric: str, unit: str) -> None:
+def _leak(figure: Figure, result: Comparison, metric: str) -> None:
     axes = figure.subplots()
-    for y, found in enumerate(leaks):
+    for y, found in enumerate(result.leaks):
         ends = []
         for summary, colour, marker, shift in (
             (found.by_image[metric], _ORANGE, "s", -0.14),
@@ -285,13 +292,12 @@ def _leak(figure: Figure, leaks: Sequence[Leak], metric: str, unit: str) -> None
         interval = points_interval(found.difference[metric].low, found.difference[metric].high)
         axes.text(1.03, y, f"{text}  {interval}", va="center", transform=axes.get_yaxis_transform())
     axes.text(1.03, -0.75, "the leak, points", va="bottom", transform=axes.get_yaxis_transform())
-    _rows(axes, [found.name for found in leaks])
-    axes.set_xlabel(f"{_METRIC_LABELS[metric]}, %")
+    _rows(axes, [found.name for found in result.leaks], result, f"{_METRIC_LABELS[metric]}, %")
     handles = [
         Line2D([], [], marker="s", color=_ORANGE, linewidth=1.5),
         Line2D([], [], marker="o", color=_BLUE, linewidth=1.5),
     ]
-    names = ["folds cut by image", f"folds cut by {unit}"]
+    names = ["folds cut by image", f"folds cut by {result.unit}"]
     figure.legend(handles, names, loc="outside upper center", ncols=2)
 
 
@@ -307,10 +313,12 @@ def points_interval(low: float, high: float) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
 
 
-def _rows(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.45, -0.6)
+def _rows(axes: Axes, names: Sequence[str], result: Comparison, label: str) -> None:
+    untrained = {c.name for c in result.candidates if not c.trained}
+    axes.set_yticks(range(len(names)), [name + "*" * (name in untrained) for name in names])
+    axes.set_ylim(len(names) - 0.45, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.grid(True, axis="x")
+    axes.set_xlabel(label + ("     * untrained backbone" if untrained & {*names} else ""))

@@ -15,8 +15,11 @@ import rich.box
 import rich.console
 import rich.table
 
-from replication import comparison_figures, runs
-from replication.comparison import COSTS, Comparison, Leak
+from sklearn import metrics
+
+from replication import comparison_figures, figures, runs
+from replication.comparison import COSTS, Comparison, Leak, Pair
+from replication.intervals import Estimate
 
 #: Metrics of the ranked table, and their headings.
 _METRICS = {
@@ -27,8 +30,13 @@ _METRICS = {
 }
 _LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
-#: Pairs that the terminal shows; the rest is in the CSV and on the page.
-_SHOWN_PAIRS = 10
+#: With more pairs than this the terminal shows those of the winner, and the page folds its table.
+_MANY_PAIRS = 15
+
+_UNKNOWN_SOURCE = (
+    "It is not known whose images these are. No figure below may be called a replication of a "
+    "published one."
+)
 
 
 def write(run: runs.RunDirectory, result: Comparison) -> Path:
@@ -42,26 +50,33 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
     Returns:
         The page; it loads nothing from outside.
     """
-    write_tables(run.path, result)
-    comparison_figures.write(run.path / "figures", result)
     manifest = run.manifest()
+    write_tables(run.path, result, manifest)
+    comparison_figures.write(run.path / "figures", result)
     pictures = {
-        "ranking": _inline(comparison_figures.ranking(result)),
-        **{cost: _inline(comparison_figures.accuracy_against(result, cost)) for cost in COSTS},
+        "ranking": comparison_figures.ranking(result),
+        **{cost: comparison_figures.accuracy_against(result, cost) for cost in COSTS},
     }
     if result.leaks:
         for metric in _LEAK_METRICS[:2]:
-            pictures[f"leak_{metric}"] = _inline(comparison_figures.leak(result, metric))
+            pictures[f"leak_{metric}"] = comparison_figures.leak(result, metric)
+    confusion = _confusion(result)
+    if confusion:
+        pictures["confusion"] = figures.confusion_matrix(confusion, result.class_names)
+    leaks = {leak.name: leak for leak in result.leaks}
+    winners_leak = leaks.get(result.winner)
     page = _template().render(
         result=result,
-        manifest=manifest,
-        announcement=manifest.get("announcement", ""),
+        announcement=_announcement(manifest),
         environment=manifest.get("environment", {}),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         metrics=_shown_metrics(result),
-        figures=pictures,
-        headline=leak_sentence(result.leaks[0], result.unit) if result.leaks else "",
-        leak_metrics={name: _METRICS[name] for name in _LEAK_METRICS},
+        methods=_methods(result),
+        figures={name: _inline(svg) for name, svg in pictures.items()},
+        fronts={cost: result.front(cost) for cost in COSTS},
+        confusion_words=_words(confusion, result.class_names),
+        headline=leak_sentence(winners_leak, result.unit) if winners_leak else "",
+        many_pairs=len(result.pairs) > _MANY_PAIRS,
         value=_value,
         interval=_interval,
         points=comparison_figures.points,
@@ -84,6 +99,39 @@ def _template() -> jinja2.Template:
 
 def _inline(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def _announcement(manifest: Mapping[str, Any]) -> str:
+    """A manifest that does not say whose images they are must not pass for a replication."""
+    unknown = "" if manifest.get("source") == "original" else _UNKNOWN_SOURCE
+    return manifest.get("announcement") or unknown
+
+
+def _methods(result: Comparison) -> list[str]:
+    """The distinct ways in which the ranked table's intervals were made, and for which metrics."""
+    names: dict[str, list[str]] = {}
+    for name, head in _shown_metrics(result).items():
+        for entry in result.ranked:
+            heads = names.setdefault(entry.summary[name].method, [])
+            if head not in heads:
+                heads.append(head)
+    return [f"{', '.join(heads)}: {method}" for method, heads in names.items()]
+
+
+def _confusion(result: Comparison) -> list[list[int]]:
+    """Of the winner's first seed; not of its best one, which would flatter."""
+    winner = next(one for one in result.candidates if one.name == result.winner)
+    first = winner.runs[0]
+    labels = range(len(first.class_names))
+    return metrics.confusion_matrix(first.labels, first.predicted, labels=labels).tolist()
+
+
+def _words(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """The matrix for readers who do not see it."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{n} as {other}" for other, n in zip(names, row, strict=True))
+        for name, row in zip(names, confusion, strict=True)
+    )
 
 
 def _shown_metrics(result: Comparison) -> dict[str, str]:

@@ -149,6 +149,7 @@ def describe(
         environment=runs.environment(policy, "replication.compare"),
         data={builder.name: experiment.describe_images(builder, index)},
     )
+    experiment.audit(run, [builder])
 
 
 def announce_folds(index: pipeline.Index, design: Design) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from replication import (
     tensorboard,
     training,
 )
-from tfds_pap import pipeline, roles
+from tfds_pap import leak_audit, pipeline, roles
 
 _STAND_IN = (
     "These are not the papers' images: {reasons}. No figure below may be called a replication of a "
@@ -111,6 +111,55 @@ def describe_images(builder: tfds.core.DatasetBuilder, index: pipeline.Index) ->
         },
         "groups": len(set(index.groups) - {""}),
     }
+
+
+def audit(
+    run: runs.RunDirectory, builders: Iterable[tfds.core.DatasetBuilder]
+) -> dict[str, leak_audit.Audit]:
+    """Looks for leaks in each data set, prints one line each, and writes them to the run.
+
+    Args:
+        run: Its manifest gets `audit`: data set -> line and counts.
+        builders: Prepared builders.
+
+    Returns:
+        What was found, by name of the data set.
+    """
+    found = {}
+    for builder in builders:
+        found[builder.name] = leak_audit.audit_builder(builder)
+        print(found[builder.name].one_line())
+    summaries = {name: one.summary() for name, one in found.items()}
+    run.update_manifest(audit={**run.manifest().get("audit", {}), **summaries})
+    return found
+
+
+def accuracy_without_suspects(
+    predictions: Sequence[evaluation.Predictions], found: leak_audit.Audit
+) -> str:
+    """Says what is left of an accuracy without test images that have a twin in training.
+
+    Args:
+        predictions: Of one role, one a seed, on the same images.
+        found: The audit of their data set.
+
+    Returns:
+        A line; "" where no image is suspect.
+    """
+    suspects = found.suspects(predictions[0].ids)
+    if not suspects:
+        return ""
+    kept = [row for row, image in enumerate(predictions[0].ids) if image not in suspects]
+    if not kept:
+        return f"all {len(predictions[0])} test images have a twin, or their group, in training"
+    ids = {predictions[0].ids[row] for row in kept}
+    rest = evaluation.summarise_seeds(
+        [one.take([row for row, i in enumerate(one.ids) if i in ids]) for one in predictions]
+    )["accuracy"]
+    return (
+        f"without the {len(suspects)} test images that have a twin, or their group, in training: "
+        f"{rest.mean:.4f} [{rest.low:.4f}, {rest.high:.4f}] on {len(kept)} images"
+    )
 
 
 def _class_counts(index: pipeline.Index, positions: np.ndarray) -> dict[str, int]:

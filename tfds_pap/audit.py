@@ -1,0 +1,131 @@
+"""The leak audit: is the same picture, or the same slide, on both sides of a split?
+
+    python -m tfds_pap.audit --manual_dir=DIR          # DIR holds DB_3 and DB_4
+    python -m tfds_pap.audit --folders=DIR             # any DIR/<class>/*
+    python -m tfds_pap.audit                           # phantoms
+
+Prints one line and a table for each data set, and writes pairs.csv, contact_sheet.png and
+audit.json. An audit that finds leaks has done its work: the exit status is 0.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import app, flags
+
+if TYPE_CHECKING:
+    from tfds_pap import leak_audit
+
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn)."
+)
+_FOLDERS = flags.DEFINE_string(
+    "folders", None, "Any tree PATH/<class>/* with an optional PATH/groups.csv, instead."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+)
+_DATASETS = flags.DEFINE_list(
+    "datasets", ["pap_db3", "pap_db4"], "Data sets to audit (default: pap_db3,pap_db4)."
+)
+_FEATURES = flags.DEFINE_string(
+    "features",
+    None,
+    "An .npz with ids [n] and features [n, d] of a frozen backbone, whose nearest neighbours are "
+    "looked at as well (default: none).",
+)
+_PREDICTIONS = flags.DEFINE_string(
+    "predictions",
+    None,
+    "A run's predictions.csv: prints its accuracy with and without suspect test images.",
+)
+_OUTPUT = flags.DEFINE_string("output", "audit", "Where files are written (default: audit).")
+
+_KNOWN = ("pap_db3", "pap_db4")
+
+
+def main(argv: list[str]) -> None:
+    """Audits each data set, prints and writes what was found."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    unknown = [name for name in _DATASETS.value if name not in _KNOWN]
+    if unknown or not _DATASETS.value:
+        raise app.UsageError(f"--datasets={','.join(_DATASETS.value)}: expected {','.join(_KNOWN)}")
+    if _FOLDERS.value and _MANUAL_DIR.value:
+        raise app.UsageError("--folders and --manual_dir: give one of them")
+
+    # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    from tfds_pap import audit_files, folders, leak_audit, pipeline
+
+    try:
+        if _FOLDERS.value:
+            builders = [pipeline.prepare_folders(_FOLDERS.value, _DATA_DIR.value)]
+        else:
+            source = "original" if _MANUAL_DIR.value else "phantom"
+            builders = [
+                pipeline.prepare(name, source, _MANUAL_DIR.value, _DATA_DIR.value)
+                for name in dict.fromkeys(_DATASETS.value)
+            ]
+        for builder in builders:
+            index = pipeline.read_index(builder)
+            features = None
+            if _FEATURES.value:
+                features = audit_files.read_features(Path(_FEATURES.value), index.ids)
+            found = leak_audit.audit_builder(builder, features=features)
+            print(f"\n{found.one_line()}")
+            _print_counts(found)
+            output = Path(_OUTPUT.value) / builder.name
+            audit_files.write(found, output, builder)
+            if _PREDICTIONS.value:
+                _print_accuracy(found, audit_files.read_predictions(Path(_PREDICTIONS.value)))
+            print(f"Written: {output}")
+    except (folders.TreeError, audit_files.FileError) as error:
+        raise SystemExit(f"tfds_pap.audit: {error}") from None
+
+
+def _print_counts(found: "leak_audit.Audit") -> None:
+    import rich.box
+    import rich.console
+    import rich.table
+
+    summary = found.summary()
+    table = rich.table.Table(box=rich.box.SIMPLE)
+    table.add_column("pairs")
+    for heading in summary["pairs"]["near-duplicate"]:
+        table.add_column(heading, justify="right")
+    for kind, counts in summary["pairs"].items():
+        table.add_row(kind, *map(str, counts.values()))
+    console = rich.console.Console()
+    console.print(table)
+    for split, classes in summary["suspect images"].items():
+        counts = ", ".join(f"{name} {count}" for name, count in classes.items()) or "none"
+        console.print(f"suspect {split} images: {counts}", highlight=False)
+
+
+def _print_accuracy(found: "leak_audit.Audit", rows: list[tuple[str, bool]]) -> None:
+    """Accuracy of a predictions file with and without suspect test images."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    suspect = found.suspects([image for image, _ in rows])
+    for name, kept in (
+        ("all test images", rows),
+        ("without suspect ones", [row for row in rows if row[0] not in suspect]),
+    ):
+        right, count = sum(correct for _, correct in kept), len(kept)
+        if not count:
+            print(f"accuracy, {name}: not defined, no image is left")
+            continue
+        low, high = proportion_confint(right, count, method="wilson")
+        print(
+            f"accuracy, {name}: {right / count:.4f} [{low:.4f}, {high:.4f}] "
+            f"(Wilson, {count} images)"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

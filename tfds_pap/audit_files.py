@@ -1,0 +1,178 @@
+"""What an audit reads and writes: features, predictions, pairs.csv, a contact sheet, audit.json."""
+
+import csv
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets.public_api as tfds
+from PIL import Image, ImageDraw, ImageFont
+
+from tfds_pap import leak_audit, near_duplicates, pipeline
+
+#: Pairs on the contact sheet, pixels of a picture on it, and columns of pairs.
+_SHOWN = 60
+_PIXELS = 160
+_COLUMNS = 3
+_TEXT_LINES = 4
+_LINE = 15
+
+
+class FileError(ValueError):
+    """A file that cannot be used; the message is one line."""
+
+
+def read_features(path: Path, ids: np.ndarray) -> np.ndarray:
+    """Reads features and puts them into the order of `ids`.
+
+    Args:
+        path: An `.npz` with `ids` and `features`.
+        ids: The wanted order.
+
+    Returns:
+        float32 `[n, d]`.
+
+    Raises:
+        FileError: If the file is not readable, or has no features of an image.
+    """
+    try:
+        with np.load(path) as stored:
+            row = {image: number for number, image in enumerate(stored["ids"].tolist())}
+            features = stored["features"].astype(np.float32)
+        return features[[row[image] for image in ids.tolist()]]
+    except KeyError as error:
+        raise FileError(f"--features={path}: expected ids and features of {error}") from None
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        raise FileError(f"--features={path}: not readable ({error})") from None
+
+
+def read_predictions(path: Path) -> list[tuple[str, bool]]:
+    """Reads which test images a model named rightly.
+
+    Args:
+        path: A run's `predictions.csv`.
+
+    Returns:
+        (id, whether it was named rightly) of each test image.
+
+    Raises:
+        FileError: If the file is not readable, or lacks columns.
+    """
+    prefix = "probability_"
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [column for column in rows[0] if column.startswith(prefix)]
+        return [
+            (
+                row["id"],
+                max(names, key=lambda n: float(row[n])).removeprefix(prefix) == row["label"],
+            )
+            for row in rows
+            if row["split"] == "test"
+        ]
+    except (OSError, IndexError, KeyError, ValueError) as error:
+        raise FileError(
+            f"--predictions={path}: expected id,split,label,probability_<class> ({error})"
+        ) from None
+
+
+def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBuilder) -> None:
+    """Writes `pairs.csv`, `audit.json` and, if there are pairs, `contact_sheet.png`.
+
+    Args:
+        found: The audit.
+        directory: Where to.
+        builder: Of the images.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("first", "second", "kind", "view", "similarity", "overlap", "hash_bits", "first_split",
+         "second_split", "first_label", "second_label", "first_group", "second_group")
+    )  # fmt: skip
+    for pair in found.pairs:
+        writer.writerow(
+            (pair.first, pair.second, pair.kind, pair.view, pair.similarity, pair.overlap,
+             pair.hash_bits, *pair.splits, *pair.labels, *pair.groups)
+        )  # fmt: skip
+    _write(directory / "pairs.csv", text.getvalue().encode())
+    content = {**found.summary(), "images of groups on both sides": found.shared_groups}
+    _write(directory / "audit.json", (json.dumps(content, indent=2) + "\n").encode())
+    if found.pairs:
+        _write(directory / "contact_sheet.png", contact_sheet(found.pairs, builder))
+    else:
+        (directory / "contact_sheet.png").unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBuilder) -> bytes:
+    """Draws suspect pairs side by side, the second turned as it matches the first.
+
+    Pairs across splits and with different labels come first.
+
+    Args:
+        pairs: Suspect pairs.
+        builder: Of the images.
+
+    Returns:
+        A PNG.
+    """
+    order = sorted(
+        pairs, key=lambda p: (not p.across, not (p.contradicts and p.same_picture), -p.similarity)
+    )
+    shown = order[:_SHOWN]
+    ids = list(dict.fromkeys(image for pair in shown for image in (pair.first, pair.second)))
+    pictures = dict(zip(ids, pipeline.read_images(builder, ids, _PIXELS), strict=True))
+    font = ImageFont.load_default(12)
+    width, height = 2 * _PIXELS + 24, _PIXELS + _TEXT_LINES * _LINE + 18
+    rows = -(-len(shown) // _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * width, rows * height + 28), "white")
+    draw = ImageDraw.Draw(sheet)
+    more = f", {len(pairs) - len(shown)} more in pairs.csv" if len(pairs) > len(shown) else ""
+    draw.text((8, 7), f"{len(shown)} suspect pairs{more}", "black", font)
+    for number, pair in enumerate(shown):
+        x, y = number % _COLUMNS * width + 8, number // _COLUMNS * height + 28
+        second = near_duplicates.turned(pictures[pair.second], pair.view)
+        for column, picture in enumerate((pictures[pair.first], second)):
+            sheet.paste(Image.fromarray(np.ascontiguousarray(picture)), (x + column * _PIXELS, y))
+        colour = "#b03a00" if (pair.contradicts and pair.same_picture) or pair.across else "#1d2329"
+        draw.rectangle(
+            (x - 2, y - 2, x + 2 * _PIXELS + 1, y + _PIXELS + 1), outline=colour, width=2
+        )
+        turned = f", turned (view {pair.view})" if pair.view else ""
+        sides = " | ".join(
+            f"{label}{f', {group}' if group else ''}, {split}"
+            for label, group, split in zip(pair.labels, pair.groups, pair.splits, strict=True)
+        )
+        lines = (
+            f"{pair.kind}, similarity {pair.similarity:.3f}, overlap {pair.overlap:.0%}{turned}",
+            sides,
+            pair.first,
+            pair.second,
+        )
+        for line, text in enumerate(lines):
+            place = (x, y + _PIXELS + 4 + line * _LINE)
+            draw.text(place, _fitting(text, font, 2 * _PIXELS), colour, font)
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    return data.getvalue()
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Cuts the start off a text that is too long; the end of a path tells more."""
+    if font.getlength(text) <= width:
+        return text
+    while font.getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text
