@@ -1,0 +1,268 @@
+import csv
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfds_pap import folders, leak_audit, near_duplicates, phantom_set, pipeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import audit_recall
+
+KINDS = (
+    "copy",
+    "flip or turn",
+    "JPEG, quality 40",
+    "brighter by 12",
+    "crop shifted by 10 px",
+    "shifted, turned, quality 60",
+)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return audit_recall.plant(audit_recall.drawn_fields(2), window=150, count=60)
+
+
+def test_planted_twins_are_found_and_innocents_are_not(drawn):
+    """Recall and false alarms on drawn fields; the README's figures come from the benchmark."""
+    found = audit_recall.measure(*drawn)
+    assert tuple(found) == KINDS
+    assert found["copy"][0] == 1
+    assert all(share >= 0.9 for share, _ in found.values()), found
+    windows = len(set(drawn[1].tolist()))
+    assert all(alarms <= 0.001 * windows * (windows - 1) / 2 for _, alarms in found.values()), found
+
+
+def test_planted_twins_on_real_fields(shared_data):
+    fields = [cv2.imread(str(path)) for path in sorted((shared_data / "fields").glob("*.jpg"))[:6]]
+    found = audit_recall.measure(*audit_recall.plant(fields, window=150, count=60))
+    assert all(share >= 0.9 and alarms == 0 for share, alarms in found.values()), found
+
+
+@pytest.fixture(scope="module")
+def picture(drawn):
+    """A window with cells, 128 px."""
+    pixels, _, kinds = drawn
+    originals = [p for p, kind in zip(pixels, kinds, strict=True) if kind == "original"]
+    return max(originals, key=lambda p: p.std())
+
+
+@pytest.mark.parametrize("view", range(8))
+def test_the_view_that_aligns_is_named(picture, view):
+    other = np.ascontiguousarray(near_duplicates.turned(picture, view))
+    (match,) = near_duplicates.find(np.stack([picture, other]))
+    assert match.identical and match.overlap == 1 and match.hash_bits == 0
+    np.testing.assert_array_equal(near_duplicates.turned(other, match.view), picture)
+
+
+@pytest.mark.parametrize(("x", "y"), [(9, 0), (0, -14), (-20, 12), (35, 30)])
+def test_the_shift_of_overlapping_crops_is_found(drawn, x, y):
+    field = audit_recall.drawn_fields(1)[0]
+    first, second = field[200:328, 200:328], field[200 + y : 328 + y, 200 + x : 328 + x]
+    (match,) = near_duplicates.find(np.stack([first, second]))
+    assert match.shift == (x, y) and match.view == 0
+    assert match.overlap == pytest.approx((1 - abs(x) / 128) * (1 - abs(y) / 128))
+    assert not match.identical and match.similarity > 0.9
+    # Turned, and seen from the other one: the named view and shift lay one on the other.
+    other = np.ascontiguousarray(near_duplicates.turned(second, 6))
+    (match,) = near_duplicates.find(np.stack([other, first]))
+    a, b = near_duplicates._overlap(other, near_duplicates.turned(first, match.view), match.shift)
+    np.testing.assert_array_equal(a, b)
+
+
+def test_featureless_pictures_are_no_twins_unless_equal():
+    noise = np.random.default_rng(0).normal(0, 1.5, (6, 128, 128, 3))
+    empty = np.clip(235 + noise, 0, 255).astype(np.uint8)
+    assert near_duplicates.find(empty) == []
+    flat = np.full((2, 128, 128, 3), 200, np.uint8)
+    (match,) = near_duplicates.find(flat)
+    assert match.identical
+    # A speck of dust each does not make two empty windows one.
+    for number, image in enumerate(empty):
+        cv2.circle(image, (40 + 9 * number, 60), 3, (20, 20, 30), -1)
+    assert near_duplicates.find(empty) == []
+
+
+def test_features_are_a_further_look(monkeypatch, picture):
+    """With hash and keypoints blinded, only neighbours in feature space lead to the pair."""
+    other = np.ascontiguousarray(near_duplicates.turned(picture, 3))
+    lone = np.ascontiguousarray(np.roll(picture, 64, axis=0)[::-1])
+    pixels = np.stack([picture, lone, other])
+    monkeypatch.setattr(near_duplicates, "_by_keypoints", lambda grey: iter(()))
+    monkeypatch.setattr(near_duplicates, "_by_hash", lambda hashes: iter(()))
+    assert near_duplicates.find(pixels) == []
+    features = np.array([[1, 0.1], [0, 1], [1, 0.12]], np.float32)
+    assert [(m.first, m.second) for m in near_duplicates.find(pixels, features)] == [(0, 2)]
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory):
+    """Drawn DB_4 with planted leaks between train and validation."""
+    root = tmp_path_factory.mktemp("leaky")
+    phantom_set.write_tree(root, db3={}, db4={"train": 5, "validation": 3}, slides=8)
+    tree = root / "DB_4"
+    groups = dict(list(csv.reader((tree / "groups.csv").open()))[1:])
+    copy = cv2.imread(str(tree / "train/1/train_1_0.jpg"))
+    twins = {
+        "validation/1/copied.jpg": copy,
+        "validation/2/contradicting.png": cv2.flip(copy, 1),
+    }
+    for number, (name, image) in enumerate(twins.items()):
+        assert cv2.imwrite(str(tree / name), image)
+        groups[name] = f"other {number}"
+    groups["validation/3/validation_3_0.jpg"] = groups["train/3/train_3_0.jpg"]
+    rows = ["file,group", *(f"{name},{group}" for name, group in sorted(groups.items()))]
+    (tree / "groups.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def builder(leaky, tmp_path_factory):
+    return pipeline.prepare("pap_db4", "original", leaky, tmp_path_factory.mktemp("leaky_data"))
+
+
+def test_leaks_between_splits_are_found(builder):
+    found = leak_audit.audit_builder(builder)
+    across = {frozenset((p.first, p.second)): p for p in found.pairs if p.across}
+    copied = across[frozenset(("train/1/train_1_0.jpg", "validation/1/copied.jpg"))]
+    flipped = across[frozenset(("train/1/train_1_0.jpg", "validation/2/contradicting.png"))]
+    assert copied.same_picture and not copied.contradicts
+    assert flipped.same_picture and flipped.contradicts and flipped.view == 1
+    index = pipeline.read_index(builder)
+    groups = dict(zip(index.ids, index.groups, strict=True))
+    shared = groups["train/3/train_3_0.jpg"]
+    assert set(found.shared_groups) == {shared}
+    suspects = found.suspects(found.ids["validation"])
+    in_shared = {i for i in found.ids["validation"] if groups[i] == shared}
+    assert suspects == {"validation/1/copied.jpg", "validation/2/contradicting.png"} | in_shared
+    assert found.one_line() == (
+        "audit of pap_db4: 2 of 14 validation images have a twin in train; 1 group on both sides; "
+        "2 pairs of the same picture have different labels"
+    )
+
+
+def test_the_audit_is_kept_and_read_again(builder, monkeypatch):
+    first = leak_audit.audit_builder(builder)
+    monkeypatch.setattr(near_duplicates, "find", None)
+    assert leak_audit.audit_builder(builder) == first
+    with pytest.raises(TypeError):
+        leak_audit.audit_builder(builder, features=np.zeros((34, 2), np.float32))
+
+
+def test_suspects_depend_on_what_is_tested(builder):
+    found = leak_audit.audit_builder(builder)
+    everything = [image for ids in found.ids.values() for image in ids]
+    assert found.suspects(everything) == set()
+    assert "train/1/train_1_0.jpg" in found.suspects(found.ids["train"])
+
+
+def test_accuracy_without_suspects_is_that_of_the_rest(builder):
+    from replication import evaluation, experiment
+
+    found = leak_audit.audit_builder(builder)
+    ids = sorted(found.ids["validation"])
+    names = ("NILM", "LSIL", "HSIL", "SCC")
+    labels = np.array([names.index(found.labels[image]) for image in ids])
+    suspects = found.suspects(ids)
+    # Right on suspects alone.
+    named = np.array(
+        [c if i in suspects else (c + 1) % 4 for i, c in zip(ids, labels, strict=True)]
+    )
+    predictions = evaluation.Predictions(
+        ids=ids,
+        groups=[""] * len(ids),
+        splits=["test"] * len(ids),
+        labels=labels,
+        probabilities=np.eye(4)[named],
+        class_names=names,
+    )
+    line = experiment.accuracy_without_suspects([predictions], found)
+    assert f"without the {len(suspects)} test images" in line and ": 0.0000 [0.0000," in line
+    clean = dataclasses.replace(found, pairs=(), groups={})
+    assert experiment.accuracy_without_suspects([predictions], clean) == ""
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tfds_pap.audit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_the_command_prints_and_writes(leaky, tmp_path):
+    predictions = tmp_path / "predictions.csv"
+    rows = ["id,group,split,label,probability_NILM,probability_HSIL"]
+    # Of the whole validation folder; right on the planted copy alone.
+    for path in sorted((leaky / "DB_4" / "validation").rglob("*.*")):
+        image = path.relative_to(leaky / "DB_4").as_posix()
+        right = path.name == "copied.jpg"
+        rows.append(f"{image},,test,{'HSIL' if right else 'SCC'},0,1")
+    predictions.write_text("\n".join(rows) + "\n")
+    done = command(
+        f"--manual_dir={leaky}",
+        f"--data_dir={tmp_path / 'data'}",
+        f"--output={tmp_path / 'out'}",
+        "--datasets=pap_db4",
+        f"--predictions={predictions}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 of 14 validation images have a twin in train" in done.stdout
+    assert "accuracy, all test images: 0.0714" in done.stdout
+    assert "accuracy, without suspect ones: 0.0000" in done.stdout
+    out = tmp_path / "out" / "pap_db4"
+    assert json.loads((out / "audit.json").read_text())["groups on both sides"] == 1
+    pairs = list(csv.DictReader((out / "pairs.csv").open()))
+    assert {pair["second"] for pair in pairs} >= {"validation/1/copied.jpg"}
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > 900
+
+
+def test_folders_are_audited_across_groups(leaky, tmp_path):
+    tree = tmp_path / "fields"
+    for number, source in enumerate(("train/1/train_1_0.jpg", "validation/1/copied.jpg")):
+        place = tree / ("HSIL" if number else "SCC") / f"{number}.jpg"
+        place.parent.mkdir(parents=True)
+        shutil.copy(leaky / "DB_4" / source, place)
+    (tree / "groups.csv").write_text("file,group\nSCC/0.jpg,a\nHSIL/1.jpg,b\n")
+    found = leak_audit.audit_builder(pipeline.prepare_folders(tree, tmp_path / "data"))
+    assert found.one_line() == (
+        "audit of pap_folders: 1 pairs of 2 images show the same thing, 1 of them across groups; "
+        "1 pairs of the same picture have different labels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--datasets=pap_db5"], "--datasets=pap_db5: expected pap_db3,pap_db4"),
+        (["--folders=/nowhere"], "/nowhere: no such folder"),
+        (["--folders=/a", "--manual_dir=/b"], "--folders and --manual_dir: give one of them"),
+        (["--predictions=/nowhere.csv"], "--predictions=/nowhere.csv: expected id,split,label"),
+        (["--features=/nowhere.npz"], "--features=/nowhere.npz: not readable"),
+    ],
+)
+def test_bad_input_is_one_line(leaky, tmp_path, arguments, message):
+    given = [f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}", "--datasets=pap_db4"]
+    if not any("folders" in argument for argument in arguments):
+        given.append(f"--manual_dir={leaky}")
+    done = command(*given, *arguments)
+    assert done.returncode != 0
+    assert any(message in line for line in done.stderr.splitlines()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_class_folder_alone_is_refused(tmp_path):
+    (tmp_path / "one" / "NILM").mkdir(parents=True)
+    with pytest.raises(folders.TreeError, match="expected two or more class folders"):
+        pipeline.prepare_folders(tmp_path / "one", tmp_path)
