@@ -5,7 +5,7 @@ import dataclasses
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import pandas as pd
 import rich.box
 import rich.console
 import rich.table
-
-from sklearn import metrics
+from sklearn.metrics import confusion_matrix
 
 from replication import comparison_figures, figures, runs
-from replication.comparison import COSTS, Comparison, Leak, Pair
+from replication.comparison import COSTS, Comparison, Leak, Pair, extent
+from replication.evaluation import SeedSummary
 from replication.intervals import Estimate
 
 #: Metrics of the ranked table, and their headings.
@@ -30,7 +30,7 @@ _METRICS = {
 }
 _LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
-#: With more pairs than this the terminal shows those of the winner, and the page folds its table.
+#: With more pairs, those of the winner are shown first, or alone.
 _MANY_PAIRS = 15
 
 _UNKNOWN_SOURCE = (
@@ -40,15 +40,18 @@ _UNKNOWN_SOURCE = (
 
 
 def write(run: runs.RunDirectory, result: Comparison) -> Path:
-    """Writes `report.html`, `ranking.csv`, `pairs.csv`, `leak.csv` and the figures of a comparison.
+    """Writes `report.html`, the tables of `write_tables` and `figures/*.png` of a comparison.
 
     Args:
-        run: Its manifest holds `source`, `announcement`, `environment`, `identity`, `data` and
-            perhaps `audit` (data set -> {"line": str}).
+        run: Its manifest holds `source`, `announcement`, `environment` and perhaps `audit` (data
+            set -> {"line": str}).
         result: The comparison.
 
     Returns:
         The page; it loads nothing from outside.
+
+    Raises:
+        runs.RunError: This is no run directory.
     """
     manifest = run.manifest()
     write_tables(run.path, result, manifest)
@@ -60,11 +63,9 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
     if result.leaks:
         for metric in _LEAK_METRICS[:2]:
             pictures[f"leak_{metric}"] = comparison_figures.leak(result, metric)
-    confusion = _confusion(result)
-    if confusion:
-        pictures["confusion"] = figures.confusion_matrix(confusion, result.class_names)
-    leaks = {leak.name: leak for leak in result.leaks}
-    winners_leak = leaks.get(result.winner)
+    confusion, names = _confusion(result)
+    pictures["confusion"] = figures.confusion_matrix(confusion, names)
+    shown_pairs, shown_title = _shown_pairs(result)
     page = _template().render(
         result=result,
         announcement=_announcement(manifest),
@@ -72,11 +73,15 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         metrics=_shown_metrics(result),
         methods=_methods(result),
+        tests=list(dict.fromkeys(pair.method for pair in result.pairs)),
         figures={name: _inline(svg) for name, svg in pictures.items()},
         fronts={cost: result.front(cost) for cost in COSTS},
-        confusion_words=_words(confusion, result.class_names),
-        headline=leak_sentence(winners_leak, result.unit) if winners_leak else "",
-        many_pairs=len(result.pairs) > _MANY_PAIRS,
+        confusion_words=_words(confusion, names),
+        extent=extent(result.images, result.groups, result.unit),
+        headline=_headline(result),
+        shown_pairs=shown_pairs,
+        shown_title=shown_title,
+        untrained=_untrained(result),
         value=_value,
         interval=_interval,
         points=comparison_figures.points,
@@ -107,35 +112,41 @@ def _announcement(manifest: Mapping[str, Any]) -> str:
     return manifest.get("announcement") or unknown
 
 
+def _shown_metrics(result: Comparison) -> dict[str, str]:
+    return {name: head for name, head in _METRICS.items() if name in result.ranked[0].summary}
+
+
+def _untrained(result: Comparison) -> list[str]:
+    return [candidate.name for candidate in result.candidates if not candidate.trained]
+
+
+def _label(result: Comparison, name: str) -> str:
+    return f"{name} (untrained)" if name in _untrained(result) else name
+
+
 def _methods(result: Comparison) -> list[str]:
-    """The distinct ways in which the ranked table's intervals were made, and for which metrics."""
-    names: dict[str, list[str]] = {}
+    """The distinct ways in which the ranked table's intervals were made, and for what."""
+    heads: dict[str, dict[str, None]] = {}
     for name, head in _shown_metrics(result).items():
         for entry in result.ranked:
-            heads = names.setdefault(entry.summary[name].method, [])
-            if head not in heads:
-                heads.append(head)
-    return [f"{', '.join(heads)}: {method}" for method, heads in names.items()]
+            heads.setdefault(entry.summary[name].method, {})[head] = None
+    return [f"{', '.join(which)}: {method}" for method, which in heads.items()]
 
 
-def _confusion(result: Comparison) -> list[list[int]]:
-    """Of the winner's first seed; not of its best one, which would flatter."""
-    winner = next(one for one in result.candidates if one.name == result.winner)
-    first = winner.runs[0]
-    labels = range(len(first.class_names))
-    return metrics.confusion_matrix(first.labels, first.predicted, labels=labels).tolist()
+def _confusion(result: Comparison) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Of the winner's first seed, not of its best one: that would flatter."""
+    first = next(one for one in result.candidates if one.name == result.winner).runs[0]
+    every = range(len(first.class_names))
+    matrix = confusion_matrix(first.labels, first.predicted, labels=list(every))
+    return matrix.tolist(), first.class_names
 
 
-def _words(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def _words(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """The matrix for readers who do not see it."""
     return "; ".join(
         f"{name}: " + ", ".join(f"{n} as {other}" for other, n in zip(names, row, strict=True))
-        for name, row in zip(names, confusion, strict=True)
+        for name, row in zip(names, matrix, strict=True)
     )
-
-
-def _shown_metrics(result: Comparison) -> dict[str, str]:
-    return {name: head for name, head in _METRICS.items() if name in result.ranked[0].summary}
 
 
 def _value(value: float) -> str:
@@ -152,30 +163,47 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def _headline(result: Comparison) -> str:
+    """The leak of the winner; '' where there is one cut only."""
+    winners = [leak for leak in result.leaks if leak.name == result.winner]
+    return leak_sentence(winners[0], result.unit) if winners else ""
+
+
 def leak_sentence(leak: Leak, unit: str) -> str:
     """Says how much of a figure comes from the cut.
 
     Args:
         leak: Of one backbone.
-        unit: What a group is, for example "slide".
+        unit: What a group is, for example 'slide'.
     """
-    by_image, by_group = leak.by_image["accuracy"], leak.by_group["accuracy"]
     gap = leak.difference["accuracy"]
+    ends = comparison_figures.points_interval(gap.low, gap.high)
     return (
         f"The same {leak.images:,} images, the same features of {leak.name}: "
-        f"{_value(by_image.mean)} % {_interval(by_image.low, by_image.high)} when folds are cut by "
-        f"image, {_value(by_group.mean)} % {_interval(by_group.low, by_group.high)} when they "
-        f"are cut by {unit}. The leak is {comparison_figures.points(gap.value)} points "
-        f"{comparison_figures.points_interval(gap.low, gap.high)}."
+        f"{_percent(leak.by_image['accuracy'])} when folds are cut by image, "
+        f"{_percent(leak.by_group['accuracy'])} when they are cut by {unit}. "
+        f"The leak is {comparison_figures.points(gap.value)} points {ends}."
     )
 
 
-def write_tables(directory: Path, result: Comparison) -> None:
-    """Writes the ranked table, every pair and, of two cuts, the leak as CSV.
+def _percent(summary: SeedSummary, unit: str = " %") -> str:
+    return f"{_value(summary.mean)}{unit} {_interval(summary.low, summary.high)}"
+
+
+def _difference(estimate: Estimate) -> str:
+    text = comparison_figures.points(estimate.value)
+    return f"{text} {comparison_figures.points_interval(estimate.low, estimate.high)}"
+
+
+def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any]) -> None:
+    """Writes `ranking.csv`, `pairs.csv` (of two or more) and `leak.csv` (of two cuts).
+
+    Every row says whose images it was computed on; figures are shares of 1.
 
     Args:
         directory: Where to.
         result: The comparison.
+        manifest: Of its run directory.
     """
     ranking = [
         {
@@ -184,11 +212,13 @@ def write_tables(directory: Path, result: Comparison) -> None:
             "weights": entry.candidate.weights,
             "metric": name,
             **{
-                field: getattr(summary, field)
-                for field in ("mean", "low", "high", "minimum", "maximum", "seeds", "count")
+                column: getattr(summary, column)
+                for column in ("mean", "low", "high", "minimum", "maximum", "deviation", "seeds")
             },
+            "images": summary.count,
             "method": summary.method,
             **dataclasses.asdict(entry.candidate.cost),
+            "device": manifest.get("environment", {}).get("device", ""),
         }
         for entry in result.ranked
         for name, summary in entry.summary.items()
@@ -201,10 +231,10 @@ def write_tables(directory: Path, result: Comparison) -> None:
             "only_second_right": pair.only_second,
             "mcnemar_p": pair.p,
             "holm_p": pair.p_holm,
-            **_columns("accuracy_difference", pair.accuracy),
-            **_columns("macro_f1_difference", pair.macro_f1),
+            **_columns("accuracy_difference", pair.accuracy.value, pair.accuracy),
+            **_columns("macro_f1_difference", pair.macro_f1.value, pair.macro_f1),
             "told_apart": pair.told_apart,
-            "method": pair.method,
+            "method": f"{pair.method}; differences: {pair.accuracy.method}",
         }
         for pair in result.pairs
     ]
@@ -212,9 +242,9 @@ def write_tables(directory: Path, result: Comparison) -> None:
         {
             "backbone": leak.name,
             "metric": name,
-            "by_image": leak.by_image[name].mean,
-            "by_group": leak.by_group[name].mean,
-            **_columns("leak", leak.difference[name]),
+            **_columns("by_image", leak.by_image[name].mean, leak.by_image[name]),
+            **_columns("by_group", leak.by_group[name].mean, leak.by_group[name]),
+            **_columns("leak", leak.difference[name].value, leak.difference[name]),
             "images": leak.images,
             "groups": leak.groups,
             "method": leak.difference[name].method,
@@ -224,12 +254,12 @@ def write_tables(directory: Path, result: Comparison) -> None:
     ]
     for name, rows in (("ranking", ranking), ("pairs", pairs), ("leak", leaks)):
         if rows:
-            table = pd.DataFrame(rows).to_csv(index=False)
-            runs.write_atomically(directory / f"{name}.csv", table)
+            table = pd.DataFrame(rows).assign(source=manifest.get("source", "unknown"))
+            runs.write_atomically(directory / f"{name}.csv", table.to_csv(index=False))
 
 
-def _columns(name: str, estimate: Any) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _columns(name: str, value: float, ends: Estimate | SeedSummary) -> dict[str, float]:
+    return {name: value, f"{name}_low": ends.low, f"{name}_high": ends.high}
 
 
 def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
@@ -239,13 +269,14 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
         result: The comparison.
         manifest: Of its run directory.
     """
-    console = rich.console.Console()
+    # Names of files and units may hold brackets, which are no markup.
+    console = rich.console.Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console = rich.console.Console(width=176)
-    if manifest.get("announcement"):
-        console.print(f"\n{manifest['announcement']}", style="bold")
+        console = rich.console.Console(markup=False, highlight=False, width=176)
+    if announcement := _announcement(manifest):
+        console.print(f"\n{announcement}", style="bold")
     for entry in manifest.get("audit", {}).values():
-        console.print(entry["line"], highlight=False)
+        console.print(entry["line"])
     metrics = _shown_metrics(result)
     table = _table(f"{result.title}: {result.design}, % [95 % interval]")
     for heading in ("", "backbone", "weights", *metrics.values()):
@@ -258,20 +289,15 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
             str(entry.rank),
             entry.candidate.name,
             _short(entry.candidate.weights),
-            *(
-                f"{_value(entry.summary[name].mean)} "
-                f"{_interval(entry.summary[name].low, entry.summary[name].high)}"
-                for name in metrics
-            ),
+            *(_percent(entry.summary[name], "") for name in metrics),
             f"{cost.parameters / 1e6:.1f} M",
-            f"{cost.gflops:.2f}",
-            f"{cost.images_per_second:.0f}",
-            f"{cost.mebibytes:.0f}",
+            f"{cost.gflops:.3g}",
+            f"{cost.images_per_second:.3g}",
+            f"{cost.mebibytes:.3g}",
         )
     console.print(table)
-    for sentence in result.sentences:
-        console.print(sentence, highlight=False)
-    console.print(result.winner_note, highlight=False)
+    for sentence in (*result.sentences, result.winner_note):
+        console.print(sentence)
     if result.pairs:
         _print_pairs(console, result)
     if result.leaks:
@@ -288,15 +314,13 @@ def _short(weights: str) -> str:
 
 
 def _print_pairs(console: rich.console.Console, result: Comparison) -> None:
-    shown = sorted(result.pairs, key=lambda pair: -abs(pair.accuracy.value))[:_SHOWN_PAIRS]
-    rest = len(result.pairs) - len(shown)
-    title = "Pairs, largest difference first" + (f" ({rest} more in pairs.csv)" if rest else "")
+    shown, title = _shown_pairs(result)
     table = _table(title)
     for heading in ("pair", "accuracy, points", "macro F1, points", "McNemar p", "Holm p", ""):
         table.add_column(heading)
     for pair in shown:
         table.add_row(
-            f"{pair.first} - {pair.second}",
+            f"{_label(result, pair.first)} − {_label(result, pair.second)}",
             _difference(pair.accuracy),
             _difference(pair.macro_f1),
             _p_value(pair.p),
@@ -306,24 +330,27 @@ def _print_pairs(console: rich.console.Console, result: Comparison) -> None:
     console.print(table)
 
 
+def _shown_pairs(result: Comparison) -> tuple[list[Pair], str]:
+    """Pairs by the size of their difference, and a title; of many, those of the winner alone."""
+    pairs = sorted(result.pairs, key=lambda pair: -abs(pair.accuracy.value))
+    if len(pairs) <= _MANY_PAIRS:
+        return pairs, "Every pair, largest difference first"
+    shown = [pair for pair in pairs if result.winner in (pair.first, pair.second)]
+    rest = len(pairs) - len(shown)
+    return shown, f"{result.winner} and every other ({rest} more pairs in pairs.csv)"
+
+
 def _print_leaks(console: rich.console.Console, result: Comparison) -> None:
     table = _table(f"The size of the leak: cut by image against cut by {result.unit}")
-    headings = ("backbone", "metric", "cut by image, %", f"cut by {result.unit}, %", "leak, points")
-    for heading in headings:
+    headings = ["backbone", "accuracy by image, %", f"accuracy by {result.unit}, %"]
+    for heading in (*headings, *(f"leak, {_METRICS[name]}" for name in _LEAK_METRICS)):
         table.add_column(heading)
     for leak in result.leaks:
-        for name in _LEAK_METRICS:
-            cells = [
-                f"{_value(found[name].mean)} {_interval(found[name].low, found[name].high)}"
-                for found in (leak.by_image, leak.by_group)
-            ]
-            table.add_row(leak.name, _METRICS[name], *cells, _difference(leak.difference[name]))
+        table.add_row(
+            _label(result, leak.name),
+            *(_percent(cut["accuracy"], "") for cut in (leak.by_image, leak.by_group)),
+            *(_difference(leak.difference[name]) for name in _LEAK_METRICS),
+        )
     console.print(table)
-    console.print(leak_sentence(result.leaks[0], result.unit), highlight=False)
-
-
-def _difference(estimate: Any) -> str:
-    return (
-        f"{comparison_figures.points(estimate.value)} "
-        f"{comparison_figures.points_interval(estimate.low, estimate.high)}"
-    )
+    if headline := _headline(result):
+        console.print(headline)
