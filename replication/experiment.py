@@ -24,6 +24,7 @@ from replication import (
     runs,
     tensorboard,
     training,
+    triage,
 )
 from tfds_pap import leak_audit, pipeline, roles
 
@@ -116,7 +117,7 @@ def describe_images(builder: tfds.core.DatasetBuilder, index: pipeline.Index) ->
 def audit(
     run: runs.RunDirectory, builders: Iterable[tfds.core.DatasetBuilder]
 ) -> dict[str, leak_audit.Audit]:
-    """Looks for leaks in each data set, prints one line each, and writes them to the run.
+    """Looks for leaks in each data set and writes what it found to the run.
 
     Args:
         run: Its manifest gets `audit`: data set -> line and counts.
@@ -125,10 +126,7 @@ def audit(
     Returns:
         What was found, by name of the data set.
     """
-    found = {}
-    for builder in builders:
-        found[builder.name] = leak_audit.audit_builder(builder)
-        print(found[builder.name].one_line())
+    found = {builder.name: leak_audit.audit_builder(builder) for builder in builders}
     summaries = {name: one.summary() for name, one in found.items()}
     run.update_manifest(audit={**run.manifest().get("audit", {}), **summaries})
     return found
@@ -182,6 +180,7 @@ def run_fit(
     builder: tfds.core.DatasetBuilder,
     policy: runs.DevicePolicy,
     profile: bool = False,
+    prevalence: float | None = None,
 ) -> None:
     """Trains, saves and scores one model; returns at once where that is done.
 
@@ -193,6 +192,7 @@ def run_fit(
         builder: Prepared builder of the recipe's stage.
         policy: Where and how to compute.
         profile: Whether to write a TensorBoard profile.
+        prevalence: Of HSIL+ where the model is to be used, for predictive values.
     """
     directory = run.fit_directory(recipe.stage, protocol, seed)
     label = f"stage {recipe.stage}, {protocol} protocol, seed {seed}"
@@ -229,6 +229,7 @@ def run_fit(
     )
     predictions.write(directory / "predictions.csv")
     metrics = evaluation.evaluate(predictions.select("test"))
+    metrics["triage"] = triage.assess(predictions, prevalence)
     runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
     if recipe.features is not None:
         model = models.classifier(recipe.features.extractor(), model)
@@ -326,8 +327,34 @@ def _model(path: Path) -> keras.Model:
     return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
-def print_summary(rows: Sequence[results.Row], run: runs.RunDirectory) -> None:
-    """Prints published, paper protocol, clean protocol, interval and verdict."""
+def suspect_notes(
+    run: runs.RunDirectory,
+    rows: Sequence[results.Row],
+    audits: Mapping[int, leak_audit.Audit],
+) -> list[str]:
+    """Says, for each model with suspect test images, what its accuracy is without them.
+
+    Args:
+        run: Holds the fits.
+        rows: From `summarise`.
+        audits: By stage.
+    """
+    notes = []
+    for row in rows:
+        tests = [
+            fit.predictions.select("test")
+            for fit in results.read_fits(run)
+            if (fit.stage, fit.protocol) == (row.stage, row.protocol)
+        ]
+        if line := accuracy_without_suspects(tests, audits[row.stage]):
+            notes.append(f"{row.name}, {row.protocol} protocol, {line}")
+    return notes
+
+
+def print_summary(
+    rows: Sequence[results.Row], run: runs.RunDirectory, notes: Sequence[str] = ()
+) -> None:
+    """Prints published, paper protocol, clean protocol, interval, verdict, and the audit."""
     manifest = run.manifest()
     console = rich.console.Console(width=None if _is_terminal() else 132)
     if manifest["announcement"]:
@@ -346,6 +373,8 @@ def print_summary(rows: Sequence[results.Row], run: runs.RunDirectory) -> None:
             row.verdict.partition(" (")[0],
         )
     console.print(table)
+    for line in [*(entry["line"] for entry in manifest["audit"].values()), *notes]:
+        console.print(line, highlight=False)
 
 
 def _is_terminal() -> bool:

@@ -3,35 +3,27 @@
 It is made from the manifest, the fits and their predictions, and never needs a model.
 """
 
-import base64
-import dataclasses
-import importlib.resources
-import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 
-from replication import evaluation, figures, published, results, runs
-from replication.predictions import ROLES, Predictions
+from replication import evaluation, figures, published, results, runs, triage_section
+from replication.gallery import HeatMaps, Pixels, gallery
+from replication.predictions import ROLES
+from replication.shown import NO_IMAGE, Shown, estimate, interval, methods, number, shown, svg
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
-#: Returns the uint8 RGB images ``[height, width, 3]`` of a stage by their ids.
-Pixels = Callable[[int, Sequence[str]], list[np.ndarray]]
-
-#: Longer side of a thumbnail in pixels.
-_THUMBNAIL = 128
-
-#: Below this size single pixels are shown, as smoothing would draw what the model never saw.
-_COARSE = 64
-
-_NO_IMAGE = "not defined: no test image"
 _UNKNOWN = "unknown"
+
+#: What may lie beside the page, and what a reader finds in it.
+_DOCUMENTS = {
+    "model_card.md": "Model card: what the models are for, and where they fail",
+    "claim_checklist.md": "CLAIM checklist: what a paper on these figures has to report",
+}
 _STAGES = {1: "Stage 1: cell or background", 2: "Stage 2: NILM to SCC"}
 
 #: What `results.Row.summary` holds: name, whether it is a percentage, and what it means.
@@ -51,34 +43,38 @@ _ANNOUNCEMENTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A figure as it stands in a table.
-
-    Attributes:
-        value: For example '97.3 %', or why there is none.
-        interval: For example '[95.9, 98.2]'; '' where there is none to show.
-    """
-
-    value: str
-    interval: str = ""
-
-
-def write(run: runs.RunDirectory, pixels: Pixels, predictions_limit: int = 6) -> Path:
+def write(
+    run: runs.RunDirectory,
+    pixels: Pixels,
+    predictions_limit: int = 6,
+    *,
+    prevalence: float | None = None,
+    heat_maps: HeatMaps | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
     """Writes `report.html` of a run, whole or not at all.
 
     Args:
-        run: Holds a manifest and finished fits; perhaps none yet.
+        run: Holds a manifest and finished fits; perhaps none yet. The manifest's `audit` (data set
+            -> {"line": str}) is shown below the accuracies, and `model_card.md` and
+            `claim_checklist.md` are linked where they lie beside the page.
         pixels: From a stage and ids to the uint8 RGB images ``[height, width, 3]`` of these ids, in
             their order.
         predictions_limit: Cells shown in each row of the gallery.
+        prevalence: Of HSIL+ where the model is to be used, between 0 and 1, for PPV and NPV. None:
+            they are not given, as the share among the images is no prevalence.
+        heat_maps: From a fit, ids and the class to explain of each to uint8 RGB overlays
+            ``[height, width, 3]`` in the order of the ids; asked once a protocol and stage, for the
+            gallery of the first seed. None: the gallery explains nothing.
+        notes: Sentences for below the accuracies.
 
     Returns:
         The path of the page. It loads nothing from outside.
 
     Raises:
         runs.RunError: This is no run directory, or one of its files is not readable.
-        ValueError: Predictions are not readable, or the seeds were tested on different images.
+        ValueError: Predictions are not readable, the seeds were tested on different images, the
+            prevalence is not between 0 and 1, or pictures are missing or no uint8 RGB ones.
     """
     manifest = run.manifest()
     fits = results.read_fits(run)
@@ -87,7 +83,10 @@ def write(run: runs.RunDirectory, pixels: Pixels, predictions_limit: int = 6) ->
     sections = []
     for row in rows:
         same = [fit for fit in fits if (fit.stage, fit.protocol) == (row.stage, row.protocol)]
-        sections.append(_section(row, same, pixels, predictions_limit))
+        section = _section(row, same)
+        section["triage"] = triage_section.section(same[0].predictions, prevalence)
+        section["gallery"] = gallery(same[0], pixels, predictions_limit, heat_maps)
+        sections.append(section)
     stages = {
         stage: [section for section in sections if section["row"].stage == stage]
         for stage in dict.fromkeys(row.stage for row in rows)
@@ -97,7 +96,14 @@ def write(run: runs.RunDirectory, pixels: Pixels, predictions_limit: int = 6) ->
         announcement=announcement,
         source=source,
         headline=_headline(rows),
-        forest=_image(figures.forest(rows)) if rows else "",
+        forest=svg(figures.forest(rows)) if rows else "",
+        audit={
+            name: _plain(_mapping(found).get("line"))
+            for name, found in _mapping(manifest.get("audit")).items()
+        },
+        notes=notes,
+        explained=heat_maps is not None,
+        documents={name: text for name, text in _DOCUMENTS.items() if (run.path / name).is_file()},
         methods=list(dict.fromkeys(row.summary["accuracy"].method for row in rows)),
         several_seeds=any(row.summary["accuracy"].seeds > 1 for row in rows),
         stages=stages,
@@ -130,13 +136,14 @@ def write(run: runs.RunDirectory, pixels: Pixels, predictions_limit: int = 6) ->
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
+        # A path of ".": the templates lie beside this module.
+        loader=jinja2.PackageLoader("replication", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = importlib.resources.files("replication").joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(text)
+    return environment.get_template("report.html.j2")
 
 
 def _source(manifest: Mapping[str, Any]) -> tuple[published.Source, str]:
@@ -186,13 +193,11 @@ def _published(figure: published.Published) -> Shown:
     value = " to ".join(f"{100 * end:.1f}" for end in ends) + "\u00a0%"
     if figure.interval is None:
         return Shown(value, "no interval")
-    return Shown(value, _interval(*figure.interval, percent=True))
+    return Shown(value, interval(*figure.interval, percent=True))
 
 
-def _section(
-    row: results.Row, fits: Sequence[results.Fit], pixels: Pixels, limit: int
-) -> dict[str, Any]:
-    """Everything about one protocol of one stage."""
+def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
+    """One protocol of one stage."""
     tests = [fit.predictions.select("test") for fit in fits]
     # The first seed, not the best one: choosing by the test set would flatter.
     first = evaluation.evaluate(tests[0])
@@ -206,12 +211,12 @@ def _section(
         "facts": _facts(infos[0], seeds, len(fits), support),
         "seeds": len(fits),
         "first_seed": fits[0].seed,
-        "baseline": _estimate(first["majority_baseline"]),
+        "baseline": estimate(first["majority_baseline"]),
         "metrics": [
             {"name": _METRICS[name][0], "what": _METRICS[name][2], **_over_seeds(row, name)}
             for name in names
         ],
-        "methods": _methods(
+        "methods": methods(
             {_METRICS[name][0]: row.summary[name].method for name in names}
             | {
                 f"{name} by class": figure.method
@@ -226,22 +231,22 @@ def _section(
         "per_class": _per_class(first["per_class"]),
         "absent": [name for name, count in support.items() if not count],
         "kept": _kept(infos[0]),
+        "chose_epoch": infos[0].get("kept") == "best",
         "tuned": any("val_loss" in logs for info in infos for logs in info.get("history", ())),
         "figures": {
-            "learning": _image(
+            "learning": svg(
                 figures.learning_curves(
                     [info.get("history", []) for info in infos],
                     [info.get("best_epoch") for info in infos],
                 )
             ),
-            "confusion": _image(
+            "confusion": svg(
                 figures.confusion_matrix(first["confusion_matrix"], first["class_names"])
             ),
-            "roc": _image(figures.roc_curves(tests)),
-            "pr": _image(figures.precision_recall_curves(tests)),
+            "roc": svg(figures.roc_curves(tests)),
+            "pr": svg(figures.precision_recall_curves(tests)),
         },
         "confusion_words": _confusion_words(first),
-        "gallery": _gallery(row.stage, tests[0], pixels, limit),
     }
 
 
@@ -274,25 +279,17 @@ def _kept(info: Mapping[str, Any]) -> str:
 def _per_class(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for name, found in per_class.items():
-        shown = {}
+        cells = {}
         for key in ("sensitivity", "specificity", "ppv", "npv", "f1"):
-            missing = _NO_IMAGE
+            missing = NO_IMAGE
             if found["support"]:
                 missing = {
                     "ppv": "not defined: never named",
                     "npv": "not defined: always named",
                 }.get(key, "not defined: no other class")
-            shown[key] = _estimate(found[key], missing=missing)
-        lines.append({"name": name, "support": int(found["support"]), "figures": shown})
+            cells[key] = estimate(found[key], missing=missing)
+        lines.append({"name": name, "support": int(found["support"]), "figures": cells})
     return lines
-
-
-def _methods(by_name: Mapping[str, str]) -> dict[str, str]:
-    """The distinct ways in which intervals were made, and which figures each one is for."""
-    names: dict[str, list[str]] = {}
-    for name, method in by_name.items():
-        names.setdefault(method, []).append(name)
-    return {method: "; ".join(which) for method, which in names.items()}
 
 
 def _confusion_words(first: Mapping[str, Any]) -> str:
@@ -306,100 +303,12 @@ def _confusion_words(first: Mapping[str, Any]) -> str:
 
 def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:
     summary, percent = row.summary[metric], _METRICS[metric][1]
-    missing = "not defined: test images of one class only" if summary.count else _NO_IMAGE
-    shown = _shown(summary.mean, summary.low, summary.high, percent, missing)
+    missing = "not defined: test images of one class only" if summary.count else NO_IMAGE
+    cell = shown(summary.mean, summary.low, summary.high, percent=percent, missing=missing)
     spread = ""
     if summary.seeds > 1 and math.isfinite(summary.mean):
-        spread = f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
-    return {"shown": shown, "spread": spread}
-
-
-def _estimate(estimate: evaluation.Estimate, missing: str = _NO_IMAGE) -> Shown:
-    return _shown(estimate.value, estimate.low, estimate.high, True, missing)
-
-
-def _shown(value: float, low: float, high: float, percent: bool, missing: str) -> Shown:
-    if not math.isfinite(value):
-        return Shown(missing)
-    unit = "\u00a0%" if percent else ""
-    return Shown(_number(value, percent) + unit, _interval(low, high, percent))
-
-
-def _number(value: float, percent: bool) -> str:
-    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
-
-
-def _interval(low: float, high: float, percent: bool) -> str:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "no interval"
-    return f"[{_number(low, percent)}, {_number(high, percent)}]"
-
-
-def _gallery(stage: int, test: Predictions, pixels: Pixels, limit: int) -> list[dict[str, Any]]:
-    """Cells by how sure the model was: wrong ones first, since they teach most."""
-    sure, right = test.probabilities.max(axis=1), test.predicted == test.labels
-
-    def pick(of: np.ndarray, surest: bool) -> list[int]:
-        sign = -1 if surest else 1
-        order = sorted(np.flatnonzero(of), key=lambda row: (sign * sure[row], test.ids[row]))
-        return [int(row) for row in order[:limit]]
-
-    rows = {
-        "Wrong, and most confident": pick(~right, True),
-        "Right, and least confident": pick(right, False),
-        "Right, and most confident": pick(right, True),
-    }
-    wanted = list(dict.fromkeys(row for some in rows.values() for row in some))
-    images = pixels(stage, [test.ids[row] for row in wanted])
-    shown = {row: _cell(test, row, image) for row, image in zip(wanted, images, strict=True)}
-    total = {"W": int((~right).sum()), "R": int(right.sum())}
-    return [
-        {
-            "title": title,
-            "cells": [shown[row] for row in some],
-            "total": total[title[0]],
-            "empty": f"No test image was named {'wrong' if title[0] == 'W' else 'right'}.",
-        }
-        for title, some in rows.items()
-    ]
-
-
-def _cell(test: Predictions, row: int, image: np.ndarray) -> dict[str, Any]:
-    named = int(test.predicted[row])
-    return {
-        "id": test.ids[row],
-        "true": test.class_names[test.labels[row]],
-        "named": test.class_names[named],
-        "right": named == test.labels[row],
-        "coarse": max(image.shape[:2]) < _COARSE,
-        "image": _thumbnail(image),
-        "probabilities": [
-            {"name": name, "percent": f"{100 * value:.1f}", "top": c == named}
-            for c, (name, value) in enumerate(
-                zip(test.class_names, test.probabilities[row], strict=True)
-            )
-        ],
-    }
-
-
-def _thumbnail(image: np.ndarray) -> str:
-    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    # A picture of few pixels is drawn large, where JPEG's own errors would show.
-    coarse = max(picture.size) < _COARSE
-    quality = {"quality": 95, "subsampling": 0} if coarse else {"quality": 85}
-    picture.save(buffer, "JPEG", **quality)
-    return _uri("image/jpeg", buffer.getvalue())
-
-
-def _image(content: bytes) -> str:
-    is_png = content.startswith(b"\x89PNG")
-    return _uri("image/png" if is_png else "image/svg+xml", content)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        spread = f"{number(summary.minimum, percent)} to {number(summary.maximum, percent)}"
+    return {"shown": cell, "spread": spread}
 
 
 def _data(data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -74,6 +74,14 @@ _STRATEGY = flags.DEFINE_enum(
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "Op determinism: same seed, same weights; slower (default: off)."
 )
+_PREVALENCE = flags.DEFINE_float(
+    "prevalence",
+    None,
+    "Share of HSIL or SCC where the model is to be used, 0 to 1, for PPV and NPV (default: none, "
+    "and no predictive values: the share in a folder is no prevalence).",
+    lower_bound=0,
+    upper_bound=1,
+)
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a TensorBoard profile of steps 5 to 15 of each fit (default: off)."
 )
@@ -90,7 +98,7 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
-    from replication import experiment, recipes, report, results
+    from replication import experiment, model_card, recipes, report, results
     from tfds_pap import folders, pipeline, roles
 
     try:
@@ -125,6 +133,7 @@ def main(argv: list[str]) -> None:
         }
         run = runs.RunDirectory.open(path, _identity(source, builders, policy))
         experiment.describe(run, builders, policy)
+        audits = experiment.audit(run, builders.values())
         print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
         # Seeds are the outer loop: after the first one the whole table can be filled.
         for seed in seeds:
@@ -138,12 +147,23 @@ def main(argv: list[str]) -> None:
                         builder=builders[stage],
                         policy=policy,
                         profile=_PROFILE.value,
+                        prevalence=_PREVALENCE.value,
                     )
         rows = experiment.summarise(run)
-        page = report.write(run, experiment.thumbnails(builders))
+        notes = experiment.suspect_notes(
+            run, rows, {stage: audits[builder.name] for stage, builder in builders.items()}
+        )
+        model_card.write(run)
+        page = report.write(
+            run,
+            experiment.thumbnails(builders),
+            prevalence=_PREVALENCE.value,
+            heat_maps=experiment.heat_maps(builders),
+            notes=notes,
+        )
     except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.run: {error}") from None
-    experiment.print_summary(rows, run)
+    experiment.print_summary(rows, run, notes)
     print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")

@@ -156,7 +156,7 @@ def _risk_coverage(figure: Figure, predictions: Predictions, abstention: Abstent
         labels.append(f"{role} images")
         # One wrong image among the first few is chance, and would press all else onto the axis.
         tops.append(risk[coverage >= min(0.1, coverage[-1])].max())
-    labels[-1] += f", area (AURC) {abstention.aurc.value:.3f}"
+    labels[-1] += f", area (AURC) {abstention.aurc.value:.4f}"
     if math.isfinite(abstention.threshold) and abstention.risk.count:
         coverage = abstention.coverage_by_group or abstention.coverage
         risk = abstention.risk_by_group or abstention.risk

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +62,7 @@ def both_cuts(folders, data_dir, tmp_path_factory):
 def test_both_cuts_print_the_size_of_the_leak(both_cuts):
     run_dir, output, _ = both_cuts
     assert "untrained" in output and "Not the papers' images" in output
-    assert re.search(r"audit: .*", output)
+    assert "audit of pap_folders: " in output
     assert "cut by image" in output and "cut by slide" in output
     assert f"Report: {run_dir / 'report.html'}" in output
     page = (run_dir / "report.html").read_text()
@@ -141,8 +140,7 @@ def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path
     assert done.returncode == 0, done.stderr
     assert "tune images" in " ".join(done.stdout.split())
     winner = keras.models.load_model(tmp_path / "run" / "winner.keras", safe_mode=True)
-    name = winner.name.removesuffix("_classifier")
-    published = {"mobilenetv2_0.35_224": "mobilenetv2_035"}.get(name, "mobilenetv3small")
+    published = "mobilenetv2_035" if "mobilenetv2" in winner.name else "mobilenetv3small"
     rows = list(
         csv.DictReader((tmp_path / "run/published" / published / "seed_0/predictions.csv").open())
     )
