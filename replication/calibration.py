@@ -17,7 +17,7 @@ from replication.predictions import Predictions
 BINS = 15
 
 #: Where the temperature is searched; a fit that ends here says more about the tune images.
-TEMPERATURE_BOUNDS = (0.05, 20.0)
+TEMPERATURE_BOUNDS = (0.01, 100.0)
 
 #: Stands for a probability of 0, which has no logarithm: the smallest normal float32.
 _SMALLEST = float(np.finfo(np.float32).tiny)

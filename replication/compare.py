@@ -140,6 +140,7 @@ def main(argv: list[str]) -> None:
         design = steps.Design(
             protocol=_PROTOCOL.value, cuts=cuts, folds=count, seeds=seeds, unit=_UNIT.value
         )
+        steps.check_cuts(index, design)
         specs_of = {
             name: features.FeatureSpec(
                 name,
@@ -157,7 +158,6 @@ def main(argv: list[str]) -> None:
         )
         steps.describe(run, builder, index, policy, untrained=steps.untrained(chosen))
         print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
-        steps.announce_folds(index, design)
         scored = {
             name: steps.score(
                 run,

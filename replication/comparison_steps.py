@@ -152,13 +152,18 @@ def describe(
     experiment.audit(run, [builder])
 
 
-def announce_folds(index: pipeline.Index, design: Design) -> None:
-    """Prints which folds lack a class, before hours are spent on them."""
+def check_cuts(index: pipeline.Index, design: Design) -> None:
+    """Makes every cut once, before hours are spent; prints which folds lack a class.
+
+    Raises:
+        roles.CutError: If the images cannot be cut so.
+    """
     for name in design.cuts:
-        if name != heads.PUBLISHED:
-            cut = folds.cut(index, design.folds, by=name, seed=design.seeds[0])
-            for line in folds.untrained_classes(index, cut):
-                print(f"Note: cut by {name}, seed {design.seeds[0]}: {line}")
+        for seed in design.seeds:
+            cut = heads.cut(index, name, protocol=design.protocol, count=design.folds, seed=seed)
+            if name != heads.PUBLISHED:
+                for line in folds.untrained_classes(index, cut):
+                    print(f"Note: cut by {name}, seed {seed}: {line}")
 
 
 def score(
@@ -304,7 +309,10 @@ def publish(
         name: value for name, value in dataclasses.asdict(recipe).items() if name != "patience"
     }
     comparison_tensorboard.write_hparams(
-        logs, result.candidates, {"protocol": design.protocol, "cut": design.cuts[0], **common}
+        logs,
+        result.candidates,
+        design.seeds,
+        {"protocol": design.protocol, "cut": design.cuts[0], **common},
     )
     store = features.extract(builder, spec, features_dir, policy=policy)
     winner = next(one for one in result.candidates if one.name == result.winner)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,22 +33,29 @@ _SPRITE_PIXELS = 64
 
 
 def write_hparams(
-    directory: Path, candidates: Sequence[Candidate], common: Mapping[str, str | float]
+    directory: Path,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    common: Mapping[str, str | float],
 ) -> None:
     """Writes one HParams run for each backbone and seed.
 
     Args:
         directory: Of the event files.
         candidates: Scored backbones.
+        seeds: Of their runs, in the same order.
         common: Hyperparameters that all of them share.
     """
     for candidate in candidates:
-        for seed, predictions in enumerate(candidate.runs):
+        for seed, predictions in zip(seeds, candidate.runs, strict=True):
             values = {"backbone": candidate.name, "weights": candidate.weights, "seed": seed}
             summary = evaluation.summarise_seeds([predictions], resamples=1)
             scores = {name: figure.mean for name, figure in summary.items()}
             scores |= {name: float(getattr(candidate.cost, name)) for name in list(_METRICS)[4:]}
-            writer = tf.summary.create_file_writer(str(directory / candidate.name / f"seed_{seed}"))
+            folder = directory / candidate.name / f"seed_{seed}"
+            # The same command again would add to the events of the last one.
+            shutil.rmtree(folder, ignore_errors=True)
+            writer = tf.summary.create_file_writer(str(folder))
             with writer.as_default(step=0):
                 hparams.hparams_config(
                     hparams=[hparams.HParam(name) for name in [*values, *common]],
@@ -55,7 +63,6 @@ def write_hparams(
                         hparams.Metric(n, display_name=shown) for n, shown in _METRICS.items()
                     ],
                 )
-                # The same name again replaces the run instead of adding another.
                 hparams.hparams({**values, **common}, trial_id=f"{candidate.name} seed {seed}")
                 for name in _METRICS:
                     if math.isfinite(scores.get(name, math.nan)):

@@ -97,10 +97,11 @@ def write(
         source=source,
         headline=_headline(rows),
         forest=svg(figures.forest(rows)) if rows else "",
-        audit={
-            name: _plain(_mapping(found).get("line"))
-            for name, found in _mapping(manifest.get("audit")).items()
-        },
+        # Each line names its data set itself.
+        audit=[
+            _plain(_mapping(found).get("line"))
+            for found in _mapping(manifest.get("audit")).values()
+        ],
         notes=notes,
         explained=heat_maps is not None,
         documents={name: text for name, text in _DOCUMENTS.items() if (run.path / name).is_file()},

@@ -399,8 +399,10 @@ def _predictive_value(
         end = float(predictive_values(one, other, prevalence)[("ppv", "npv").index(name)])
         low, high = float(np.fmin(low, end)), float(np.fmax(high, end))
     if not math.isfinite(value):
-        kind = "positive" if name == "ppv" else "negative"
-        return Estimate(math.nan, math.nan, math.nan, 0, f"undefined: no image is called {kind}")
+        why = "sensitivity or specificity is"
+        if math.isfinite(sensitivity.value) and math.isfinite(specificity.value):
+            why = f"no image is called {'positive' if name == 'ppv' else 'negative'}"
+        return Estimate(math.nan, math.nan, math.nan, 0, f"undefined: {why}")
     count = sensitivity.count + specificity.count
     method = f"{bootstrapped.method}; stretched to hold Wilson's ends of sensitivity or specificity"
     return Estimate(value, low, high, count, method)

@@ -19,6 +19,9 @@ from replication.triage import OperatingPoints
 
 _BEFORE, _AFTER, _CHOSEN = "#D55E00", "#0072B2", "#D55E00"
 
+#: Of the intervals.
+_BAR = {"linewidth": 0.9, "alpha": 0.6}
+
 #: Marks of the operating points; the first two hold the specificity fixed.
 _MARKS = ("v", "^", "s", "D", "o", "P")
 
@@ -53,9 +56,11 @@ def _reliability_diagram(
         series.append(("with the temperature", after, _AFTER, "s", _AFTER, 0.22))
     for label, scores, colour, mark, face, shift in series:
         style = {"color": colour, "marker": mark, "mfc": face, "ms": 4.5, "linewidth": 0.8}
-        for one in scores.bins:
-            _bars(upper, one.confidence, one.accuracy, colour, y_ends=(one.low, one.high))
-        upper.plot([b.confidence for b in scores.bins], [b.accuracy for b in scores.bins], **style)
+        x, y, low, high = zip(
+            *((one.confidence, one.accuracy, one.low, one.high) for one in scores.bins), strict=True
+        )
+        upper.vlines(x, low, high, color=colour, **_BAR)
+        upper.plot(x, y, **style)
         handles.append(Line2D([], [], **style))
         labels.append(f"{label}: ECE {scores.ece.value:.3f}")
         width = scores.bins[0].upper - scores.bins[0].lower
@@ -117,12 +122,14 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
         colour = _CHOSEN if point.fixed == "specificity" else figures._INK
         x, y = 1 - specificity.value, sensitivity.value
         ends = 1 - specificity.high, 1 - specificity.low
-        _bars(axes, x, y, colour, x_ends=ends, y_ends=(sensitivity.low, sensitivity.high))
+        _bars(axes, x, y, colour, ends, _ends(sensitivity))
         mark = _mark(colour, _MARKS[number % len(_MARKS)])
         axes.plot([x], [y], zorder=4, clip_on=False, **mark)
         handles.append(Line2D([], [], **mark))
         labels.append(f"{point.fixed} {100 * point.target:g} % on tune images")
-    _legend(axes, handles, labels)
+    legend = axes.legend(handles, labels, loc="lower right", handlelength=1.8)
+    legend.set_frame_on(True)
+    legend.get_frame().set(edgecolor="none", alpha=0.85)
 
 
 def risk_coverage(predictions: Predictions, abstention: Abstention) -> bytes:
@@ -183,9 +190,8 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _mark(colour: str, marker: str) -> dict[str, Any]:
-    return {
-        "color": colour, "marker": marker, "mfc": "white", "ms": 6, "mew": 1.3, "linestyle": "",
-    }  # fmt: skip
+    style = {"mfc": "white", "ms": 6, "mew": 1.3, "linestyle": ""}
+    return {"color": colour, "marker": marker, **style}
 
 
 def _bars(
@@ -193,18 +199,9 @@ def _bars(
     x: float,
     y: float,
     colour: str,
-    x_ends: tuple[float, float] | None = None,
-    y_ends: tuple[float, float] | None = None,
+    x_ends: tuple[float, float],
+    y_ends: tuple[float, float],
 ) -> None:
-    """Draws the intervals of a point."""
-    style = {"color": colour, "linewidth": 0.9, "alpha": 0.6}
-    if x_ends:
-        axes.hlines(y, *x_ends, **style)
-    if y_ends:
-        axes.vlines(x, *y_ends, **style)
-
-
-def _legend(axes: Axes, handles: list[Line2D], labels: list[str]) -> None:
-    legend = axes.legend(handles, labels, loc="lower right", handlelength=1.8)
-    legend.set_frame_on(True)
-    legend.get_frame().set(edgecolor="none", alpha=0.85)
+    """Draws both intervals of a point."""
+    axes.hlines(y, *x_ends, color=colour, **_BAR)
+    axes.vlines(x, *y_ends, color=colour, **_BAR)

@@ -9,8 +9,8 @@ from replication.intervals import Estimate
 from replication.predictions import Predictions
 from replication.shown import Shown, estimate, methods, svg
 
-#: What is said where a threshold, and all that follows from it, is undefined.
-_NONE = "none"
+#: What is shown where there is no threshold, or no image to count.
+_NONE = "not defined"
 
 
 def section(predictions: Predictions, prevalence: float | None = None) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def _points(found: triage.OperatingPoints | None) -> dict[str, Any] | None:
                     {}
                     if point.ppv is None
                     else {
-                        "PPV": estimate(point.ppv, missing="none called positive"),
-                        "NPV": estimate(point.npv, missing="none called negative"),
+                        "PPV": estimate(point.ppv, missing=_NONE),
+                        "NPV": estimate(point.npv, missing=_NONE),
                     }
                 ),
             }
@@ -138,15 +138,15 @@ def _abstaining(found: triage.Abstention) -> dict[str, Any]:
         "threshold": "" if math.isnan(found.threshold) else f"{found.threshold:.4f}",
         "note": found.note,
         "coverage": _quoted(found.coverage, found.coverage_by_group),
-        "risk": _quoted(found.risk, found.risk_by_group, missing="no image answered"),
+        "risk": _quoted(found.risk, found.risk_by_group),
         "risk_of_all": _quoted(found.risk_of_all, found.risk_of_all_by_group),
         "aurc": estimate(found.aurc, percent=False),
     }
 
 
-def _quoted(independent: Estimate, by_group: Estimate | None, missing: str = _NONE) -> Shown:
+def _quoted(independent: Estimate, by_group: Estimate | None) -> Shown:
     """Images of one group resemble each other, so that the interval by group is the honest one."""
-    return estimate(by_group or independent, missing=missing)
+    return estimate(by_group or independent, missing=_NONE)
 
 
 def _figures(found: triage.Assessment) -> list[dict[str, str]]:

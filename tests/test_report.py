@@ -12,7 +12,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from replication import figures, report, results, runs
+from replication import figures, report, results, runs, triage
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
@@ -198,7 +198,8 @@ def test_page_holds_every_section_and_figure_of_both_protocols(full):
     assert ids == order
     pictures = [a for tag, a in page.tags if tag == "img"]
     svg = [a for a in pictures if a["src"].startswith("data:image/svg+xml;base64,")]
-    assert len(svg) == 1 + 4 * 4
+    # The forest; four a section; reliability, ROC, risk and coverage; reliability of HSIL+.
+    assert len(svg) == 1 + 4 * 4 + 4 * 3 + 2
     assert all(a["alt"] for a in pictures)
     for attrs in svg:
         xml.etree.ElementTree.fromstring(base64.b64decode(attrs["src"].partition(",")[2]))
@@ -365,6 +366,75 @@ def test_gallery_shows_the_surest_errors_first(tmp_path):
     surest = wrong[np.argsort(-test.probabilities[wrong].max(axis=1))][:2]
     ((stage, ids),) = asked
     assert stage == 2 and ids[:2] == [test.ids[row] for row in surest] and len(ids) == 6
+
+
+def test_calibration_and_triage_are_those_of_their_modules(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    p = fake_predictions(2, 0)
+    add_fit(run, 2, "clean", 0, p)
+    text = Page(report.write(run, fake_pixels, prevalence=0.02).read_text("utf-8")).text
+    found = triage.assess(p, 0.02)
+    before, after = (found["calibration"][key]["ece"] for key in ("before", "after"))
+    assert f"{before['value']:.3f} [{before['low']:.3f}, {before['high']:.3f}]" in text
+    assert f"{after['value']:.3f} [{after['low']:.3f}, {after['high']:.3f}]" in text
+    assert f"The temperature {found['calibration']['temperature']:.3g} was fitted on" in text
+    for point in found["operating_points"]["points"]:
+        for name in ("sensitivity", "specificity", "ppv", "npv"):
+            e = point[name]
+            value = f"{100 * e['value']:.1f} % [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
+            assert value in text
+    assert "PPV at 2 %" in text and found["operating_points"]["prevalence_note"] in text
+    assert f"from a confidence of {found['risk_coverage']['threshold']:.4f} up" in text
+
+
+def test_no_prevalence_and_no_tune_image(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    p = fake_predictions(1, 0)
+    add_fit(run, 1, "paper", 0, p.select("test"))
+    text = written(run)
+    assert "No temperature was fitted: this protocol has no tune images" in text
+    assert "no prevalence of cell was" in text and "PPV at" not in text
+    assert "Held fixed on tune" not in text and "from a confidence of" not in text
+
+
+def test_heat_maps_explain_the_named_class_of_the_first_seed(tmp_path, full):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    for seed in (0, 1):
+        add_fit(run, 2, "paper", seed, fake_predictions(2, seed, images=60))
+    asked = []
+
+    def heat_maps(fit, ids, classes):
+        asked.append((fit.seed, list(ids), list(classes)))
+        return fake_pixels(2, ids)
+
+    page = Page(report.write(run, fake_pixels, heat_maps=heat_maps).read_text("utf-8"))
+    ((seed, ids, classes),) = asked
+    test = fake_predictions(2, 0, images=60).select("test")
+    assert seed == 0 and classes == [test.predicted[test.ids.index(one)] for one in ids]
+    maps = [alt for alt in page.values("alt") if alt.startswith("Grad-CAM of ")]
+    assert len(maps) == 18 and "no proof of what the model used" in page.text
+    assert "Grad-CAM" not in full
+
+
+def test_heat_maps_that_are_no_pictures_are_refused(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
+    with pytest.raises(ValueError, match=r"expected uint8 \[height, width, 3\], got float64"):
+        report.write(
+            run, fake_pixels, heat_maps=lambda fit, ids, c: [np.ones((9, 9, 3)) for _ in c]
+        )
+
+
+def test_audit_notes_and_documents_stand_below_the_accuracies(tmp_path):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
+    run.update_manifest(audit={"pap_db3": {"line": "pap_db3: 2 of 400 images are in two splits"}})
+    (run.path / "model_card.md").write_text("# Model card\n")
+    page = Page(report.write(run, fake_pixels, notes=["One <note>."]).read_text("utf-8"))
+    below = page.text.partition("Verdict")[2].partition("Stage 1: cell or background")[0]
+    assert "pap_db3: 2 of 400 images are in two splits" in below
+    assert "One <note>." in below and "model_card.md" in page.values("href")
+    assert "claim_checklist.md" not in page.values("href")
 
 
 @pytest.mark.parametrize("draw", [figures.roc_curves, figures.precision_recall_curves])
