@@ -69,7 +69,7 @@ def write(directory: Path, result: Comparison) -> list[Path]:
 
 
 def _drawn(height: float, draw: Callable[[Figure], None], form: str) -> bytes:
-    with matplotlib.rc_context({**figures._STYLE, "svg.hashsalt": "comparison"}):
+    with matplotlib.rc_context({**figures.STYLE, "svg.hashsalt": "comparison"}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
@@ -245,7 +245,7 @@ def _ranking(figure: Figure, result: Comparison) -> None:
         )
     for y, entry in enumerate(result.ranked):
         s = entry.summary["accuracy"]
-        text = figures._text(s.mean, s.low, s.high)
+        text = figures.with_interval(s.mean, s.low, s.high)
         x = 1.03 + 0.035 * len(result.sets)
         axes.text(x, y, text, va="center", transform=beside)
     _rows(axes, names, result, "accuracy, %")

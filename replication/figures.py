@@ -30,15 +30,16 @@ _STYLES = (
     ("#E69F00", (0, (5, 1.5))),
     ("#56B4E9", (0, (5, 1.5, 1, 1.5))),
 )
-_TRAIN, _TUNE, _INK, _GRID = "#0072B2", "#D55E00", "#333333", "#dddddd"
+_TRAIN, _TUNE, INK, _GRID = "#0072B2", "#D55E00", "#333333", "#dddddd"
 
 #: Width and usual height in inches.
-_WIDTH, _HEIGHT = 4.4, 4.3
+_WIDTH, HEIGHT = 4.4, 4.3
 
 #: Where several seeds' curves are averaged.
 _SHARES = np.linspace(0, 1, 201)
 
-_STYLE = {
+#: Of every figure, for `matplotlib.rc_context`.
+STYLE = {
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -52,10 +53,10 @@ _STYLE = {
     "axes.grid": False,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.fontsize": 8,
     "legend.frameon": False,
     "figure.facecolor": "white",
@@ -65,8 +66,15 @@ _STYLE = {
 }
 
 
-def _drawn(height: float, draw: Callable[[Figure], None], form: str = "svg") -> bytes:
-    with matplotlib.rc_context(_STYLE):
+def drawn(height: float, draw: Callable[[Figure], None], form: str = "svg") -> bytes:
+    """Draws a figure of the usual width in the report's style; the same figure, the same bytes.
+
+    Args:
+        height: Inches.
+        draw: Draws into an empty figure.
+        form: "svg" or "png".
+    """
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
@@ -75,7 +83,8 @@ def _drawn(height: float, draw: Callable[[Figure], None], form: str = "svg") -> 
     return buffer.getvalue()
 
 
-def _message(axes: Axes, text: str) -> None:
+def message(axes: Axes, text: str) -> None:
+    """Writes a text into the middle of empty axes."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
 
 
@@ -92,7 +101,7 @@ def learning_curves(
     Returns:
         SVG.
     """
-    return _drawn(_HEIGHT, lambda figure: _learning_curves(figure, histories, best_epochs))
+    return drawn(HEIGHT, lambda figure: _learning_curves(figure, histories, best_epochs))
 
 
 def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
@@ -124,12 +133,12 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
                 )
                 used[role] = Line2D([], [], color=colour, linestyle=dashes)
                 if role == "tune" and best is not None and best in epochs:
-                    ring = {"marker": "o", "mec": _INK, "mfc": "white", "ms": 4, "linestyle": ""}
+                    ring = {"marker": "o", "mec": INK, "mfc": "white", "ms": 4, "linestyle": ""}
                     axes.plot([best + 1], [history[best][key]], zorder=4, mew=0.9, **ring)
                     used["lowest tune loss"] = Line2D([], [], **ring)
         axes.set_ylabel(metric)
         if not shown:
-            _message(axes, "not recorded")
+            message(axes, "not recorded")
         elif metric == "accuracy":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         elif min(shown) > 0 and max(shown) > 10 * np.median(shown):
@@ -157,8 +166,8 @@ def confusion_matrix(
     Returns:
         The picture in that form.
     """
-    return _drawn(
-        max(_HEIGHT, 1 + 0.4 * len(class_names)),
+    return drawn(
+        max(HEIGHT, 1 + 0.4 * len(class_names)),
         lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names),
         form,
     )
@@ -171,7 +180,7 @@ def _confusion_matrix(figure: Figure, counts: np.ndarray, names: Sequence[str]) 
     axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolor="white", linewidth=1.5)
     small = len(names) > 6
     for row, column in np.ndindex(counts.shape):
-        colour = "white" if shares[row, column] > 0.6 else _INK
+        colour = "white" if shares[row, column] > 0.6 else INK
         share = f"{100 * shares[row, column]:.1f} %" if support[row] else "no image"
         for text, points, size, weight in (
             (f"{counts[row, column]:,}", 0 if small else 5.5, 10, "bold"),
@@ -211,7 +220,7 @@ def roc_curves(predictions: Sequence[Predictions]) -> bytes:
     Returns:
         SVG. Several seeds are thin lines under their vertical mean.
     """
-    return _drawn(_HEIGHT, lambda figure: _curves(figure, predictions, _roc))
+    return drawn(HEIGHT, lambda figure: _curves(figure, predictions, _roc))
 
 
 def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
@@ -224,7 +233,7 @@ def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
     Returns:
         SVG. Several seeds are thin lines under their vertical mean; areas are average precision.
     """
-    return _drawn(_HEIGHT, lambda figure: _curves(figure, predictions, _precision_recall))
+    return drawn(HEIGHT, lambda figure: _curves(figure, predictions, _precision_recall))
 
 
 def _roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -286,7 +295,7 @@ def _curves(figure: Figure, predictions: Sequence[Predictions], kind: Callable) 
         legend.set_frame_on(True)
         legend.get_frame().set(edgecolor="none", alpha=0.85)
     else:
-        _message(axes, "not defined")
+        message(axes, "not defined")
     if omitted:
         reason = "no test image" if len(omitted) < len(names) else "one class only"
         axes.set_title(f"left out, {reason}: {', '.join(omitted)}", weight="normal")
@@ -305,14 +314,14 @@ def forest(rows: Sequence[results.Row]) -> bytes:
     stages = list(dict.fromkeys(row.stage for row in rows))
     lines = [1 + sum(row.stage == stage for row in rows) for stage in stages]
     height = sum(0.85 + 0.29 * count for count in lines)
-    return _drawn(height or 1, lambda figure: _forest(figure, rows, stages, lines))
+    return drawn(height or 1, lambda figure: _forest(figure, rows, stages, lines))
 
 
 def _forest(
     figure: Figure, rows: Sequence[results.Row], stages: list[int], lines: list[int]
 ) -> None:
     if not stages:
-        _message(figure.subplots(), "no finished fit")
+        message(figure.subplots(), "no finished fit")
         return
     heights = [0.6 + count for count in lines]
     panels = figure.subplots(len(stages), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -325,7 +334,7 @@ def _forest(
         low, high = low_high or (math.nan, math.nan)
         if low_high:
             axes.axvspan(100 * low, 100 * high, color="#000000", alpha=0.07, linewidth=0)
-        entries = [("published", "D", _INK, point, low, high, None)]
+        entries = [("published", "D", INK, point, low, high, None)]
         for row in same:
             s = row.summary["accuracy"]
             ends = (s.minimum, s.maximum) if s.seeds > 1 else None
@@ -337,7 +346,7 @@ def _forest(
             if ends:
                 x = [100 * end for end in ends]
                 axes.plot(x, [y, y], "|", color=colour, markersize=8, markeredgewidth=0.8)
-            text = _published_text(figure_of_paper) if y == 0 else _text(mean, low, high)
+            text = _published_text(figure_of_paper) if y == 0 else with_interval(mean, low, high)
             axes.text(1.03, y, text, va="center", transform=axes.get_yaxis_transform())
         known = [100 * v for e in entries for v in (*e[3:6], *(e[6] or ())) if math.isfinite(v)]
         pad = max(0.5, 0.06 * (max(known) - min(known))) if known else 1
@@ -355,7 +364,8 @@ def _forest(
     panels[-1].set_xlabel("accuracy, %")
 
 
-def _text(value: float, low: float, high: float) -> str:
+def with_interval(value: float, low: float, high: float) -> str:
+    """Writes a share as percent with its interval, for example '97.3  [95.9, 98.2]'."""
     if not math.isfinite(value):
         return "not defined"
     if not math.isfinite(low):
@@ -367,6 +377,6 @@ def _published_text(figure: Any) -> str:
     if figure.value is None:
         return "not published"
     if not isinstance(figure.value, tuple):
-        return _text(figure.value, *(figure.interval or (math.nan, math.nan)))
+        return with_interval(figure.value, *(figure.interval or (math.nan, math.nan)))
     ends = " to ".join(f"{100 * end:.1f}" for end in figure.value)
     return f"{ends}  [{100 * figure.interval[0]:.1f}, {100 * figure.interval[1]:.1f}]"

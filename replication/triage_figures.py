@@ -38,8 +38,8 @@ def reliability_diagram(before: Scores, after: Scores | None, score: str, share:
     Returns:
         SVG. Bars are Wilson's 95 % intervals.
     """
-    return figures._drawn(
-        figures._HEIGHT,
+    return figures.drawn(
+        figures.HEIGHT,
         lambda figure: _reliability_diagram(figure, before, after, score, share),
     )
 
@@ -96,8 +96,8 @@ def operating_points(predictions: Predictions, points: OperatingPoints) -> bytes
     Returns:
         SVG. Bars are 95 % intervals, by group where groups are known.
     """
-    return figures._drawn(
-        figures._HEIGHT, lambda figure: _operating_points(figure, predictions, points)
+    return figures.drawn(
+        figures.HEIGHT, lambda figure: _operating_points(figure, predictions, points)
     )
 
 
@@ -108,7 +108,7 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015))
     axes.grid(True)
     if not math.isfinite(points.roc_auc.value):
-        figures._message(axes, "not defined: one class only")
+        figures.message(axes, "not defined: one class only")
         return
     positive = positive_class(predictions.select("test"))
     x, y, _ = metrics.roc_curve(positive.truth, positive.scores)
@@ -119,7 +119,7 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
             continue
         sensitivity = point.sensitivity_by_group or point.sensitivity
         specificity = point.specificity_by_group or point.specificity
-        colour = _CHOSEN if point.fixed == "specificity" else figures._INK
+        colour = _CHOSEN if point.fixed == "specificity" else figures.INK
         x, y = 1 - specificity.value, sensitivity.value
         ends = 1 - specificity.high, 1 - specificity.low
         _bars(axes, x, y, colour, ends, _ends(sensitivity))
@@ -142,8 +142,8 @@ def risk_coverage(predictions: Predictions, abstention: Abstention) -> bytes:
     Returns:
         SVG. Bars are 95 % intervals, by group where groups are known.
     """
-    return figures._drawn(
-        figures._HEIGHT, lambda figure: _risk_coverage(figure, predictions, abstention)
+    return figures.drawn(
+        figures.HEIGHT, lambda figure: _risk_coverage(figure, predictions, abstention)
     )
 
 
