@@ -222,8 +222,11 @@ def _compute(
                 for view in range(spec.views):
                     start = time.perf_counter()
                     turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
-                    features[done : done + count, view] = extractor.predict_on_batch(turned)
-                    # The first full batch pays for tracing, a smaller one for tracing again.
+                    # A last batch of another size would be traced anew, for seconds.
+                    turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
+                    said = extractor.predict_on_batch(turned)
+                    features[done : done + count, view] = said[:count]
+                    # The first batch pays for tracing.
                     if count == batch_size and bar.n >= batch_size:
                         measured += count
                         seconds += time.perf_counter() - start

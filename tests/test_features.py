@@ -9,6 +9,9 @@ import pytest
 from replication import features, models, runs, training, weights
 from tfds_pap import pipeline, roles
 
+#: 52 images in batches of 8, the last one filled up.
+PASSES = 56
+
 POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
 
 
@@ -107,9 +110,9 @@ def forward_passes(monkeypatch):
 
 def test_stored_features_are_not_computed_again(builder, spec, tmp_path, forward_passes):
     first = extract(builder, spec, tmp_path)
-    assert sum(forward_passes) == 52 * 8
+    assert sum(forward_passes) == PASSES * 8
     again = extract(builder, spec, tmp_path)
-    assert sum(forward_passes) == 52 * 8
+    assert sum(forward_passes) == PASSES * 8
     np.testing.assert_array_equal(first.features, again.features)
     assert again.about["images_per_second"] > 0
 
@@ -127,7 +130,7 @@ def test_a_changed_key_computes_anew(builder, spec, tmp_path, forward_passes, ch
         change = {"weights": weights.find(spec.backbone, str(tmp_path / "other.keras"))}
     changed = dataclasses.replace(spec, **change)
     store = extract(builder, changed, tmp_path)
-    assert sum(forward_passes) == before + 52 * changed.views
+    assert sum(forward_passes) == before + PASSES * changed.views
     assert store.features.shape[1] == changed.views
 
 
@@ -174,10 +177,10 @@ def test_extraction_that_was_killed_goes_on(builder, spec, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             extract(builder, spec, tmp_path / "killed")
         assert len(list((tmp_path / "killed").glob("tiny-*/chunk_*.npz"))) == 2
-        # Two chunks of 16 images are done; 20 images, the rest, fit into what is allowed now.
+        # Two chunks of 16 images are done; the rest fits into what is allowed now.
         passed[:] = []
         resumed = extract(builder, spec, tmp_path / "killed")
-    assert sum(passed) == 20 * 8
+    assert sum(passed) == (PASSES - 32) * 8
     np.testing.assert_allclose(whole.features, resumed.features, atol=1e-5)
 
 
