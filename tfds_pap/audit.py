@@ -21,7 +21,9 @@ _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn)."
 )
 _FOLDERS = flags.DEFINE_string(
-    "folders", None, "Any tree PATH/<class>/* with an optional PATH/groups.csv, instead."
+    "folders",
+    None,
+    "Any tree PATH/<class>/* with an optional PATH/groups.csv, instead (default: none).",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
@@ -38,7 +40,8 @@ _FEATURES = flags.DEFINE_string(
 _PREDICTIONS = flags.DEFINE_string(
     "predictions",
     None,
-    "A run's predictions.csv: prints its accuracy with and without suspect test images.",
+    "A run's predictions.csv: prints its accuracy with and without suspect test images "
+    "(default: none).",
 )
 _OUTPUT = flags.DEFINE_string("output", "audit", "Where files are written (default: audit).")
 
@@ -54,6 +57,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--datasets={','.join(_DATASETS.value)}: expected {','.join(_KNOWN)}")
     if _FOLDERS.value and _MANUAL_DIR.value:
         raise app.UsageError("--folders and --manual_dir: give one of them")
+    one_set = bool(_FOLDERS.value) or len(set(_DATASETS.value)) == 1
+    if (_FEATURES.value or _PREDICTIONS.value) and not one_set:
+        raise app.UsageError(
+            "--features and --predictions belong to one data set: name it with --datasets"
+        )
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -73,16 +81,21 @@ def main(argv: list[str]) -> None:
             ]
         for builder in builders:
             index = pipeline.read_index(builder)
-            features = None
+            features, rows = None, None
             if _FEATURES.value:
                 features = audit_files.read_features(Path(_FEATURES.value), index.ids)
+            if _PREDICTIONS.value:
+                classes = (index.class_names[label] for label in index.labels)
+                rows = audit_files.read_predictions(
+                    Path(_PREDICTIONS.value), dict(zip(index.ids.tolist(), classes, strict=True))
+                )
             found = leak_audit.audit_builder(builder, features=features)
             print(f"\n{found.one_line()}")
             _print_counts(found)
             output = Path(_OUTPUT.value) / builder.name
             audit_files.write(found, output, builder)
-            if _PREDICTIONS.value:
-                _print_accuracy(found, audit_files.read_predictions(Path(_PREDICTIONS.value)))
+            if rows is not None:
+                _print_accuracy(found, rows)
             print(f"Written: {output}")
     except (folders.TreeError, audit_files.FileError) as error:
         raise SystemExit(f"tfds_pap.audit: {error}") from None

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,42 +43,53 @@ def read_features(path: Path, ids: np.ndarray) -> np.ndarray:
         with np.load(path) as stored:
             row = {image: number for number, image in enumerate(stored["ids"].tolist())}
             features = stored["features"].astype(np.float32)
-        return features[[row[image] for image in ids.tolist()]]
+        features = features[[row[image] for image in ids.tolist()]]
     except KeyError as error:
         raise FileError(f"--features={path}: expected ids and features of {error}") from None
     except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
         raise FileError(f"--features={path}: not readable ({error})") from None
+    if features.ndim != 2 or not np.isfinite(features).all():
+        raise FileError(f"--features={path}: expected finite features [n, d]")
+    return features
 
 
-def read_predictions(path: Path) -> list[tuple[str, bool]]:
+def read_predictions(path: Path, labels: Mapping[str, str]) -> list[tuple[str, bool]]:
     """Reads which test images a model named rightly.
 
     Args:
         path: A run's `predictions.csv`.
+        labels: Class of each image of the data set, by id.
 
     Returns:
         (id, whether it was named rightly) of each test image.
 
     Raises:
-        FileError: If the file is not readable, or lacks columns.
+        FileError: If the file is not readable, lacks columns, has no test images, or is not about
+            this data set.
     """
     prefix = "probability_"
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         names = [column for column in rows[0] if column.startswith(prefix)]
-        return [
-            (
-                row["id"],
-                max(names, key=lambda n: float(row[n])).removeprefix(prefix) == row["label"],
-            )
-            for row in rows
-            if row["split"] == "test"
-        ]
-    except (OSError, IndexError, KeyError, ValueError) as error:
+        tested = [row for row in rows if row["split"] == "test"]
+        named = [max(names, key=lambda n: float(row[n])).removeprefix(prefix) for row in tested]
+        truth = {row["id"]: row["label"] for row in tested}
+    except (OSError, IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise FileError(
             f"--predictions={path}: expected id,split,label,probability_<class> ({error})"
         ) from None
+    if not tested:
+        raise FileError(f"--predictions={path}: expected rows with split test, got none")
+    # The ids of one data set may be those of another; only with their labels are they told apart.
+    for image, label in truth.items():
+        if labels.get(image) != label:
+            known = f"is {labels[image]} there" if image in labels else "is not there"
+            raise FileError(
+                f"--predictions={path}: expected images of the audited data set, "
+                f"but {image} ({label}) {known}"
+            )
+    return [(row["id"], name == row["label"]) for row, name in zip(tested, named, strict=True)]
 
 
 def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBuilder) -> None:
@@ -150,7 +161,7 @@ def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBu
         draw.rectangle(
             (x - 2, y - 2, x + 2 * _PIXELS + 1, y + _PIXELS + 1), outline=colour, width=2
         )
-        turned = f", turned (view {pair.view})" if pair.view else ""
+        turned = f", view {pair.view}" if pair.view else ""
         sides = " | ".join(
             f"{label}{f', {group}' if group else ''}, {split}"
             for label, group, split in zip(pair.labels, pair.groups, pair.splits, strict=True)

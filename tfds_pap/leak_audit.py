@@ -121,7 +121,7 @@ class Audit:
         contradicting = sum(pair.contradicts for pair in self.pairs if pair.same_picture)
         notes = []
         if contradicting:
-            notes.append(f"{contradicting} pairs of the same picture have different labels")
+            notes.append(f"pairs of the same picture under different labels: {contradicting}")
         if not known:
             notes.append("no group is known, so a slide on both sides cannot be seen")
         elif known < total:
@@ -134,9 +134,9 @@ class Audit:
                 shared = len(self.shared_groups)
                 line += f"; {shared or 'no'} group{'s' if shared > 1 else ''} on both sides"
         else:
-            line = f"{len(self.pairs)} pairs of {total} images show the same thing"
+            line = f"pairs among {total} images that show the same thing: {len(self.pairs)}"
             if known:
-                line += f", {sum(p.between_groups for p in self.pairs)} of them across groups"
+                line += f", across groups: {sum(p.between_groups for p in self.pairs)}"
         return "; ".join([f"audit of {self.dataset}: {line}", *notes])
 
     def summary(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def audit(
             labels=both(labels, match),
             groups=both(groups, match),
         )
-        for match in near_duplicates.find(pixels, features)
+        for match in near_duplicates.find(pixels, features, sides=index.splits)
     )
 
     def images_by(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
