@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import runs
+from replication import flag_values, runs
 
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
@@ -108,7 +108,7 @@ _PRECISION = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
     """Extracts features, trains heads, compares them, and writes table, figures and page."""
     _check_flags(argv)
-    seeds = _seeds()
+    seeds = flag_values.seeds(_SEEDS.value)
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
@@ -198,18 +198,6 @@ def _check_flags(argv: list[str]) -> None:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")
     if _CUT.value and not (_FOLDS.value or _FOLDERS.value):
         raise app.UsageError("--cut needs --folds=2 or more")
-
-
-def _seeds() -> tuple[int, ...]:
-    try:
-        seeds = [int(seed) for seed in _SEEDS.value]
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0:
-        raise app.UsageError(
-            f"--seeds={','.join(_SEEDS.value)}: expected whole numbers from 0, such as 0,1,2"
-        )
-    return tuple(dict.fromkeys(seeds))
 
 
 def _weights() -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import runs
+from replication import flag_values, runs
 
 _STAGES = ("1", "2")
 
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     """Prepares the data, trains both stages in both protocols, scores, and writes the report."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-    stages, seeds = _stages(), _seeds()
+    stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = "phantom" if _MANUAL_DIR.value is None else "original"
     start = time.perf_counter()
@@ -174,18 +174,6 @@ def _stages() -> list[int]:
     if unknown or not _STAGE_LIST.value:
         raise app.UsageError(f"--stages={','.join(_STAGE_LIST.value)}: expected 1, 2 or 1,2")
     return sorted({int(stage) for stage in _STAGE_LIST.value})
-
-
-def _seeds() -> list[int]:
-    try:
-        seeds = [int(seed) for seed in _SEEDS.value]
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0:
-        raise app.UsageError(
-            f"--seeds={','.join(_SEEDS.value)}: expected whole numbers from 0, such as 0,1,2"
-        )
-    return list(dict.fromkeys(seeds))
 
 
 def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[str, object]:
