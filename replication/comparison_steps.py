@@ -24,7 +24,7 @@ from replication import (
     weights,
 )
 from replication.candidates import Candidate, Cost
-from tfds_pap import folds, pipeline
+from tfds_pap import folds, leak_audit, pipeline
 
 _THUMBNAIL_PIXELS = 64
 
@@ -331,6 +331,9 @@ def publish(
     run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
     page = comparison_report.write(run, result)
     comparison_report.print_comparison(result, run.manifest())
+    found = leak_audit.audit_builder(builder)
+    if line := experiment.accuracy_without_suspects(winner.runs, found):
+        print(f"{winner.name}, {line}")
     return page
 
 

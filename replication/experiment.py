@@ -155,7 +155,7 @@ def accuracy_without_suspects(
         [one.take([row for row, i in enumerate(one.ids) if i in ids]) for one in predictions]
     )["accuracy"]
     return (
-        f"without the {len(suspects)} test images that have a twin, or their group, in training: "
+        f"without suspect test images ({len(suspects)}, with a twin or their group in training): "
         f"{rest.mean:.4f} [{rest.low:.4f}, {rest.high:.4f}] on {len(kept)} images"
     )
 

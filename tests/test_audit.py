@@ -236,7 +236,7 @@ def test_accuracy_without_suspects_is_that_of_the_rest(builder):
         class_names=names,
     )
     line = experiment.accuracy_without_suspects([predictions], found)
-    assert f"without the {len(suspects)} test images" in line and ": 0.0000 [0.0000," in line
+    assert f"without suspect test images ({len(suspects)}," in line and ": 0.0000 [0.0000," in line
     clean = dataclasses.replace(found, pairs=(), groups={})
     assert experiment.accuracy_without_suspects([predictions], clean) == ""
 
