@@ -19,7 +19,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from tfds_pap import near_duplicates
+from tfds_pap import near_duplicates, views
 
 _FIELDS = flags.DEFINE_string("fields", None, "Folder of field images (default: drawn fields).")
 _WINDOW = flags.DEFINE_integer("window", 150, "Window in pixels of a field (default: 150).")
@@ -49,12 +49,12 @@ def twins(field: np.ndarray, x: int, y: int, window: int, turn: int) -> dict[str
     return {
         "original": original,
         "copy": original.copy(),
-        "flip or turn": np.ascontiguousarray(near_duplicates.turned(original, view)),
+        "flip or turn": np.ascontiguousarray(views.turned(original, view)),
         "JPEG, quality 40": jpeg(original, 40),
         "brighter by 12": np.clip(original.astype(int) + 12, 0, 255).astype(np.uint8),
         f"crop shifted by {_SHIFT} px": jpeg(crop(_SHIFT), 90),
         "shifted, turned, quality 60": jpeg(
-            np.ascontiguousarray(near_duplicates.turned(crop(_SHIFT), view)), 60
+            np.ascontiguousarray(views.turned(crop(_SHIFT), view)), 60
         ),
     }
 

@@ -1,11 +1,10 @@
 """What a comparison leaves behind: tables on the terminal and as CSV, figures, one page."""
 
-import base64
 import dataclasses
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import rich.console
 import rich.table
 from sklearn.metrics import confusion_matrix
 
-from replication import comparison_figures, figures, runs
+from replication import comparison_figures, figures, runs, shown
 from replication.comparison import COSTS, Comparison, Leak, Pair, extent
 from replication.evaluation import SeedSummary
 from replication.intervals import Estimate
@@ -74,9 +73,9 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         metrics=_shown_metrics(result),
         methods=_methods(result),
         tests=list(dict.fromkeys(pair.method for pair in result.pairs)),
-        figures={name: _inline(svg) for name, svg in pictures.items()},
+        figures={name: shown.svg(picture) for name, picture in pictures.items()},
         fronts={cost: result.front(cost) for cost in COSTS},
-        confusion_words=_words(confusion, names),
+        confusion_words=shown.confusion_words(confusion, names),
         extent=extent(result.images, result.groups, result.unit),
         headline=_headline(result),
         shown_pairs=shown_pairs,
@@ -100,10 +99,6 @@ def _template() -> jinja2.Template:
     )
     files = importlib.resources.files("replication")
     return environment.from_string(files.joinpath("comparison_report.html.j2").read_text("utf-8"))
-
-
-def _inline(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def _announcement(manifest: Mapping[str, Any]) -> str:
@@ -141,22 +136,12 @@ def _confusion(result: Comparison) -> tuple[list[list[int]], tuple[str, ...]]:
     return matrix.tolist(), first.class_names
 
 
-def _words(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """The matrix for readers who do not see it."""
-    return "; ".join(
-        f"{name}: " + ", ".join(f"{n} as {other}" for other, n in zip(names, row, strict=True))
-        for name, row in zip(names, matrix, strict=True)
-    )
-
-
 def _value(value: float) -> str:
     return f"{100 * value:.1f}" if math.isfinite(value) else "not defined"
 
 
 def _interval(low: float, high: float) -> str:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "no interval"
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return shown.interval(low, high, percent=True)
 
 
 def _p_value(p: float) -> str:
@@ -314,11 +299,11 @@ def _short(weights: str) -> str:
 
 
 def _print_pairs(console: rich.console.Console, result: Comparison) -> None:
-    shown, title = _shown_pairs(result)
+    pairs, title = _shown_pairs(result)
     table = _table(title)
     for heading in ("pair", "accuracy, points", "macro F1, points", "McNemar p", "Holm p", ""):
         table.add_column(heading)
-    for pair in shown:
+    for pair in pairs:
         table.add_row(
             f"{_label(result, pair.first)} − {_label(result, pair.second)}",
             _difference(pair.accuracy),
@@ -335,9 +320,9 @@ def _shown_pairs(result: Comparison) -> tuple[list[Pair], str]:
     pairs = sorted(result.pairs, key=lambda pair: -abs(pair.accuracy.value))
     if len(pairs) <= _MANY_PAIRS:
         return pairs, "Every pair, largest difference first"
-    shown = [pair for pair in pairs if result.winner in (pair.first, pair.second)]
-    rest = len(pairs) - len(shown)
-    return shown, f"{result.winner} and every other ({rest} more pairs in pairs.csv)"
+    winners = [pair for pair in pairs if result.winner in (pair.first, pair.second)]
+    rest = len(pairs) - len(winners)
+    return winners, f"{result.winner} and every other ({rest} more pairs in pairs.csv)"
 
 
 def _print_leaks(console: rich.console.Console, result: Comparison) -> None:

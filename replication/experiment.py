@@ -339,11 +339,11 @@ def suspect_notes(
         rows: From `summarise`.
         audits: By stage.
     """
-    notes = []
+    fits, notes = results.read_fits(run), []
     for row in rows:
         tests = [
             fit.predictions.select("test")
-            for fit in results.read_fits(run)
+            for fit in fits
             if (fit.stage, fit.protocol) == (row.stage, row.protocol)
         ]
         if line := accuracy_without_suspects(tests, audits[row.stage]):

@@ -153,17 +153,15 @@ def extract(
         np.arange(start, min(start + _CHUNK, len(index.ids)))
         for start in range(0, len(index.ids), _CHUNK)
     ]
-    missing = [
-        number
-        for number, rows in enumerate(chunks)
-        if _read_chunk(folder, number, len(rows), spec.views) is None
-    ]
+    read = [_read_chunk(folder, n, len(rows), spec.views) for n, rows in enumerate(chunks)]
+    missing = [number for number, chunk in enumerate(read) if chunk is None]
     if not missing and not (folder / "about.json").exists():
         # The speed of the forward pass is part of a store, and one chunk is enough to measure it.
         missing = [0]
     if missing:
         _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
-    read = [_read_chunk(folder, n, len(rows), spec.views) for n, rows in enumerate(chunks)]
+    for number in missing:
+        read[number] = _read_chunk(folder, number, len(chunks[number]), spec.views)
     features = np.concatenate(read)
     wrong = ~np.isfinite(features).all(axis=(1, 2))
     if wrong.any():

@@ -14,7 +14,17 @@ import jinja2
 from replication import evaluation, figures, published, results, runs, triage_section
 from replication.gallery import HeatMaps, Pixels, gallery
 from replication.predictions import ROLES
-from replication.shown import NO_IMAGE, Shown, estimate, interval, methods, number, shown, svg
+from replication.shown import (
+    NO_IMAGE,
+    Shown,
+    confusion_words,
+    estimate,
+    interval,
+    methods,
+    number,
+    shown,
+    svg,
+)
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 _UNKNOWN = "unknown"
@@ -247,7 +257,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
             "roc": svg(figures.roc_curves(tests)),
             "pr": svg(figures.precision_recall_curves(tests)),
         },
-        "confusion_words": _confusion_words(first),
+        "confusion_words": confusion_words(first["confusion_matrix"], first["class_names"]),
     }
 
 
@@ -291,15 +301,6 @@ def _per_class(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
             cells[key] = estimate(found[key], missing=missing)
         lines.append({"name": name, "support": int(found["support"]), "figures": cells})
     return lines
-
-
-def _confusion_words(first: Mapping[str, Any]) -> str:
-    """The matrix for readers who do not see it."""
-    names = first["class_names"]
-    return "; ".join(
-        f"{name}: " + ", ".join(f"{n} as {other}" for other, n in zip(names, row, strict=True))
-        for name, row in zip(names, first["confusion_matrix"], strict=True)
-    )
 
 
 def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -81,6 +81,14 @@ def methods(by_name: Mapping[str, str]) -> dict[str, str]:
     for name, method in by_name.items():
         names.setdefault(method, []).append(name)
     return {method: "; ".join(which) for method, which in names.items()}
+
+
+def confusion_words(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Writes a confusion matrix, rows true, for readers who do not see it."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{n} as {other}" for other, n in zip(names, row, strict=True))
+        for name, row in zip(names, matrix, strict=True)
+    )
 
 
 def thumbnail(image: np.ndarray) -> str:

@@ -2,13 +2,13 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from commands import command
 from PIL import Image
 
 from tfds_pap import (
@@ -20,6 +20,7 @@ from tfds_pap import (
     phantom_set,
     pipeline,
     taxonomy,
+    views,
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -74,10 +75,10 @@ def picture(drawn):
 
 @pytest.mark.parametrize("view", range(8))
 def test_the_view_that_aligns_is_named(picture, view):
-    other = np.ascontiguousarray(near_duplicates.turned(picture, view))
+    other = np.ascontiguousarray(views.turned(picture, view))
     (match,) = near_duplicates.find(np.stack([picture, other]))
     assert match.identical and match.overlap == 1 and match.hash_bits == 0
-    np.testing.assert_array_equal(near_duplicates.turned(other, match.view), picture)
+    np.testing.assert_array_equal(views.turned(other, match.view), picture)
 
 
 @pytest.mark.parametrize(("x", "y"), [(9, 0), (0, -14), (-20, 12), (35, 30)])
@@ -89,10 +90,10 @@ def test_the_shift_of_overlapping_crops_is_found(drawn, x, y):
     assert match.overlap == pytest.approx((1 - abs(x) / 128) * (1 - abs(y) / 128))
     assert not match.identical and match.similarity > 0.9
     # Turned, and seen from the other one: the named view and shift lay one on the other.
-    other = np.ascontiguousarray(near_duplicates.turned(second, 6))
+    other = np.ascontiguousarray(views.turned(second, 6))
     (match,) = near_duplicates.find(np.stack([other, first]))
     aligned = np.full((128 * 3, 128 * 3, 3), -1)
-    (right, below), turned = match.shift, near_duplicates.turned(first, match.view)
+    (right, below), turned = match.shift, views.turned(first, match.view)
     aligned[128 + below : 256 + below, 128 + right : 256 + right] = turned
     aligned = aligned[128:256, 128:256]
     shared = aligned >= 0
@@ -115,7 +116,7 @@ def test_featureless_pictures_are_no_twins_unless_equal():
 
 def test_features_are_a_further_look(monkeypatch, picture):
     """With hash and keypoints blinded, only neighbours in feature space lead to the pair."""
-    other = np.ascontiguousarray(near_duplicates.turned(picture, 3))
+    other = np.ascontiguousarray(views.turned(picture, 3))
     lone = np.ascontiguousarray(np.roll(picture, 64, axis=0)[::-1])
     pixels = np.stack([picture, lone, other])
     monkeypatch.setattr(near_duplicates, "_by_keypoints", lambda grey, by_side: iter(()))
@@ -139,13 +140,13 @@ def test_copies_on_ones_own_side_do_not_hide_one_on_another():
 
 
 def test_equal_pictures_are_found_however_many_there_are(picture):
-    other = np.ascontiguousarray(near_duplicates.turned(picture, 5))
+    other = np.ascontiguousarray(views.turned(picture, 5))
     pixels = np.stack([picture] * 30 + [other] * 2)
     sides = np.array([*["train"] * 28, *["validation"] * 4])
     found = near_duplicates.find(pixels, sides=sides)
     assert all(match.identical and match.first < match.second for match in found)
     for match in found:
-        turned = near_duplicates.turned(pixels[match.second], match.view)
+        turned = views.turned(pixels[match.second], match.view)
         np.testing.assert_array_equal(turned, pixels[match.first])
     across = [m for m in found if sides[m.first] != sides[m.second]]
     assert {m.first for m in across} == set(range(28))
@@ -241,16 +242,6 @@ def test_accuracy_without_suspects_is_that_of_the_rest(builder):
     assert experiment.accuracy_without_suspects([predictions], clean) == ""
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tfds_pap.audit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-
-
 def test_the_command_prints_and_writes(leaky, tmp_path):
     predictions = tmp_path / "predictions.csv"
     classes = {"1": "HSIL", "2": "LSIL", "3": "NILM", "4": "SCC"}
@@ -265,11 +256,13 @@ def test_the_command_prints_and_writes(leaky, tmp_path):
         )
     predictions.write_text("\n".join(rows) + "\n")
     done = command(
+        "tfds_pap.audit",
         f"--manual_dir={leaky}",
         f"--data_dir={tmp_path / 'data'}",
         f"--output={tmp_path / 'out'}",
         "--datasets=pap_db4",
         f"--predictions={predictions}",
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert "2 of 14 validation images have a twin in train" in done.stdout
@@ -314,7 +307,7 @@ def test_bad_input_is_one_line(leaky, tmp_path, arguments, message):
     given = [f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}", "--datasets=pap_db4"]
     if not any("folders" in argument for argument in arguments):
         given.append(f"--manual_dir={leaky}")
-    done = command(*given, *arguments)
+    done = command("tfds_pap.audit", *given, *arguments, timeout=200)
     assert done.returncode != 0
     assert any(message in line for line in done.stderr.splitlines()), done.stderr
     assert "Traceback" not in done.stderr

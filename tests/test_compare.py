@@ -2,28 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from commands import command
 from conftest import save_image
 
 from replication import weights
 from tfds_pap import pipeline
 
 FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=0,1", "--backbones=mobilenetv2_035")
-
-
-def compare(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "replication.compare", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,7 @@ def both_cuts(folders, data_dir, tmp_path_factory):
         "--folds=2",
         "--group_unit=slide",
     )
-    done = compare(*arguments)
+    done = command("replication.compare", *arguments)
     assert done.returncode == 0, done.stderr
     return place / "run", done.stdout, arguments
 
@@ -89,7 +78,7 @@ def test_every_image_is_scored_once_under_its_own_label(both_cuts, folders, data
 def test_the_same_command_again_computes_nothing(both_cuts):
     run_dir, output, arguments = both_cuts
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("predictions.csv")}
-    again = compare(*arguments)
+    again = command("replication.compare", *arguments)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("predictions.csv")} == before
     table = [line for line in output.splitlines() if "mobilenetv2_035" in line]
@@ -122,13 +111,14 @@ def test_tensorboard_holds_hparams_and_the_embedding(both_cuts):
 
 def test_other_flags_for_the_same_directory_are_refused(both_cuts):
     _, _, arguments = both_cuts
-    done = compare(*arguments, "--epochs=4")
+    done = command("replication.compare", *arguments, "--epochs=4")
     assert done.returncode != 0
     assert "was made with epochs=3, not 4" in done.stderr.splitlines()[-1]
 
 
 def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path):
-    done = compare(
+    done = command(
+        "replication.compare",
         *FLAGS,
         f"--manual_dir={manual_dir}",
         f"--data_dir={data_dir}",
@@ -162,7 +152,8 @@ def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path
 )
 def test_bad_input_is_one_line(folders, data_dir, tmp_path, arguments, message):
     given = [argument.format(folders=folders) for argument in arguments]
-    done = compare(*FLAGS, f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}", *given)
+    places = (f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}")
+    done = command("replication.compare", *FLAGS, *places, *given)
     assert done.returncode != 0
     # absl prints its usage line after the message of a flag error.
     assert any(message in line for line in done.stderr.splitlines()), done.stderr

@@ -11,6 +11,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from pages import Page
 
 from replication import figures, report, results, runs, triage
 from replication.predictions import Predictions
@@ -151,33 +152,6 @@ def fake_pixels(stage, ids):
         picture[np.hypot(x - dx, y - dy) < r] = (84, 60, 120)
         pictures.append((picture + rng.normal(0, 5, picture.shape)).clip(0, 255).astype(np.uint8))
     return pictures
-
-
-class Page(html.parser.HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words, self._hidden = [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._hidden = tag in ("style", "title")
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def values(self, name):
-        return [attrs[name] for _, attrs in self.tags if name in attrs]
 
 
 @pytest.fixture(scope="module")

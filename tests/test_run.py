@@ -15,22 +15,12 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from commands import command
 
 from replication import runs
 
 # Enough for a report with every part; stage 2 at 250 px is left to the longer runs.
 FLAGS = ("--stages=1", "--epochs=6", "--deterministic", "--batch_size=8")
-
-
-def command(module, *arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        **options,
-    )
 
 
 def weights_digest(run_dir):

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 from PIL import Image, ImageDraw, ImageFont
 
-from tfds_pap import leak_audit, near_duplicates, pipeline
+from tfds_pap import leak_audit, pipeline, views
 
 #: Pairs on the contact sheet, pixels of a picture on it, and columns of pairs.
 _SHOWN = 60
@@ -154,7 +154,7 @@ def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBu
     draw.text((8, 7), f"{len(shown)} suspect pairs{more}", "black", font)
     for number, pair in enumerate(shown):
         x, y = number % _COLUMNS * width + 8, number // _COLUMNS * height + 28
-        second = near_duplicates.turned(pictures[pair.second], pair.view)
+        second = views.turned(pictures[pair.second], pair.view)
         for column, picture in enumerate((pictures[pair.first], second)):
             sheet.paste(Image.fromarray(np.ascontiguousarray(picture)), (x + column * _PIXELS, y))
         colour = "#b03a00" if (pair.contradicts and pair.same_picture) or pair.across else "#1d2329"

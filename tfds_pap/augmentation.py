@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-#: Flips and quarter-turns of a square.
-VIEWS = 8
+from tfds_pap.views import VIEWS, turned
 
 # P3, in torchvision's terms: GaussianBlur((5, 9), sigma=(0.1, 5)), RandomRotation((30, 70)).
 _BLUR_WIDTH, _BLUR_HEIGHT = 5, 9
@@ -43,14 +42,13 @@ def view(images: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
 
     Args:
         images: `[b, size, size, 3]`, size known when the graph is built.
-        choice: int32 `[b]`, 0..7: 1 mirrors left and right, 2 mirrors top and bottom, 4 transposes
-            afterwards; they add up.
+        choice: int32 `[b]`, 0..7, see `views.turned`.
     """
     count, size = tf.shape(images)[0], images.shape[1]
     # One gather of pixels costs a tenth of flipping and transposing whole batches.
     pixels = tf.gather(tf.constant(_eight_views(size)), choice)
-    turned = tf.gather(tf.reshape(images, [count, size * size, 3]), pixels, batch_dims=1)
-    return tf.reshape(turned, tf.shape(images))
+    flat = tf.gather(tf.reshape(images, [count, size * size, 3]), pixels, batch_dims=1)
+    return tf.reshape(flat, tf.shape(images))
 
 
 def _draw_views(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -61,12 +59,7 @@ def _draw_views(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def _eight_views(size: int) -> np.ndarray:
     """For each view the flat index of the pixel that comes to each place, int32 `[8, size**2]`."""
     places = np.arange(size * size, dtype=np.int32).reshape(size, size)
-    views = []
-    for choice in range(VIEWS):
-        turned = places[:, ::-1] if choice % 2 else places
-        turned = turned[::-1] if choice // 2 % 2 else turned
-        views.append((turned.T if choice // 4 else turned).ravel())
-    return np.stack(views)
+    return np.stack([turned(places, choice).ravel() for choice in range(VIEWS)])
 
 
 def random_flips_blur_rotation(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -22,9 +22,10 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from tfds_pap.views import VIEWS, turned
+
 #: Height and width in pixels at which pictures are compared; 10 of 250 px are 5 here.
 SIZE = 128
-VIEWS = 8
 
 #: Bits of 64 by which the hashes of a candidate may differ, and candidates a picture and side.
 _HASH_BITS = 10
@@ -101,13 +102,6 @@ class Match:
     def identical(self) -> bool:
         """Whether every compared pixel is the same."""
         return self.similarity == 1
-
-
-def turned(picture: np.ndarray, view: int) -> np.ndarray:
-    """Returns one of the eight flips and quarter-turns of a picture `[size, size, ...]`."""
-    picture = picture[:, ::-1] if view % 2 else picture
-    picture = picture[::-1] if view // 2 % 2 else picture
-    return np.swapaxes(picture, 0, 1) if view // 4 else picture
 
 
 def find(
