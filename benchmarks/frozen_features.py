@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
             head = on_features.build
             on_images = dataclasses.replace(
                 on_features,
-                build=lambda size, e=extractor, h=head: models.classifier(e, h(size)),
+                build=lambda size, e=extractor, h=head: models.classifier(e, h(e.output_shape[-1])),
             )
             every = Clock(start)
             training.fit(

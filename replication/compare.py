@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import flag_values, runs
+from replication import device_flags, flag_values, runs
 
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
@@ -94,15 +94,8 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _EPOCHS = flags.DEFINE_integer(
     "epochs", 50, "Epochs at most of each head (default: the paper's 50).", lower_bound=1
 )
-_XLA = flags.DEFINE_enum(
-    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
-)
-_PRECISION = flags.DEFINE_enum(
-    "precision",
-    "auto",
-    ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
-    "Keras dtype policy (default auto: mixed_bfloat16 on GPUs that have it, else float32).",
-)
+
+flags.adopt_module_key_flags(device_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -118,7 +111,7 @@ def main(argv: list[str]) -> None:
     from tfds_pap import folders, pipeline, roles
 
     try:
-        policy = runs.configure_devices(xla=_XLA.value, precision=_PRECISION.value)
+        policy = device_flags.policy()
         specs = _weights()
         names = steps.backbone_names(_BACKBONES.value, specs)
         chosen = {name: weights.find(name, specs.get(name, specs[""])) for name in names}
@@ -154,10 +147,13 @@ def main(argv: list[str]) -> None:
         }
         run = runs.RunDirectory.open(
             Path(_RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"),
-            steps.identity(builder, design, recipe, specs_of),
+            {
+                **steps.identity(builder, design, recipe, specs_of),
+                **device_flags.identity(policy),
+            },
         )
         steps.describe(run, builder, index, policy, untrained=steps.untrained(chosen))
-        print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
+        print(device_flags.words(policy))
         scored = {
             name: steps.score(
                 run,

@@ -1,21 +1,19 @@
 """What a comparison leaves behind: tables on the terminal and as CSV, figures, one page."""
 
 import dataclasses
-import importlib.resources
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import rich.box
 import rich.console
 import rich.table
 from sklearn.metrics import confusion_matrix
 
-from replication import comparison_figures, figures, runs, shown
+from replication import comparison_figures, figures, pages, runs, shown
 from replication.comparison import COSTS, Comparison, Leak, Pair, extent
 from replication.evaluation import SeedSummary
 from replication.intervals import Estimate
@@ -31,11 +29,6 @@ _LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 #: With more pairs, those of the winner are shown first, or alone.
 _MANY_PAIRS = 15
-
-_UNKNOWN_SOURCE = (
-    "It is not known whose images these are. No figure below may be called a replication of a "
-    "published one."
-)
 
 
 def write(run: runs.RunDirectory, result: Comparison) -> Path:
@@ -65,9 +58,9 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
     confusion, names = _confusion(result)
     pictures["confusion"] = figures.confusion_matrix(confusion, names)
     shown_pairs, shown_title = _shown_pairs(result)
-    page = _template().render(
+    page = pages.template("replication", "comparison_report.html.j2").render(
         result=result,
-        announcement=_announcement(manifest),
+        announcement=pages.announcement(manifest),
         environment=manifest.get("environment", {}),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         metrics=_shown_metrics(result),
@@ -91,20 +84,6 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
     path = run.path / "report.html"
     runs.write_atomically(path, page)
     return path
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    files = importlib.resources.files("replication")
-    return environment.from_string(files.joinpath("comparison_report.html.j2").read_text("utf-8"))
-
-
-def _announcement(manifest: Mapping[str, Any]) -> str:
-    """A manifest that does not say whose images they are must not pass for a replication."""
-    unknown = "" if manifest.get("source") == "original" else _UNKNOWN_SOURCE
-    return manifest.get("announcement") or unknown
 
 
 def _shown_metrics(result: Comparison) -> dict[str, str]:
@@ -258,7 +237,7 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
     console = rich.console.Console(markup=False, highlight=False)
     if not console.is_terminal:
         console = rich.console.Console(markup=False, highlight=False, width=176)
-    if announcement := _announcement(manifest):
+    if announcement := pages.announcement(manifest):
         console.print(f"\n{announcement}", style="bold")
     for entry in manifest.get("audit", {}).values():
         console.print(entry["line"])

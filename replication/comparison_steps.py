@@ -22,15 +22,15 @@ from replication import (
     models,
     runs,
     weights,
+    whole_model,
 )
 from replication.candidates import Candidate, Cost
 from tfds_pap import folds, leak_audit, pipeline
 
 _THUMBNAIL_PIXELS = 64
 
-#: Images on which the winner's whole model is set beside its features, and how far they may differ.
+#: Images at most on which the winner's whole model is set beside its features.
 _CHECKED_IMAGES = 32
-_TOLERANCE = 1e-3
 
 _FOLDERS = (
     "Not the papers' images: a tree of class folders. No figure below may be called a replication "
@@ -119,7 +119,6 @@ def identity(
         "protocol": design.protocol,
         "cuts": list(design.cuts),
         "folds": design.folds,
-        "backend": keras.backend.backend(),
         **dataclasses.asdict(recipe),
         **{
             f"{name} features": {k: v for k, v in spec.key("").items() if k != "data"}
@@ -191,7 +190,7 @@ def score(
     head = models.head(
         store.features.shape[-1],
         len(store.index.class_names),
-        units=recipe.units or None,
+        units=(recipe.units,) if recipe.units else (),
         dropout=recipe.dropout,
     )
     cost = Cost(
@@ -361,16 +360,10 @@ def save_winner(
     """
     head_path = run.path / heads.PUBLISHED / spec.backbone / f"seed_{seed}" / "head.keras"
     head = keras.models.load_model(head_path, compile=False, safe_mode=True)
-    model = models.classifier(spec.extractor(), head)
-    ids = tested.ids[:_CHECKED_IMAGES]
-    images = np.stack(pipeline.read_images(builder, ids, spec.size, spec.resize))
-    whole = np.asarray(model.predict(images, verbose=0))
-    worst = np.abs(whole - tested.probabilities[: len(ids)]).max()
-    if worst > _TOLERANCE:
-        raise runs.RunError(
-            f"{spec.backbone}: the whole model differs from the head on features by {worst:.2g} in "
-            f"probability, expected at most {_TOLERANCE:g}"
-        )
+    model = whole_model.join(spec, head)
+    whole_model.largest_difference(
+        model, spec, builder, tested.take(range(min(_CHECKED_IMAGES, len(tested))))
+    )
     path = run.path / "winner.keras"
     runs.save_model(model, path)
     return path

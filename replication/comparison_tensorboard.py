@@ -2,18 +2,15 @@
 
 import io
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image
-from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.projector import projector_config_pb2
 
-from replication import evaluation, runs
+from replication import evaluation, runs, tensorboard
 from replication.candidates import Candidate
 
 #: Metrics of the HParams table; the last four are costs.
@@ -52,22 +49,13 @@ def write_hparams(
             summary = evaluation.summarise_seeds([predictions], resamples=1)
             scores = {name: figure.mean for name, figure in summary.items()}
             scores |= {name: float(getattr(candidate.cost, name)) for name in list(_METRICS)[4:]}
-            folder = directory / candidate.name / f"seed_{seed}"
-            # The same command again would add to the events of the last one.
-            shutil.rmtree(folder, ignore_errors=True)
-            writer = tf.summary.create_file_writer(str(folder))
-            with writer.as_default(step=0):
-                hparams.hparams_config(
-                    hparams=[hparams.HParam(name) for name in [*values, *common]],
-                    metrics=[
-                        hparams.Metric(n, display_name=shown) for n, shown in _METRICS.items()
-                    ],
-                )
-                hparams.hparams({**values, **common}, trial_id=f"{candidate.name} seed {seed}")
-                for name in _METRICS:
-                    if math.isfinite(scores.get(name, math.nan)):
-                        tf.summary.scalar(name, scores[name])
-            writer.close()
+            tensorboard.write_session(
+                directory / candidate.name / f"seed_{seed}",
+                {**values, **common},
+                {name: scores.get(name, math.nan) for name in _METRICS},
+                name=f"{candidate.name} seed {seed}",
+                shown=_METRICS,
+            )
 
 
 def write_projector(

@@ -18,20 +18,28 @@ from replication import (
     evaluation,
     features,
     gradcam,
-    models,
+    model_card,
     published,
+    report,
     results,
     runs,
     tensorboard,
     training,
     triage,
+    whole_model,
 )
 from tfds_pap import leak_audit, pipeline, roles
+
+#: From examples and the positions of the tune role to what scores an epoch.
+Validator = Callable[[training.Store, np.ndarray], Callable[[keras.Model], dict[str, float]]]
 
 _STAND_IN = (
     "These are not the papers' images: {reasons}. No figure below may be called a replication of a "
     "published one."
 )
+#: Said where a backbone has random weights.
+UNTRAINED = "The backbone is not trained (random weights): no figure says anything about it."
+
 _THUMBNAIL_PIXELS = 128
 
 #: DB_3 is published as "about 1,600 + 400"; one copy lacks 4 of 200.
@@ -73,16 +81,29 @@ def describe(
     run: runs.RunDirectory,
     builders: Mapping[int, tfds.core.DatasetBuilder],
     policy: runs.DevicePolicy,
+    *,
+    program: str = "replication.run",
+    untrained: bool = False,
 ) -> None:
-    """Writes what is run on what into the manifest."""
+    """Writes what is run on what into the manifest.
+
+    Args:
+        run: The run.
+        builders: Prepared builder of each stage.
+        policy: The device policy in force.
+        program: The module that was run.
+        untrained: Whether a backbone has random weights.
+    """
     source, announcement = data_source(builders)
+    if untrained:
+        announcement = f"{announcement} {UNTRAINED}".strip()
     data = run.manifest().get("data", {})
     for stage, builder in builders.items():
         index = pipeline.read_index(builder)
         data[builder.name] = describe_images(builder, index) | {
             "roles": {
                 protocol: {
-                    role: _class_counts(index, positions)
+                    role: class_counts(index, positions)
                     for role, positions in roles.assign_roles(index, protocol, stage=stage).items()
                 }
                 for protocol in roles.PROTOCOLS
@@ -91,7 +112,7 @@ def describe(
     run.update_manifest(
         source=source,
         announcement=announcement,
-        environment=runs.environment(policy),
+        environment=runs.environment(policy, program),
         data=data,
     )
 
@@ -107,7 +128,7 @@ def describe_images(builder: tfds.core.DatasetBuilder, index: pipeline.Index) ->
         "fingerprint": builder.info.metadata["fingerprint"],
         "notes": list(builder.info.metadata["notes"]),
         "counts": {
-            split: _class_counts(index, np.flatnonzero(index.splits == split))
+            split: class_counts(index, np.flatnonzero(index.splits == split))
             for split in sorted(builder.info.splits)
         },
         "groups": len(set(index.groups) - {""}),
@@ -160,13 +181,38 @@ def accuracy_without_suspects(
     )
 
 
-def _class_counts(index: pipeline.Index, positions: np.ndarray) -> dict[str, int]:
+def class_counts(index: pipeline.Index, positions: np.ndarray) -> dict[str, int]:
+    """Counts the images of every class.
+
+    Args:
+        index: What is known of the images.
+        positions: Which of them.
+    """
     counts = np.bincount(index.labels[positions], minlength=len(index.class_names))
     return dict(zip(index.class_names, counts.tolist(), strict=True))
 
 
+def store(
+    builder: tfds.core.DatasetBuilder,
+    recipe: training.Recipe,
+    policy: runs.DevicePolicy,
+    features_dir: Path = features.DIRECTORY,
+) -> training.Store:
+    """Returns what a recipe trains on: stored features, or decoded images.
+
+    Args:
+        builder: A prepared builder.
+        recipe: How to train.
+        policy: Where and how to compute features that are not stored yet.
+        features_dir: Where features are stored.
+    """
+    if recipe.features is None:
+        return _images(builder, recipe.size, recipe.resize)
+    return features.extract(builder, recipe.features, features_dir, policy=policy)
+
+
 @functools.lru_cache(maxsize=2)
-def _store(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipeline.ImageStore:
+def _images(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipeline.ImageStore:
     """Both protocols and every seed share the decoded images."""
     return pipeline.load_images(builder, size, resize)
 
@@ -181,6 +227,9 @@ def run_fit(
     policy: runs.DevicePolicy,
     profile: bool = False,
     prevalence: float | None = None,
+    features_dir: Path = features.DIRECTORY,
+    validator: Validator | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains, saves and scores one model; returns at once where that is done.
 
@@ -193,6 +242,9 @@ def run_fit(
         policy: Where and how to compute.
         profile: Whether to write a TensorBoard profile.
         prevalence: Of HSIL+ where the model is to be used, for predictive values.
+        features_dir: Where features are stored.
+        validator: Scores epochs with other figures than loss and accuracy.
+        about: Further entries of `fit.json`.
     """
     directory = run.fit_directory(recipe.stage, protocol, seed)
     label = f"stage {recipe.stage}, {protocol} protocol, seed {seed}"
@@ -200,39 +252,40 @@ def run_fit(
         print(f"{label}: finished before")
         return
     start = time.perf_counter()
-    if recipe.features is None:
-        store = _store(builder, recipe.size, recipe.resize)
-    else:
-        store = features.extract(builder, recipe.features, features.DIRECTORY, policy=policy)
+    examples = store(builder, recipe, policy, features_dir)
+    index = examples.index
     assigned = roles.assign_roles(
-        store.index, protocol, stage=recipe.stage, test_within_train=recipe.test_within_train
+        index, protocol, stage=recipe.stage, test_within_train=recipe.test_within_train
     )
+    if recipe.train_on_tune:
+        assigned = assigned.with_tune_in_train()
     logs = run.path / "logs" / directory.relative_to(run.path)
     model, outcome = training.fit(
         recipe,
-        store,
+        examples,
         assigned,
         seed=seed,
         policy=policy,
         directory=directory,
         label=label,
-        callbacks=tensorboard.callbacks(logs, store, assigned, profile=profile),
+        callbacks=tensorboard.callbacks(logs, examples, assigned, profile=profile),
+        validate=validator(examples, assigned.tune) if validator and len(assigned.tune) else None,
     )
     scored = np.concatenate([assigned.tune, assigned.test])
-    predictions = evaluation.Predictions(
-        ids=tuple(store.index.ids[scored]),
-        groups=tuple(store.index.groups[scored]),
-        splits=("tune",) * len(assigned.tune) + ("test",) * len(assigned.test),
-        labels=store.index.labels[scored],
-        probabilities=training.predict(model, store, scored),
-        class_names=store.index.class_names,
+    predictions = evaluation.Predictions.of(
+        index,
+        (("tune", assigned.tune), ("test", assigned.test)),
+        training.predict(model, examples, scored),
     )
     predictions.write(directory / "predictions.csv")
     metrics = evaluation.evaluate(predictions.select("test"))
     metrics["triage"] = triage.assess(predictions, prevalence)
     runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
     if recipe.features is not None:
-        model = models.classifier(recipe.features.extractor(), model)
+        model = whole_model.join(recipe.features, model)
+        outcome["whole_model_differs_by"] = whole_model.largest_difference(
+            model, recipe.features, builder, predictions.select("test")
+        )
     runs.save_model(model, directory / "model.keras")
     runs.write_json(
         directory / "fit.json",
@@ -249,13 +302,15 @@ def run_fit(
             "learning_rate": recipe.learning_rate,
             "batch_size": recipe.batch_size,
             "epochs_at_most": recipe.epochs,
-            "class_names": list(store.index.class_names),
+            "monitor": recipe.monitor,
+            "class_names": list(index.class_names),
             "counts": {
-                role: _class_counts(store.index, positions) for role, positions in assigned.items()
+                role: class_counts(index, positions) for role, positions in assigned.items()
             },
             "device": policy.device,
             "git_commit": runs.git_commit(),
             **outcome,
+            **(about or {}),
         },
     )
     training.remove_state(directory)
@@ -349,6 +404,39 @@ def suspect_notes(
         if line := accuracy_without_suspects(tests, audits[row.stage]):
             notes.append(f"{row.name}, {row.protocol} protocol, {line}")
     return notes
+
+
+def publish(
+    run: runs.RunDirectory,
+    builders: Mapping[int, tfds.core.DatasetBuilder],
+    audits: Mapping[str, leak_audit.Audit],
+    *,
+    prevalence: float | None = None,
+) -> Path:
+    """Sums a run up: table, model card, report; prints the table.
+
+    Args:
+        run: Holds the fits.
+        builders: Prepared builder of each stage.
+        audits: By name of the data set.
+        prevalence: Of HSIL+ where the models are to be used, for predictive values.
+
+    Returns:
+        The page.
+    """
+    rows = summarise(run)
+    by_stage = {stage: audits[builder.name] for stage, builder in builders.items()}
+    notes = suspect_notes(run, rows, by_stage)
+    model_card.write(run)
+    page = report.write(
+        run,
+        thumbnails(builders),
+        prevalence=prevalence,
+        heat_maps=heat_maps(builders),
+        notes=notes,
+    )
+    print_summary(rows, run, notes)
+    return page
 
 
 def print_summary(

@@ -95,6 +95,11 @@ class FeatureStore:
     features: np.ndarray
     about: Mapping[str, Any]
 
+    @property
+    def input_size(self) -> int:
+        """Number of features."""
+        return self.features.shape[2]
+
     def batches(
         self,
         positions: Sequence[int],

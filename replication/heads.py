@@ -49,14 +49,14 @@ class HeadRecipe:
             seed: Of weights and dropout.
             tuned: Whether there is a tune role; without one the last epoch counts.
         """
-        views, width = store.features.shape[1:]
+        views = store.features.shape[1]
         return training.Recipe(
             name="head (P6)",
             stage=2,
             build=lambda size: models.head(
-                width,
+                size,
                 len(store.index.class_names),
-                units=self.units or None,
+                units=(self.units,) if self.units else (),
                 dropout=self.dropout,
                 seed=seed,
             ),
@@ -119,7 +119,7 @@ def fit_and_score(
     if (directory / "fit.json").exists():
         return evaluation.Predictions.read(directory / "predictions.csv")
     start = time.perf_counter()
-    parts, outcomes = [], []
+    parts, said, outcomes = [], [], []
     for number, assigned in enumerate(fits):
         state = directory / f"fold_{number}"
         head, outcome = training.fit(
@@ -132,20 +132,12 @@ def fit_and_score(
             label=None,
         )
         scored = np.concatenate([assigned.tune, assigned.test])
-        splits = ["tune"] * len(assigned.tune) + ["test"] * len(assigned.test)
-        parts.append((scored, splits, training.predict(head, store, scored)))
+        parts += [("tune", assigned.tune), ("test", assigned.test)]
+        said.append(training.predict(head, store, scored))
         outcomes.append(outcome)
         if len(fits) == 1:
             runs.save_model(head, directory / "head.keras")
-    scored = np.concatenate([rows for rows, _, _ in parts])
-    predictions = evaluation.Predictions(
-        ids=tuple(store.index.ids[scored]),
-        groups=tuple(store.index.groups[scored]),
-        splits=tuple(split for _, splits, _ in parts for split in splits),
-        labels=store.index.labels[scored],
-        probabilities=np.concatenate([probabilities for _, _, probabilities in parts]),
-        class_names=store.index.class_names,
-    )
+    predictions = evaluation.Predictions.of(store.index, parts, np.concatenate(said))
     predictions.write(directory / "predictions.csv")
     runs.write_json(
         directory / "fit.json",

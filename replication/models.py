@@ -216,14 +216,19 @@ def feature_extractor(network: keras.Model, size: int, preprocessing: str) -> ke
 
 
 def head(
-    features: int, classes: int, *, units: int | None = 64, dropout: float = 0.2, seed: int = 0
+    features: int,
+    classes: int,
+    *,
+    units: Sequence[int] = (64,),
+    dropout: float = 0.2,
+    seed: int = 0,
 ) -> keras.Model:
     """Builds the head of P4 and P6: BatchNorm - Dropout - (Dense - Dropout) - Dense.
 
     Args:
         features: Number of pooled features.
         classes: Number of classes.
-        units: Of the hidden layer; None leaves it and its dropout out.
+        units: Of each hidden layer, which has a dropout of its own; one in P6, two in half of P5.
         dropout: Share of values that are dropped.
         seed: Of its weights and dropout, whatever else was built before.
 
@@ -239,9 +244,10 @@ def head(
     inputs = keras.Input((features,), name="features")
     x = keras.layers.BatchNormalization(name="head_normalization")(inputs)
     x = keras.layers.Dropout(dropout, seed=next(seeds), name="head_dropout")(x)
-    if units:
-        x = dense(units, activation="relu", name="head_dense")(x)
-        x = keras.layers.Dropout(dropout, seed=next(seeds), name="head_dropout_2")(x)
+    for number, width in enumerate(units, 1):
+        suffix = f"_{number}" if number > 1 else ""
+        x = dense(width, activation="relu", name=f"head_dense{suffix}")(x)
+        x = keras.layers.Dropout(dropout, seed=next(seeds), name=f"head_dropout_{number + 1}")(x)
     outputs = dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, outputs, name="head")
 
@@ -295,7 +301,7 @@ def gflops(model: keras.Model) -> float:
         model: From one image tensor; nested models are counted too.
     """
     total = 0
-    for layer in _layers(model):
+    for layer in leaf_layers(model):
         if isinstance(layer, _COUNTED):
             places = math.prod(layer.output.shape[1:-1])
             kernels = [weight for weight in layer.weights if "kernel" in weight.name]
@@ -311,9 +317,10 @@ _COUNTED = (
 )
 
 
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields every layer, those of nested models in place of these."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers(layer)
+            yield from leaf_layers(layer)
         else:
             yield layer

@@ -10,11 +10,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from replication import runs
+
+if TYPE_CHECKING:
+    # Imports TensorFlow, which nothing here needs.
+    from tfds_pap import pipeline
 
 #: What an image was used for.
 ROLES = ("train", "tune", "test")
@@ -92,6 +96,30 @@ class Predictions:
             if problem:
                 raise ValueError(f"predictions, row {row}, {problem}")
             seen.add(image)
+
+    @classmethod
+    def of(
+        cls,
+        index: "pipeline.Index",
+        scored: Sequence[tuple[str, np.ndarray]],
+        probabilities: np.ndarray,
+    ) -> Self:
+        """Puts together what a model said about images of a data set.
+
+        Args:
+            index: What is known of every image.
+            scored: Role, and positions in the index, one after the other.
+            probabilities: ``[n, k]``, in the same order.
+        """
+        positions = np.concatenate([rows for _, rows in scored])
+        return cls(
+            ids=tuple(index.ids[positions]),
+            groups=tuple(index.groups[positions]),
+            splits=tuple(split for split, rows in scored for _ in rows),
+            labels=index.labels[positions],
+            probabilities=probabilities,
+            class_names=index.class_names,
+        )
 
     @property
     def predicted(self) -> np.ndarray:

@@ -137,17 +137,17 @@ def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
     own = features.FeatureSpec("resnet50", found, _RESNET50_SIZE, "caffe", views=8)
     return dataclasses.replace(
         shared,
-        build=_resnet50_head,
+        build=_linear_head,
         features=own,
         **{**_CLEAN, "augment": "stored_views"},
     )
 
 
-def _resnet50_head(size: int) -> keras.Model:
-    del size
-    return models.linear_head(2048, len(taxonomy.STAGE2_CLASSES))
+def _linear_head(features_count: int) -> keras.Model:
+    return models.linear_head(features_count, len(taxonomy.STAGE2_CLASSES))
 
 
 def _frozen_classifier(spec: features.FeatureSpec, size: int) -> keras.Model:
     del size
-    return models.classifier(spec.extractor(), _resnet50_head(spec.size))
+    extractor = spec.extractor()
+    return models.classifier(extractor, _linear_head(extractor.output_shape[-1]))

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from replication import evaluation, figures, published, results, runs, triage_section
+from replication import evaluation, figures, pages, published, results, runs, triage_section
 from replication.gallery import HeatMaps, Pixels, gallery
 from replication.predictions import ROLES
 from replication.shown import (
@@ -102,7 +100,7 @@ def write(
         for stage in dict.fromkeys(row.stage for row in rows)
     }
     environment = _mapping(manifest.get("environment"))
-    page = _template().render(
+    page = pages.template("replication", "report.html.j2").render(
         announcement=announcement,
         source=source,
         headline=_headline(rows),
@@ -143,18 +141,6 @@ def write(
     path = run.path / "report.html"
     runs.write_atomically(path, page)
     return path
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        # A path of ".": the templates lie beside this module.
-        loader=jinja2.PackageLoader("replication", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _source(manifest: Mapping[str, Any]) -> tuple[published.Source, str]:
@@ -391,11 +377,7 @@ def _count(value: Any) -> str:
 
 
 def _seconds(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return _UNKNOWN
-    if value < 100:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
+    return pages.duration(value) if isinstance(value, int | float) else _UNKNOWN
 
 
 def _memory(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import flag_values, runs
+from replication import device_flags, flag_values, runs
 
 _STAGES = ("1", "2")
 
@@ -59,20 +59,8 @@ _AUGMENT = flags.DEFINE_enum(
     ["none", "flips"],
     "Augmentation of the clean protocol: none, or the eight flips and quarter-turns (default).",
 )
-_XLA = flags.DEFINE_enum(
-    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
-)
-_PRECISION = flags.DEFINE_enum(
-    "precision",
-    "auto",
-    ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
-    "Keras dtype policy (default auto: mixed_bfloat16 on GPUs that have it, else float32).",
-)
 _STRATEGY = flags.DEFINE_enum(
     "strategy", "none", ["none", "mirrored"], "Use every GPU of this machine (default: none)."
-)
-_DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic", False, "Op determinism: same seed, same weights; slower (default: off)."
 )
 _PREVALENCE = flags.DEFINE_float(
     "prevalence",
@@ -86,6 +74,8 @@ _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a TensorBoard profile of steps 5 to 15 of each fit (default: off)."
 )
 
+flags.adopt_module_key_flags(device_flags)
+
 
 def main(argv: list[str]) -> None:
     """Prepares the data, trains both stages in both protocols, scores, and writes the report."""
@@ -98,16 +88,11 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
-    from replication import experiment, model_card, recipes, report, results
+    from replication import experiment, recipes, results
     from tfds_pap import folders, pipeline, roles
 
     try:
-        policy = runs.configure_devices(
-            xla=_XLA.value,
-            precision=_PRECISION.value,
-            strategy=_STRATEGY.value,
-            deterministic=_DETERMINISTIC.value,
-        )
+        policy = device_flags.policy(strategy=_STRATEGY.value)
         path = Path(_RUN_DIR.value or Path("runs") / source)
         # The report shows what earlier commands trained here as well.
         present = {fit.stage for fit in results.read_fits(runs.RunDirectory(path))}
@@ -134,7 +119,7 @@ def main(argv: list[str]) -> None:
         run = runs.RunDirectory.open(path, _identity(source, builders, policy))
         experiment.describe(run, builders, policy)
         audits = experiment.audit(run, builders.values())
-        print(f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}")
+        print(device_flags.words(policy))
         # Seeds are the outer loop: after the first one the whole table can be filled.
         for seed in seeds:
             for stage in stages:
@@ -149,21 +134,9 @@ def main(argv: list[str]) -> None:
                         profile=_PROFILE.value,
                         prevalence=_PREVALENCE.value,
                     )
-        rows = experiment.summarise(run)
-        notes = experiment.suspect_notes(
-            run, rows, {stage: audits[builder.name] for stage, builder in builders.items()}
-        )
-        model_card.write(run)
-        page = report.write(
-            run,
-            experiment.thumbnails(builders),
-            prevalence=_PREVALENCE.value,
-            heat_maps=experiment.heat_maps(builders),
-            notes=notes,
-        )
+        page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
     except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.run: {error}") from None
-    experiment.print_summary(rows, run, notes)
     print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
@@ -178,8 +151,6 @@ def _stages() -> list[int]:
 
 def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[str, object]:
     """Everything that results depend on; stages, protocols and seeds only choose among fits."""
-    import keras
-
     return {
         "source": source,
         "epochs": _EPOCHS.value,
@@ -187,11 +158,8 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "augment": _AUGMENT.value,
         "stage2": _STAGE2.value,
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
-        "backend": keras.backend.backend(),
-        "precision": policy.precision,
-        "xla": policy.jit_compile,
         "strategy": _STRATEGY.value,
-        "deterministic": _DETERMINISTIC.value,
+        **device_flags.identity(policy),
         **{f"data of stage {s}": b.info.metadata["fingerprint"] for s, b in builders.items()},
     }
 

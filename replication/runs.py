@@ -186,7 +186,9 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def open(cls, path: str | os.PathLike, identity: Mapping[str, Any]) -> "RunDirectory":
+    def open(
+        cls, path: str | os.PathLike, identity: Mapping[str, Any], *, flag: str = "run_dir"
+    ) -> "RunDirectory":
         """Creates the directory, or resumes it where it was made with the same identity.
 
         A key that the directory does not have yet is added: a run of stage 1 may be widened to
@@ -195,6 +197,7 @@ class RunDirectory:
         Args:
             path: The directory.
             identity: Every flag and data fingerprint that results depend on; JSON values.
+            flag: That names the directory, for messages.
 
         Raises:
             RunError: If the directory holds something else, or was made with another identity;
@@ -207,13 +210,15 @@ class RunDirectory:
             for key in sorted(identity.keys() & before.keys()):
                 if identity[key] != before[key]:
                     raise RunError(
-                        f"--run_dir={path} was made with {key}={before[key]}, "
-                        f"not {identity[key]}; give another --run_dir, or delete it"
+                        f"--{flag}={path} was made with {key}={before[key]}, "
+                        f"not {identity[key]}; give another --{flag}, or delete it"
                     )
-            run.update_manifest(identity={**before, **identity})
+            # Of several workers that share a directory, none rewrites what the others read.
+            if identity.keys() - before.keys():
+                run.update_manifest(identity={**before, **identity})
         else:
             if run.path.exists() and any(run.path.iterdir()):
-                raise RunError(f"--run_dir={path} is not empty and holds no manifest.json")
+                raise RunError(f"--{flag}={path} is not empty and holds no manifest.json")
             run.update_manifest(identity=identity)
         return run
 

@@ -1,11 +1,18 @@
-"""What TensorBoard shows of a fit beside Keras's own scalars: graph, confusion matrix, mistakes."""
+"""What TensorBoard shows of a fit beside Keras's own scalars: graph, confusion matrix, mistakes.
 
+And of one fit among many: a session of the HParams plugin.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 from sklearn import metrics
+from tensorboard.plugins.hparams import api as hparams
 
 from replication import figures, training
 from tfds_pap import pipeline, roles
@@ -88,3 +95,42 @@ def callbacks(
     if not isinstance(store, pipeline.ImageStore):
         return (scalars,)
     return scalars, Pictures(directory / "pictures", store, watched)
+
+
+def write_session(
+    directory: Path,
+    values: Mapping[str, str | float | bool],
+    scores: Mapping[str, float],
+    *,
+    name: str,
+    history: Sequence[Mapping[str, float]] = (),
+    shown: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one session of the HParams plugin, instead of what the directory held.
+
+    Args:
+        directory: Of the event files; one session each.
+        values: Hyperparameters.
+        scores: Figures of the table; those that are not finite are left out.
+        name: Of the session.
+        history: Figures of every epoch, shown as scalars `epoch/...`.
+        shown: Declares, with these display names, the columns of the table, where no other
+            directory does.
+    """
+    # The same command again would add to the events of the last one.
+    shutil.rmtree(directory, ignore_errors=True)
+    writer = tf.summary.create_file_writer(str(directory))
+    with writer.as_default(step=0):
+        if shown is not None:
+            hparams.hparams_config(
+                hparams=[hparams.HParam(value) for value in values],
+                metrics=[hparams.Metric(tag, display_name=text) for tag, text in shown.items()],
+            )
+        hparams.hparams(dict(values), trial_id=name)
+        for tag, score in scores.items():
+            if math.isfinite(score):
+                tf.summary.scalar(tag, score)
+        for epoch, logs in enumerate(history):
+            for tag, value in logs.items():
+                tf.summary.scalar(f"epoch/{tag}", value, step=epoch)
+    writer.close()

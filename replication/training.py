@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 import tqdm
+from sklearn.utils import class_weight
 
-from replication import runs
+from replication import models, runs
 from tfds_pap import augmentation, pipeline, roles
 
 
@@ -23,7 +25,8 @@ class Recipe:
     Attributes:
         name: What the report calls it.
         stage: 1 or 2.
-        build: From the input size in pixels to the model, not compiled.
+        build: From the size of the input (pixels, or number of stored features) to the model, not
+            compiled.
         size: Height and width of the input in pixels.
         resize: One of `pipeline.RESIZE_METHODS`.
         epochs: Epochs at most.
@@ -35,10 +38,15 @@ class Recipe:
             never does.
         augment: One of `augmentation.AUGMENTATIONS`.
         optimizer: One of `OPTIMIZERS`.
-        monitor: What makes an epoch better: a lower "val_loss" or a higher "val_accuracy".
+        monitor: What makes an epoch better: a lower loss, or a higher one of any other figure.
         published: Key of the figure it is set beside, see `published.published`.
         features: A `features.FeatureSpec` where `build` makes a head for stored features.
         test_within_train: See `roles.assign_roles`.
+        train_on_tune: Whether the tune role, once it has chosen everything, trains as well.
+        build_optimizer: From the model and the steps of an epoch to its optimizer, where a name and
+            a learning rate do not say it all.
+        label_smoothing: Share of the label that is spread over all classes.
+        class_weights: "balanced" weighs each class by the inverse of its number of images.
     """
 
     name: str
@@ -57,16 +65,28 @@ class Recipe:
     published: str = ""
     features: Any = None
     test_within_train: bool = False
+    train_on_tune: bool = False
+    build_optimizer: Callable[[keras.Model, int], keras.optimizers.Optimizer] | None = None
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
 
 
 #: From a learning rate to an optimizer with Keras's defaults.
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
+class Diverged(runs.RunError):
+    """A fit whose loss is no longer finite."""
+
+
 class Store(Protocol):
     """Where examples come from: decoded images or stored features."""
 
     index: pipeline.Index
+
+    @property
+    def input_size(self) -> int:
+        """Height and width in pixels, or number of features."""
 
     def batches(
         self,
@@ -90,13 +110,23 @@ class TrainingState(keras.callbacks.Callback):
         directory: Where the state lies; removed by the caller once the fit is finished.
         patience: See `Recipe`.
         monitor: See `Recipe`.
+        seconds: Least time between two writes; the last epoch is always written.
     """
 
-    def __init__(self, directory: Path, patience: int | None, monitor: str = "val_loss") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        patience: int | None,
+        monitor: str = "val_loss",
+        seconds: float = 0.0,
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._patience = patience
         self._monitor = monitor
+        self._seconds = seconds
+        self._written_at = time.monotonic()
+        self._best: dict[str, np.ndarray] | None = None
         self.history: list[dict[str, float]] = []
         self.best_epoch: int | None = None
 
@@ -121,8 +151,11 @@ class TrainingState(keras.callbacks.Callback):
 
     def restore_best(self, model: keras.Model) -> None:
         """Sets the weights to those of the best epoch."""
+        if self._best is not None:
+            _assign(_changing(model), self._best)
+            return
         with np.load(self._best_path(self.best_epoch)) as stored:
-            _assign(model.variables, stored)
+            _assign(_changing(model), stored)
 
     def should_stop(self) -> bool:
         """Tells whether patience has run out."""
@@ -136,24 +169,37 @@ class TrainingState(keras.callbacks.Callback):
         if self.best_epoch is None:
             return True
         gain = logs[self._monitor] - self.history[self.best_epoch][self._monitor]
-        return gain > 0 if self._monitor.endswith("accuracy") else gain < 0
+        return gain < 0 if self._monitor.endswith("loss") else gain > 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Stores the state; the best weights come first, so that the state never lacks them."""
+        """Takes the epoch in, and writes the state unless it was written a moment ago."""
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(logs["loss"]):
-            raise runs.RunError(f"loss became {logs['loss']} in epoch {epoch + 1}")
+            raise Diverged(f"loss became {logs['loss']} in epoch {epoch + 1}")
         self.history.append(logs)
         if self._is_best(logs):
             self.best_epoch = epoch
-            _save(self._best_path(epoch), self.model.variables)
+            self._best = _arrays(_changing(self.model))
+        if time.monotonic() - self._written_at >= self._seconds:
+            self._write()
+        if self.should_stop():
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Writes the state of the last epoch, from which a longer fit may go on."""
+        if self._seconds:
+            self._write()
+
+    def _write(self) -> None:
+        """Writes the state; the best weights come first, so that the state never lacks them."""
+        if self._best is not None and not self._best_path(self.best_epoch).exists():
+            _save(self._best_path(self.best_epoch), self._best)
         meta = json.dumps({"history": self.history, "best_epoch": self.best_epoch})
-        _save(self._path, _everything(self.model), meta=meta)
+        _save(self._path, _arrays(_everything(self.model)), meta=meta)
         for path in self._directory.glob("best_*.npz"):
             if path != self._best_path(self.best_epoch):
                 path.unlink()
-        if self.should_stop():
-            self.model.stop_training = True
+        self._written_at = time.monotonic()
 
 
 def remove_state(directory: Path) -> None:
@@ -162,15 +208,41 @@ def remove_state(directory: Path) -> None:
         path.unlink()
 
 
+def copy_state(source: Path, target: Path) -> None:
+    """Lets a fit go on where another one ended; the state comes last, so that it lacks nothing."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.npz")):
+        partial = target / f".{path.name}.partial"
+        shutil.copyfile(path, partial)
+        partial.replace(target / path.name)
+
+
+def _changing(model: keras.Model) -> list[keras.Variable]:
+    """What training can change: all but the weights of frozen layers, which may be large."""
+    frozen = {
+        id(weight)
+        for layer in models.leaf_layers(model)
+        if not layer.trainable
+        for weight in layer.weights
+    }
+    return [variable for variable in model.variables if id(variable) not in frozen]
+
+
 def _everything(model: keras.Model) -> list[keras.Variable]:
     """Weights, the random generators of dropout, and the optimizer's own variables."""
-    return [*model.variables, *model.optimizer.variables]
+    return [*_changing(model), *model.optimizer.variables]
 
 
-def _save(path: Path, variables: list[keras.Variable], **extra: str) -> None:
+def _arrays(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
+    return {
+        str(number): np.array(keras.ops.convert_to_numpy(variable))
+        for number, variable in enumerate(variables)
+    }
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray], **extra: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    arrays = {str(number): np.asarray(variable) for number, variable in enumerate(variables)}
     with partial.open("wb") as file:
         np.savez(file, **arrays, **extra)
     partial.replace(path)
@@ -179,6 +251,18 @@ def _save(path: Path, variables: list[keras.Variable], **extra: str) -> None:
 def _assign(variables: list[keras.Variable], stored: Any) -> None:
     for number, variable in enumerate(variables):
         variable.assign(stored[str(number)])
+
+
+class _Validation(keras.callbacks.Callback):
+    """Adds figures to the logs of an epoch, for every callback that comes after it."""
+
+    def __init__(self, validate: Callable[[keras.Model], dict[str, float]]) -> None:
+        super().__init__()
+        self._validate = validate
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Scores the model."""
+        logs.update(self._validate(self.model))
 
 
 class Progress(keras.callbacks.Callback):
@@ -216,6 +300,8 @@ def fit(
     directory: Path,
     label: str | None,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
+    validate: Callable[[keras.Model], dict[str, float]] | None = None,
+    seconds_between_writes: float = 0.0,
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Trains one model, or goes on where a killed fit left off.
 
@@ -228,29 +314,40 @@ def fit(
         directory: Where the state lies while training; nothing of it remains afterwards.
         label: Name of the progress line; None shows none.
         callbacks: Further callbacks, for example TensorBoard's.
+        validate: From the model to the figures `val_...` of an epoch, instead of Keras's own loss
+            and accuracy on the tune role.
+        seconds_between_writes: Of the state; 0 writes it after every epoch.
 
     Returns:
         The trained model, and what happened: history, epochs run, best epoch, seconds (of this
         process alone), images a second.
 
     Raises:
-        runs.RunError: If the loss is no longer finite, or a batch cannot be shared evenly.
+        Diverged: If the loss is no longer finite.
+        runs.RunError: If a batch cannot be shared evenly.
     """
     if recipe.batch_size % policy.replicas:
         raise runs.RunError(
             f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
             "--strategy=mirrored"
         )
+    steps = math.ceil(len(assigned.train) / recipe.batch_size)
     runs.set_seed(seed)
     with policy.scope():
-        model = recipe.build(recipe.size)
+        model = recipe.build(store.input_size)
+        if recipe.build_optimizer is None:
+            optimizer = OPTIMIZERS[recipe.optimizer](recipe.learning_rate)
+        else:
+            optimizer = recipe.build_optimizer(model, steps)
         model.compile(
-            optimizer=OPTIMIZERS[recipe.optimizer](recipe.learning_rate),
-            loss="sparse_categorical_crossentropy",
+            optimizer=optimizer,
+            loss=_loss(recipe, len(store.index.class_names)),
             metrics=["accuracy"],
             jit_compile=policy.jit_compile,
+            # A head's step takes about a millisecond, half of which is Python's.
+            steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
         )
-    state = TrainingState(directory, recipe.patience, recipe.monitor)
+    state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
     first = state.restore(model)
     start = time.perf_counter()
     if first < recipe.epochs and not state.should_stop():
@@ -262,19 +359,22 @@ def fit(
             epochs=range(first, recipe.epochs + 1),
             augment=augmentation.AUGMENTATIONS[recipe.augment],
         )
-        tune = store.batches(assigned.tune, recipe.batch_size) if len(assigned.tune) else None
+        tune = None
+        if validate is None and len(assigned.tune):
+            tune = store.batches(assigned.tune, recipe.batch_size)
         if label is not None:
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
         model.fit(
             train,
-            steps_per_epoch=math.ceil(len(assigned.train) / recipe.batch_size),
+            steps_per_epoch=steps,
             validation_data=tune,
             initial_epoch=first,
             shuffle=False,
             epochs=recipe.epochs,
+            class_weight=_class_weights(recipe, store.index.labels[assigned.train]),
             verbose=0,
-            callbacks=[state, *callbacks],
+            callbacks=[*([_Validation(validate)] if validate else []), state, *callbacks],
         )
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
@@ -288,6 +388,29 @@ def fit(
         "seconds": seconds,
         "images_per_second": epochs_here * len(assigned.train) / seconds if epochs_here else None,
     }
+
+
+def _loss(recipe: Recipe, classes: int) -> str | Callable:
+    if not recipe.label_smoothing:
+        return "sparse_categorical_crossentropy"
+
+    def smoothed(labels: Any, probabilities: Any) -> Any:
+        # Keras smooths one-hot labels only.
+        truth = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), classes)
+        return keras.losses.categorical_crossentropy(
+            truth, probabilities, label_smoothing=recipe.label_smoothing
+        )
+
+    return smoothed
+
+
+def _class_weights(recipe: Recipe, labels: np.ndarray) -> dict[int, float] | None:
+    """Weights whose mean over the images is 1."""
+    if recipe.class_weights == "none":
+        return None
+    present = np.unique(labels)
+    weights = class_weight.compute_class_weight("balanced", classes=present, y=labels)
+    return dict(zip(present.tolist(), weights.tolist(), strict=True))
 
 
 def predict(

@@ -58,7 +58,7 @@ def test_a_head_on_features_learns_what_it_learns_on_images(builder, spec, tmp_p
     recipe = training.Recipe(
         name="head",
         stage=2,
-        build=lambda size: models.head(8, 4, units=6, seed=3),
+        build=lambda size: models.head(8, 4, units=(6,), seed=3),
         size=32,
         resize="bilinear",
         epochs=3,
@@ -71,7 +71,9 @@ def test_a_head_on_features_learns_what_it_learns_on_images(builder, spec, tmp_p
     )
     on_images = dataclasses.replace(
         recipe,
-        build=lambda size: models.classifier(spec.extractor(), models.head(8, 4, units=6, seed=3)),
+        build=lambda size: models.classifier(
+            spec.extractor(), models.head(8, 4, units=(6,), seed=3)
+        ),
         augment="flips" if views == 8 else "none",
     )
     store = extract(builder, spec, tmp_path)

@@ -169,7 +169,7 @@ def test_paper_protocol_feeds_a_backbone_bgr_unscaled(tiny_backbone):
 
 def test_a_saved_classifier_keeps_preprocessing_and_loads_safely(tiny_backbone, tmp_path):
     extractor = models.feature_extractor(models.backbone(tiny_backbone).build(32), 32, "caffe")
-    model = models.classifier(extractor, models.head(8, 4, units=None, seed=1))
+    model = models.classifier(extractor, models.head(8, 4, units=(), seed=1))
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras", safe_mode=True)
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)

@@ -340,6 +340,11 @@ class ImageStore:
     index: Index
     pixels: tf.Tensor | np.memmap
 
+    @property
+    def input_size(self) -> int:
+        """Height and width in pixels."""
+        return self.pixels.shape[1]
+
     def images(self, ids: Sequence[str]) -> list[np.ndarray]:
         """Returns the uint8 pixels `[size, size, 3]` of the named images, in the given order.
 

@@ -44,6 +44,10 @@ class Roles:
         """Returns (role name, positions) pairs."""
         return (("train", self.train), ("tune", self.tune), ("test", self.test))
 
+    def with_tune_in_train(self) -> "Roles":
+        """Returns the same roles without a tune role, whose images train."""
+        return Roles(np.concatenate([self.train, self.tune]), self.tune[:0], self.test)
+
 
 def assign_roles(
     index: pipeline.Index, protocol: str, *, stage: int, test_within_train: bool = False

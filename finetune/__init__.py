@@ -1,0 +1,1 @@
+"""KerasTuner searches how to fine-tune a backbone; the best point is trained for good."""

@@ -1,0 +1,151 @@
+"""How long a search will take, from steps that are measured before it begins."""
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune import oracles, recipes, scoring
+from finetune.tuner import Study
+from finetune.tuning import Tuning
+from replication import training
+from tfds_pap import roles
+
+#: Epochs that are trained to measure; the first one pays for tracing.
+_EPOCHS = 3
+#: Points of the space whose costs are averaged.
+_POINTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a search will cost.
+
+    Attributes:
+        seconds: In all, on one process.
+        words: How it was measured.
+    """
+
+    seconds: float
+    words: str
+
+
+class _Clock(keras.callbacks.Callback):
+    """Notes when each epoch ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def estimate(study: Study, plan: oracles.Plan) -> Estimate:
+    """Measures a few steps and multiplies.
+
+    Args:
+        study: What trials share.
+        plan: Number of trials and of epochs.
+    """
+    rng = np.random.default_rng(0)
+    points = [_draw(study, int(seed)) for seed in rng.integers(1 << 30, size=_POINTS)]
+    assigned = scoring.assign_roles(study.store.index, study.protocol)
+    images = len(assigned.train)
+    heads = [point for point in points if not point.unfrozen_blocks]
+    costs, words = [], []
+    start = 0.0
+    if heads:
+        smallest = min(heads, key=lambda point: point.batch_size)
+        largest = max(heads, key=lambda point: point.batch_size)
+        measured = {
+            point.batch_size: _measure(study, assigned, point) for point in (smallest, largest)
+        }
+        sizes = sorted(measured)
+        start = float(np.mean([begin for begin, _ in measured.values()]))
+        steps = [measured[size][1] for size in sizes]
+        costs += [
+            math.ceil(images / point.batch_size) * np.interp(point.batch_size, sizes, steps)
+            for point in heads
+        ]
+        words.append(
+            f"{1000 * steps[0]:.2f} ms a step of {sizes[0]} on features, {start:.1f} s to start a "
+            "fit"
+        )
+    blocks = [point for point in points if point.unfrozen_blocks]
+    if blocks:
+        seconds = _measure_images(study, max(blocks, key=lambda point: point.unfrozen_blocks))
+        costs += [images * seconds for _ in blocks]
+        share = len(blocks) / len(points)
+        words.append(f"{1000 * seconds:.0f} ms an image in the {share:.0%} of trials with blocks")
+    total = study.executions * (plan.trials * start + plan.epochs * float(np.mean(costs)))
+    return Estimate(total, ", ".join(words))
+
+
+def _draw(study: Study, seed: int) -> Tuning:
+    hp = study.space.hyperparameters()
+    hp.values = {}
+    for number, parameter in enumerate(hp.space):
+        if hp.is_active(parameter):
+            hp.values[parameter.name] = parameter.random_sample(seed + number)
+    return study.space.tuning(hp)
+
+
+def _recipe(study: Study, point: Tuning) -> training.Recipe:
+    return recipes.recipe(
+        point,
+        study.spec,
+        classes=len(study.store.index.class_names),
+        seed=0,
+        epochs=_EPOCHS,
+        keep="last",
+        monitor="val_loss",
+        name="measurement",
+    )
+
+
+def _measure(study: Study, assigned: roles.Roles, point: Tuning) -> tuple[float, float]:
+    """Seconds to start a fit, and seconds a step."""
+    clock, begin = _Clock(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            training.fit(
+                _recipe(study, dataclasses.replace(point, patience=0)),
+                study.store,
+                assigned,
+                seed=0,
+                policy=study.policy,
+                directory=Path(folder),
+                label=None,
+                callbacks=(clock,),
+                validate=scoring.validator(study.store, assigned.tune),
+                seconds_between_writes=math.inf,
+            )
+        except training.Diverged:
+            # It takes as long as any other step.
+            clock.ends.append(time.perf_counter())
+    epoch = (clock.ends[-1] - clock.ends[0]) / max(len(clock.ends) - 1, 1)
+    steps = math.ceil(len(assigned.train) / point.batch_size)
+    return max(clock.ends[0] - begin - epoch, 0.0), epoch / steps
+
+
+def _measure_images(study: Study, point: Tuning) -> float:
+    """Seconds an image, of a step that trains blocks."""
+    recipe = _recipe(study, point)
+    model = recipe.build(recipe.size)
+    model.compile(
+        recipe.build_optimizer(model, 1),
+        "sparse_categorical_crossentropy",
+        jit_compile=study.policy.jit_compile,
+    )
+    images: Any = np.zeros((point.batch_size, recipe.size, recipe.size, 3), np.float32)
+    labels = np.zeros(point.batch_size, np.int64)
+    model.train_on_batch(images, labels)
+    start = time.perf_counter()
+    model.train_on_batch(images, labels)
+    return (time.perf_counter() - start) / point.batch_size

@@ -1,0 +1,177 @@
+"""Trains the model that was chosen: head, epochs, blocks, and then one look at the test images."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets.public_api as tfds
+
+from finetune import recipes, scoring
+from finetune.tuning import Tuning
+from replication import experiment, features, runs, training
+from tfds_pap import roles
+
+#: The figure that every fine-tuned model is set beside: the paper's final one.
+PUBLISHED = "P6.accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondPhase:
+    """Training of the last blocks, once the head is trained.
+
+    Attributes:
+        blocks: How many; 0 leaves the phase out.
+        learning_rate: Of blocks and head alike.
+        epochs: Epochs at most.
+    """
+
+    blocks: int
+    learning_rate: float
+    epochs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalFit:
+    """How the final model is trained, whatever the seed.
+
+    Attributes:
+        tuning: Hyperparameters.
+        spec: The backbone's features.
+        protocol: "paper" or "clean".
+        monitor: What makes an epoch better in the clean protocol; P6 watched accuracy, and kept
+            the last weights.
+        train_on_tune: Whether the tune role, once it has chosen the numbers of epochs, trains too.
+        second: The second phase.
+        builder: A prepared builder.
+        features_dir: Where features are stored.
+        policy: Where and how to compute.
+    """
+
+    tuning: Tuning
+    spec: features.FeatureSpec
+    protocol: str
+    monitor: str
+    train_on_tune: bool
+    second: SecondPhase
+    builder: tfds.core.DatasetBuilder
+    features_dir: Path
+    policy: runs.DevicePolicy
+
+    def identity(self) -> dict[str, Any]:
+        """Returns everything that results depend on; protocol and seed only choose among fits."""
+        return {
+            "data of stage 2": self.builder.info.metadata["fingerprint"],
+            "tuning": dataclasses.asdict(self.tuning),
+            "weights": self.spec.weights.digest,
+            "monitor": self.monitor,
+            "train_on_tune": self.train_on_tune,
+            "second_phase": dataclasses.asdict(self.second),
+        }
+
+    def run(self, run: runs.RunDirectory, seed: int, *, prevalence: float | None = None) -> None:
+        """Trains and scores the model of one seed; returns at once where that is done.
+
+        Args:
+            run: Where the fit belongs.
+            seed: Of this fit.
+            prevalence: Of HSIL+ where the model is to be used, for predictive values.
+        """
+        directory = run.fit_directory(2, self.protocol, seed)
+        recipe = self._recipe(self.tuning, seed)
+        epochs: list[int] = []
+        if not (directory / "fit.json").exists():
+            if self.train_on_tune:
+                epochs = self._choose_epochs(recipe, seed, directory)
+                recipe = _fixed(recipe, epochs[0])
+            if self.second.blocks:
+                head, _ = self._phase(directory / "head", recipe, seed, self.train_on_tune)
+                recipe = self._with_blocks(head, seed)
+                if epochs:
+                    recipe = _fixed(recipe, epochs[1])
+        experiment.run_fit(
+            run,
+            dataclasses.replace(recipe, train_on_tune=self.train_on_tune),
+            self.protocol,
+            seed,
+            builder=self.builder,
+            policy=self.policy,
+            prevalence=prevalence,
+            features_dir=self.features_dir,
+            validator=scoring.validator,
+            about={
+                "tuning": dataclasses.asdict(self.tuning),
+                "second_phase": dataclasses.asdict(self.second),
+                "epochs_chosen_on_tune": epochs,
+            },
+        )
+
+    def _choose_epochs(self, recipe: training.Recipe, seed: int, directory: Path) -> list[int]:
+        """Epochs of each phase that were best on the tune images; the models are not used."""
+        model, outcome = self._phase(directory / "choose", recipe, seed, False)
+        chosen = [_epochs(outcome)]
+        if self.second.blocks:
+            recipe = self._with_blocks(model, seed)
+            _, outcome = self._phase(directory / "choose_blocks", recipe, seed, False)
+            chosen.append(_epochs(outcome))
+        return chosen
+
+    def _recipe(self, tuning: Tuning, seed: int, head: Path | None = None) -> training.Recipe:
+        clean = self.protocol == "clean"
+        return recipes.recipe(
+            tuning,
+            self.spec,
+            classes=len(self.builder.info.features["label"].names),
+            seed=seed,
+            keep="best" if clean else "last",
+            monitor=self.monitor if clean else "val_accuracy",
+            name=f"fine-tuned {tuning.backbone}",
+            published=PUBLISHED,
+            head=head,
+        )
+
+    def _with_blocks(self, head: Path, seed: int) -> training.Recipe:
+        """The second phase: one low learning rate for blocks and head, which stays what it is."""
+        tuning = self.tuning.replace(
+            {
+                "unfrozen_blocks": self.second.blocks,
+                "learning_rate": self.second.learning_rate,
+                "backbone_learning_rate": self.second.learning_rate,
+                "epochs": self.second.epochs,
+                "schedule": "constant",
+                "warmup_epochs": 0,
+            }
+        )
+        return self._recipe(tuning, seed, head)
+
+    def _phase(
+        self, directory: Path, recipe: training.Recipe, seed: int, train_on_tune: bool
+    ) -> tuple[Path, dict[str, Any]]:
+        """Trains what a later phase needs; returns its model and what happened, also when done."""
+        model_path, outcome_path = directory / "model.keras", directory / "outcome.json"
+        if not outcome_path.exists():
+            examples = experiment.store(self.builder, recipe, self.policy, self.features_dir)
+            assigned = roles.assign_roles(examples.index, self.protocol, stage=2)
+            if train_on_tune:
+                assigned = assigned.with_tune_in_train()
+            model, outcome = training.fit(
+                recipe,
+                examples,
+                assigned,
+                seed=seed,
+                policy=self.policy,
+                directory=directory,
+                label=f"{directory.name}, {self.protocol} protocol, seed {seed}",
+                validate=scoring.validator(examples, assigned.tune) if len(assigned.tune) else None,
+            )
+            runs.save_model(model, model_path)
+            runs.write_json(outcome_path, outcome)
+            training.remove_state(directory)
+        return model_path, runs.read_json(outcome_path)
+
+
+def _epochs(outcome: dict[str, Any]) -> int:
+    return outcome["best_epoch"] + 1 if outcome["kept"] == "best" else outcome["epochs_run"]
+
+
+def _fixed(recipe: training.Recipe, epochs: int) -> training.Recipe:
+    return dataclasses.replace(recipe, epochs=epochs, patience=None, keep="last")

@@ -1,0 +1,103 @@
+"""From hyperparameters to a training recipe: a head on stored features, or blocks on images."""
+
+from pathlib import Path
+
+import keras
+
+from finetune import blocks, optimizers
+from finetune.tuning import Tuning
+from replication import features, models, training, weights
+
+
+def feature_spec(
+    tuning: Tuning, found: weights.Weights, protocol: str, precision: str, views: int
+) -> features.FeatureSpec:
+    """Returns which features a head is trained on.
+
+    Args:
+        tuning: Holds backbone and size.
+        found: The backbone's weights.
+        protocol: "paper" feeds BGR 0..255 unscaled, as P5 and P6 did; "clean" feeds what the
+            weights were trained on.
+        precision: Keras dtype policy of the backbone.
+        views: Stored views of each image.
+    """
+    backbone = models.backbone(tuning.backbone)
+    return features.FeatureSpec(
+        tuning.backbone.lower(),
+        found,
+        tuning.size or backbone.size,
+        backbone.preprocessing if protocol == "clean" else "bgr",
+        views=views,
+        precision=precision,
+    )
+
+
+def recipe(
+    tuning: Tuning,
+    spec: features.FeatureSpec,
+    *,
+    classes: int,
+    seed: int,
+    keep: str,
+    monitor: str,
+    name: str,
+    published: str = "",
+    epochs: int | None = None,
+    head: Path | None = None,
+) -> training.Recipe:
+    """Returns how one model is trained.
+
+    Args:
+        tuning: What is asked for.
+        spec: The backbone's features.
+        classes: Number of classes.
+        seed: Of the head's weights and dropout.
+        keep: See `training.Recipe`, as for `monitor`, `name` and `published`.
+        monitor: What makes an epoch better.
+        name: What a report calls it.
+        published: Key of the figure it is set beside.
+        epochs: Fewer than `tuning.epochs`, after which the learning rate is still what it would
+            be within these.
+        head: A trained head to begin with, where blocks are trained.
+    """
+    on_images = tuning.unfrozen_blocks > 0
+    augment = "none" if tuning.views == 1 else "flips" if on_images else "stored_views"
+
+    def new_head(width: int) -> keras.Model:
+        if head is not None:
+            return keras.models.load_model(head, compile=False, safe_mode=True)
+        return models.head(
+            width, classes, units=tuning.hidden_units, dropout=tuning.dropout, seed=seed
+        )
+
+    def with_blocks(size: int) -> keras.Model:
+        del size
+        extractor = spec.extractor()
+        model = models.classifier(extractor, new_head(extractor.output_shape[-1]))
+        blocks.unfreeze(model, tuning.unfrozen_blocks)
+        return model
+
+    def optimizer(model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+        return optimizers.build(tuning, model, steps, blocks.backbone_variables(model))
+
+    return training.Recipe(
+        name=name,
+        stage=2,
+        build=with_blocks if on_images else new_head,
+        size=spec.size,
+        resize=spec.resize,
+        epochs=epochs or tuning.epochs,
+        batch_size=tuning.batch_size,
+        learning_rate=tuning.learning_rate,
+        keep=keep,
+        patience=tuning.patience or None,
+        augment=augment,
+        optimizer=tuning.optimizer,
+        monitor=monitor,
+        published=published,
+        features=None if on_images else spec,
+        build_optimizer=optimizer,
+        label_smoothing=tuning.label_smoothing,
+        class_weights=tuning.class_weights,
+    )

@@ -1,0 +1,513 @@
+"""What a search leaves behind: one page, `search.csv`, figures, and tables on the terminal."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from finetune import effects, search_figures, trials
+from finetune.effects import BesideThePaper, Cost, Effects, Optimism
+from finetune.search_figures import METRICS, is_share, label
+from finetune.trials import Answers, Search, Trial, described, worded
+from replication import comparison, comparison_figures, evaluation, pages, runs, shown
+from replication.intervals import Estimate
+from replication.predictions import Predictions
+
+__all__ = ["Findings", "Search", "findings", "print_summary", "sentences", "write"]
+
+#: Trials in the table of the best.
+_BEST = 10
+
+#: With more hyperparameters a configuration is written in one column.
+_MOST_COLUMNS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What follows from the trials of a search.
+
+    Attributes:
+        effects: The marginal effects.
+        metric: What the bootstrap compares: the objective, without its 'val_'.
+        over: How many images chose, in words; "" without predictions.
+        first: `metric` of the best trial's first execution on these images; None without
+            predictions.
+        differences: By id of each other configuration, best minus that one in `metric`.
+        beside: The paper's point beside the best found, if it was tried.
+        optimism: What choosing the best adds to its score; None under the paper protocol, where
+            memory adds more, and where it is not known.
+        cost: What the defect of P5 cost; under the paper protocol.
+    """
+
+    effects: Effects
+    metric: str
+    over: str
+    first: Estimate | None
+    differences: Mapping[str, Estimate]
+    beside: BesideThePaper | None
+    optimism: Optimism | None
+    cost: Cost | None
+
+    @property
+    def undecided(self) -> int:
+        """Configurations that these images cannot tell from the best one."""
+        return sum(not effects.apart(difference) for difference in self.differences.values())
+
+
+@functools.lru_cache(maxsize=2)
+def findings(search: Search) -> Findings:
+    """Reads the predictions of all trials and computes what the page and the terminal show.
+
+    Args:
+        search: Finished or not.
+
+    Raises:
+        ValueError: A predictions file is not readable, or trials were scored on different images.
+    """
+    said = [(trial, found) for trial in search.scored if (found := trial.predictions()) is not None]
+    tune, held_out = Answers.align(said, "tune"), Answers.align(said, "test")
+    best, metric = search.best, search.objective.removeprefix("val_")
+    known = tune is not None and best is not None and tune.row(best) is not None
+    first = None
+    if known:
+        predictions = next(found for trial, found in said if trial is best).select("tune")
+        first = _estimate(predictions, metric, search.resamples)
+    paper = search.protocol == "paper"
+    return Findings(
+        effects=effects.marginal_effects(search.trials, search.direction),
+        metric=metric,
+        over=_over(tune, search.unit) if tune is not None else "",
+        first=first,
+        differences=effects.differences(tune, best, metric, resamples=search.resamples)
+        if known
+        else {},
+        beside=effects.beside_the_paper(search, tune),
+        optimism=effects.selection_optimism(
+            tune, best, metric, search.direction, resamples=search.resamples
+        )
+        if known and not paper
+        else None,
+        cost=effects.cost_of_the_defect(search, tune, held_out) if paper else None,
+    )
+
+
+def _estimate(predictions: Predictions, metric: str, resamples: int) -> Estimate:
+    if metric == "loss":
+        return evaluation.evaluate(predictions, resamples=resamples)["log_loss"]
+    s = evaluation.summarise_seeds([predictions], resamples=resamples)[metric]
+    return Estimate(s.mean, s.low, s.high, s.count, s.method)
+
+
+def _over(answers: Answers, unit: str) -> str:
+    groups = len(set(answers.groups)) if all(answers.groups) else 0
+    return comparison.extent(len(answers.labels), groups, unit)
+
+
+def write(run: runs.RunDirectory, search: Search) -> Path:
+    """Writes `report.html`, `search.csv` and `figures/*.png`.
+
+    Args:
+        run: The search directory; its manifest holds `source`, `announcement`, `environment` and
+            perhaps `audit` (data set -> {"line": str}).
+        search: Finished or not; perhaps without a trial.
+
+    Returns:
+        The page; it loads nothing from outside.
+
+    Raises:
+        runs.RunError: This is no run directory.
+        ValueError: As `findings`.
+    """
+    manifest = run.manifest()
+    found = findings(search)
+    trials.write_csv(
+        run.path / "search.csv",
+        search.trials,
+        search.direction,
+        source=str(manifest.get("source", "unknown")),
+    )
+    search_figures.write(run.path / "figures", search, found.effects)
+    lead, *others = sentences(search, found)
+    page = pages.template("finetune", "search_report.html.j2").render(
+        search=search,
+        found=found,
+        announcement=pages.announcement(manifest),
+        environment=manifest.get("environment", {}),
+        audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
+        label=label(search),
+        objective=METRICS.get(found.metric, worded(found.metric)),
+        lead=lead,
+        sentences=others,
+        design=_design(found.effects),
+        methods=_methods(found),
+        figures={name: shown.svg(picture) for name, picture in _pictures(search, found).items()},
+        panels=[
+            (effect, shown.svg(search_figures.marginal_effect(search, found.effects, effect)))
+            for effect in found.effects.effects
+        ],
+        names=_columns(search),
+        best=_best_rows(search, found),
+        every=_every_row(search),
+        metrics=_metrics(search),
+        score=functools.partial(score, search),
+        interval=functools.partial(_interval, search),
+        described=described,
+        shown=trials.shown,
+        worded=worded,
+        duration=pages.duration,
+        directory=run.path,
+        details=json.dumps(manifest, indent=2),
+    )
+    path = run.path / "report.html"
+    runs.write_atomically(path, page)
+    return path
+
+
+def _pictures(search: Search, found: Findings) -> dict[str, bytes]:
+    pictures = {"history": search_figures.history(search)}
+    if len(found.effects.effects) > 1:
+        pictures["interaction"] = search_figures.interaction(search, found.effects)
+    if search_figures.has_promotions(search):
+        pictures["halving"] = search_figures.halving(search)
+    if found.cost:
+        pictures["fold"] = search_figures.fold_against_held_out(search)
+    return pictures
+
+
+def score(search: Search, value: float, unit: bool = True) -> str:
+    """Writes a score, for example '93.4 %'."""
+    if not math.isfinite(value):
+        return "none"
+    share = is_share(search.objective.removeprefix("val_"))
+    return shown.number(value, share) + ("\u00a0%" if share and unit else "")
+
+
+def _interval(search: Search, low: float, high: float) -> str:
+    return shown.interval(low, high, is_share(search.objective.removeprefix("val_")))
+
+
+def _gap(metric: str, difference: Estimate) -> str:
+    """Best minus another one: points of percent, or three decimals of a loss."""
+    if is_share(metric):
+        ends = comparison_figures.points_interval(difference.low, difference.high)
+        return f"{comparison_figures.points(difference.value)} {ends}"
+    ends = shown.interval(difference.low, difference.high, percent=False)
+    return f"{difference.value:+.3f} {ends}".replace("-", "−")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}\u00a0%" if math.isfinite(value) else "not defined"
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
+def sentences(search: Search, found: Findings) -> list[str]:
+    """What a reader should take home, the most important sentence first.
+
+    Args:
+        search: The search.
+        found: Its `findings`.
+    """
+    said = [_progress(search)]
+    if search.best is None:
+        return said
+    said.insert(0, _best(search, found))
+    if search.paper_values:
+        said.append(_paper(search, found))
+    if found.differences:
+        metric = METRICS.get(found.metric, worded(found.metric))
+        said.append(
+            f"{found.undecided:,} of the {_plural(len(found.differences), 'other configuration')} "
+            "cannot be told from the best one on these images (the 95 % interval of the paired "
+            f"difference in {metric} holds 0). Not told apart is not equal: these images do not "
+            "decide."
+        )
+    if found.optimism:
+        said.append(_optimism(search, found))
+    if found.cost:
+        said += _cost(found.cost)
+    return said
+
+
+def _progress(search: Search) -> str:
+    count, planned = len(search.trials), search.planned
+    if not count:
+        return (
+            f"None of {planned:,} trials has ended yet." if planned else "No trial has ended yet."
+        )
+    if planned is not None and count < planned:
+        start = f"{count:,} of {planned:,} trials {'has' if count == 1 else 'have'} ended so far"
+    else:
+        start = f"{_plural(count, 'trial')} ended" + (", all that were planned" if planned else "")
+    how = {
+        status: sum(trial.status == status for trial in search.trials) for status in trials.STATUSES
+    }
+    if how["diverged"] or how["failed"]:
+        start += ": " + ", ".join(
+            f"{number:,} {status}" for status, number in how.items() if number
+        )
+    if len(search.ranked) < count:
+        start += f"; they trained {_plural(len(search.ranked), 'configuration')}"
+    return start + "."
+
+
+def _best(search: Search, found: Findings) -> str:
+    best = search.best
+    name = METRICS.get(found.metric, worded(found.metric))
+    images = "the images that were scored, which it was trained on"
+    if search.protocol != "paper":
+        images = "the tune images, which chose it"
+    text = f"Best found: {described(best.values)}. {name[0].upper()}{name[1:]} on {images}"
+    text += f": {score(search, best.score)}"
+    if search.executions > 1:
+        text += f", mean of {search.executions} trainings"
+    if found.first:
+        if search.executions > 1:
+            text += f"; the first one {score(search, found.first.value)}"
+        text += f" {_interval(search, found.first.low, found.first.high)}, {found.over}"
+    return f"{text}."
+
+
+def _paper(search: Search, found: Findings) -> str:
+    values = described(search.paper_values)
+    if found.beside is None:
+        tried = trials.find(search.ranked, search.paper_values)
+        return f"The paper's choice, {values}, {'failed' if tried else 'was not tried'}."
+    beside = found.beside
+    if beside.paper is search.best:
+        return "The best found is the paper's choice."
+    if beside.paper.status == "diverged":
+        return f"The paper's choice, {values}, diverged."
+    text = (
+        f"The paper's choice, {values}, is rank {beside.place:,} of {beside.scored:,} with "
+        f"{score(search, beside.paper.score)}."
+    )
+    if beside.differences:
+        gaps = " and ".join(
+            f"{_gap(metric, difference)} points of {METRICS[metric]}"
+            for metric, difference in beside.differences.items()
+        )
+        verdict = "tell" if beside.told_apart else "cannot tell"
+        text += f" Best minus paper on the same images: {gaps}; these images {verdict} them apart."
+    return text
+
+
+def _optimism(search: Search, found: Findings) -> str:
+    optimism, sign = found.optimism, 1 if search.direction == "max" else -1
+    share = is_share(found.metric)
+    size = f"{100 * optimism.expected:.1f} points" if share else f"{optimism.expected:.3f}"
+    does = "adds" if search.direction == "max" else "takes off"
+    text = f"The best of many looks better than it is: choosing on these images {does} about {size}"
+    if search.executions == 1:
+        expected = search.best.score - sign * max(0.0, optimism.expected)
+        text += f", so that {score(search, expected)} is to be expected of other images like these"
+    again = f"{100 * optimism.again:.0f} % of the draws of as many images would choose it again"
+    return f"{text}. {again}; {_plural(optimism.chosen, 'configuration')} won some draw."
+
+
+def _cost(cost: Cost) -> list[str]:
+    gap = comparison_figures.points(cost.optimism.value)
+    ends = comparison_figures.points_interval(cost.optimism.low, cost.optimism.high)
+    honest = (
+        f"The best by the held-out images themselves reaches {_percent(cost.honest_held_out)} "
+        "there, which flatters, as they chose it"
+    )
+    if math.isfinite(cost.honest_expected):
+        honest += f"; without that, about {_percent(cost.honest_expected)}"
+    order = "not defined"
+    if math.isfinite(cost.correlation):
+        order = f"{cost.correlation:.2f}".replace("-", "−")
+    return [
+        "What the defect hides: trained and scored on the same images, the best by the fold "
+        f"reaches an accuracy of {_percent(cost.fold)} there and {_percent(cost.held_out)} on the "
+        f"held-out images, a gap of {gap} points {ends}.",
+        f"{honest}.",
+        f"{cost.saturated:,} of {_plural(cost.count, 'configuration')} reach "
+        f"{100 * effects.SATURATED:.1f}\u00a0% or more on the fold"
+        + (", which cannot choose among them" if cost.saturated > 1 else "")
+        + f". Rank correlation of fold and held-out images over the configurations: {order}.",
+    ]
+
+
+def _design(found: Effects) -> list[str]:
+    """How the marginal effects were computed, in words."""
+    if not found.effects:
+        return []
+    if found.balanced:
+        how = [
+            "Every combination was tried equally often, so the mean of a level is its main effect, "
+            "and the main effects share out the variance of the score."
+        ]
+    else:
+        adjusted = len(found.adjusted_for) == len(found.effects)
+        names = "all others" if adjusted else ", ".join(map(worded, found.adjusted_for)) or "none"
+        how = [
+            "Combinations were not tried equally often, so raw means would mix the effects. Means "
+            "are adjusted by an additive model (least squares on the levels) for these "
+            f"hyperparameters: {names}."
+            + ("" if adjusted else " There are too few trials to adjust for more."),
+            "Shares are what remains after what levels drawn at random would reach by chance; they "
+            "need not add up to 100 %.",
+        ]
+    if math.isfinite(found.unexplained):
+        how.append(
+            f"Main effects leave {100 * found.unexplained:.0f} % of the variance: interactions, "
+            "and the chance of training."
+        )
+    if any(trial.inherited for trial in found.trials) or found.brackets:
+        how.append(
+            "Hyperband promotes by score, so that promoted trials are no fair sample. Each "
+            "configuration counts as it stood before any promotion, after few epochs in most "
+            "brackets, and brackets are adjusted for. What learns slowly looks worse here than it "
+            "is after full training."
+        )
+    if found.diverged:
+        how.append(
+            f"{_plural(found.diverged, 'diverged trial')} count like the worst completed one."
+        )
+    return how
+
+
+def _methods(found: Findings) -> list[str]:
+    methods = {}
+    if found.first:
+        methods["score of the best"] = found.first.method
+    for difference in [*found.differences.values()][:1]:
+        methods["differences"] = difference.method
+    if found.optimism:
+        methods["optimism"] = found.optimism.method
+    if found.cost:
+        methods["gap between fold and held-out images"] = found.cost.optimism.method
+    return [f"{name}: {method}" for name, method in methods.items()]
+
+
+def _columns(search: Search) -> list[str]:
+    """The hyperparameters that get a column each; none where there are too many."""
+    names = trials.names(search.trials)
+    return names if len(names) <= _MOST_COLUMNS else []
+
+
+def _metrics(search: Search) -> dict[str, str]:
+    """Further figures that the trials have, and their headings."""
+    known = {f"val_{name}": heading for name, heading in METRICS.items()}
+    known["held_out_accuracy"] = "held-out accuracy"
+    have = {name for trial in search.trials for name in trial.metrics}
+    return {
+        name: heading + (", %" if name != "val_loss" else "")
+        for name, heading in known.items()
+        if name in have and name != search.objective
+    }
+
+
+def _row(search: Search, trial: Trial, place: int | None) -> dict[str, Any]:
+    metrics = {}
+    for name in _metrics(search):
+        value = trial.metrics.get(name, math.nan)
+        metrics[name] = shown.number(value, name != "val_loss") if math.isfinite(value) else "–"
+    done = trial.status == "completed"
+    return {
+        "place": place,
+        "trial": trial,
+        # The score of a trial that diverged is a mark, no measurement.
+        "score": score(search, trial.score, unit=False) if done else trial.status,
+        "metrics": metrics,
+        "epochs": f"{trial.best_epoch} of {trial.epochs}" if done else str(trial.epochs),
+        "paper": trial is search.paper,
+        "gap": "",
+        "apart": False,
+        "promoted": "",
+    }
+
+
+def _best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
+    """The ten best and, where it is none of them, the paper's choice."""
+    rows = []
+    for place, trial in enumerate(search.ranked, start=1):
+        if trial.status == "failed" or (place > _BEST and trial is not search.paper):
+            continue
+        row = _row(search, trial, place)
+        if difference := found.differences.get(trial.trial_id):
+            row["gap"] = _gap(found.metric, difference)
+            row["apart"] = effects.apart(difference)
+        rows.append(row)
+    return rows
+
+
+def _every_row(search: Search) -> list[dict[str, Any]]:
+    replaced = trials.superseded(search.trials)
+    rows = [_row(search, trial, place) for place, trial in enumerate(search.ranked, start=1)]
+    rest = sorted(
+        (trial for trial in search.trials if trial.trial_id in replaced), key=lambda t: t.order
+    )
+    return rows + [
+        {**_row(search, trial, None), "promoted": replaced[trial.trial_id]} for trial in rest
+    ]
+
+
+def print_summary(
+    search: Search, console: rich.console.Console | None = None, announcement: str = ""
+) -> None:
+    """Prints the best trials, what matters how much, and what can be said about the choice.
+
+    Args:
+        search: Finished or not.
+        console: Where to; standard output by default.
+        announcement: Whose images they are, from the manifest; printed first.
+    """
+    if console is None:
+        # Names in a user's space may hold brackets, which are no markup.
+        console = rich.console.Console(markup=False, highlight=False)
+        if not console.is_terminal:
+            console = rich.console.Console(markup=False, highlight=False, width=150)
+    found = findings(search)
+    if announcement:
+        console.print(f"\n{announcement}", style="bold", markup=False)
+    if rows := _best_rows(search, found):
+        console.print(_best_table(search, found, rows))
+    if found.effects.effects:
+        console.print(_effects_table(search, found.effects))
+    for sentence in sentences(search, found):
+        console.print(sentence, markup=False, highlight=False)
+
+
+def _best_table(
+    search: Search, found: Findings, rows: Sequence[Mapping[str, Any]]
+) -> rich.table.Table:
+    table = rich.table.Table(title="The best configurations", box=rich.box.SIMPLE)
+    held_out = ["held-out accuracy, %"] if found.cost else []
+    for heading in ("", "configuration", label(search), "best minus this", *held_out, "epochs", ""):
+        table.add_column(heading, justify="right" if heading in ("", "epochs") else "left")
+    for row in rows:
+        values = rich.text.Text(described(row["trial"].values))
+        note = "the paper's choice" if row["paper"] else ""
+        others = [row["metrics"]["held_out_accuracy"]] if held_out else []
+        table.add_row(
+            str(row["place"]), values, row["score"], row["gap"], *others, row["epochs"], note
+        )
+    return table
+
+
+def _effects_table(search: Search, found: Effects) -> rich.table.Table:
+    table = rich.table.Table(title="What matters", box=rich.box.SIMPLE)
+    for heading in ("hyperparameter", "of the variance", f"mean {label(search)}, by level"):
+        table.add_column(heading, justify="right" if heading == "of the variance" else "left")
+    for effect in found.effects:
+        levels = ", ".join(
+            f"{level.label}: {score(search, level.mean, unit=False)}" for level in effect.levels
+        )
+        table.add_row(
+            rich.text.Text(worded(effect.name)),
+            f"{100 * effect.importance:.0f} %",
+            rich.text.Text(levels),
+        )
+    return table

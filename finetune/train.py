@@ -1,0 +1,163 @@
+"""Trains the model that a search chose, or that a file describes, and scores it once.
+
+    python -m finetune.train --from_search=DIR --manual_dir=DIR --seeds=0,1,2
+    python -m finetune.train --hparams=p6 --manual_dir=DIR --protocol=paper     # the paper's model
+    python -m finetune.train --from_search=DIR --second_phase_blocks=2
+
+It writes the same run directory and report as replication.run, and one full .keras model (backbone
+and head) a seed. Running the same command again resumes; further seeds may be added.
+"""
+
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from replication import device_flags, flag_values, runs
+
+_FROM_SEARCH = flags.DEFINE_string(
+    "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
+)
+_HPARAMS = flags.DEFINE_string(
+    "hparams",
+    None,
+    "JSON file with fields of finetune.tuning.Tuning, such as best.json of a search; p6 is the "
+    "paper's final model (default: none).",
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    "imagenet",
+    "imagenet (default; Keras's download and cache), none, or the path of a file or directory of "
+    ".h5 or .keras files; those of the search where there is one.",
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    "clean",
+    ["paper", "clean"],
+    "clean (default): the backbone's own preprocessing, best epoch on tune images. paper: BGR "
+    "0..255 unscaled, random tune images, and the last epoch, as in P6.",
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, one model each (default: 0).")
+_TRAIN_ON = flags.DEFINE_enum(
+    "train_on",
+    "train",
+    ["train", "train_and_tune"],
+    "train (default), or train_and_tune: the tune images choose the number of epochs, then train "
+    "too; nothing is left to calibrate on.",
+)
+_SECOND_PHASE_BLOCKS = flags.DEFINE_integer(
+    "second_phase_blocks",
+    0,
+    "Last blocks of the backbone trained on images once the head is trained, BatchNorm in "
+    "inference mode (default: 0, no second phase).",
+    lower_bound=0,
+)
+_SECOND_PHASE_LEARNING_RATE = flags.DEFINE_float(
+    "second_phase_learning_rate", 1e-5, "Learning rate of the second phase (default: 1e-5).", 1e-12
+)
+_SECOND_PHASE_EPOCHS = flags.DEFINE_integer(
+    "second_phase_epochs", 10, "Epochs at most of the second phase (default: 10).", lower_bound=1
+)
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+)
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "Where the run is written (default: runs/finetuned-<backbone>-<data>)."
+)
+_FEATURES_DIR = flags.DEFINE_string(
+    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
+)
+_PREVALENCE = flags.DEFINE_float(
+    "prevalence",
+    None,
+    "Share of HSIL or SCC where the model is to be used, 0 to 1, for PPV and NPV (default: none, "
+    "and no predictive values).",
+    lower_bound=0,
+    upper_bound=1,
+)
+
+flags.adopt_module_key_flags(device_flags)
+
+
+def main(argv: list[str]) -> None:
+    """Trains one model a seed, looks at the test images once, and writes the report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    if bool(_FROM_SEARCH.value) == bool(_HPARAMS.value):
+        raise app.UsageError("--from_search, --hparams: give one of them")
+    seeds = flag_values.seeds(_SEEDS.value)
+    start = time.perf_counter()
+
+    # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
+    runs.quiet_logs()
+    from finetune import collect, final_fit, recipes
+    from finetune.tuning import P6, Tuning
+    from replication import experiment, results, weights
+    from tfds_pap import folders, pipeline, roles
+
+    try:
+        policy = device_flags.policy()
+        monitor, searched = "val_loss", None
+        if _FROM_SEARCH.value:
+            searched = collect.best(runs.RunDirectory(Path(_FROM_SEARCH.value)))
+            tuning, monitor = searched.tuning, searched.objective
+            print(f"Trial {searched.trial.trial_id}: {monitor} {searched.trial.score:.4f}")
+        else:
+            tuning = Tuning.read(P6 if _HPARAMS.value == "p6" else Path(_HPARAMS.value))
+        found = weights.find(tuning.backbone, _WEIGHTS.value)
+        if searched and searched.weights != found.digest:
+            raise runs.RunError(
+                f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
+            )
+        source = "original" if _MANUAL_DIR.value else "phantom"
+        builder = pipeline.prepare("pap_db4", source, _MANUAL_DIR.value, _DATA_DIR.value)
+        if searched and searched.data != builder.info.metadata["fingerprint"]:
+            print("Note: the search looked at other images than these")
+        spec = recipes.feature_spec(tuning, found, _PROTOCOL.value, policy.precision, tuning.views)
+        plan = final_fit.FinalFit(
+            tuning=tuning,
+            spec=spec,
+            protocol=_PROTOCOL.value,
+            monitor=monitor,
+            train_on_tune=_TRAIN_ON.value == "train_and_tune",
+            second=final_fit.SecondPhase(
+                blocks=_SECOND_PHASE_BLOCKS.value,
+                learning_rate=_SECOND_PHASE_LEARNING_RATE.value,
+                epochs=_SECOND_PHASE_EPOCHS.value,
+            ),
+            builder=builder,
+            features_dir=Path(_FEATURES_DIR.value),
+            policy=policy,
+        )
+        path = _RUN_DIR.value or Path("runs") / f"finetuned-{tuning.backbone}-{source}"
+        run = runs.RunDirectory.open(
+            path, {"source": source, **plan.identity(), **device_flags.identity(policy)}
+        )
+        builders = {2: builder}
+        experiment.describe(
+            run, builders, policy, program="finetune.train", untrained=found.path is None
+        )
+        audits = experiment.audit(run, builders.values())
+        print(device_flags.words(policy))
+        for seed in seeds:
+            plan.run(run, seed, prevalence=_PREVALENCE.value)
+        page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
+    except (runs.RunError, folders.TreeError, roles.CutError, OSError) as error:
+        raise SystemExit(f"finetune.train: {error}") from None
+    for fit in results.read_fits(run):
+        print(f"Model: {fit.model_path}")
+        if "whole_model_differs_by" in fit.info:
+            print(
+                f"  on all {sum(fit.info['counts']['test'].values())} test images as on stored "
+                f"features, to {fit.info['whole_model_differs_by']:.1g} in probability"
+            )
+    print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")
+    print(f"Report: {page}")
+    print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,56 @@
+"""What all pages share: how templates are loaded, whose images they are, and durations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+_UNKNOWN_SOURCE = (
+    "It is not known whose images these are. No figure below may be called a replication of a "
+    "published one."
+)
+
+
+def template(package: str, name: str) -> jinja2.Template:
+    """Loads a template, which may build on those of this package.
+
+    Args:
+        package: The package that the template lies in, beside its modules.
+        name: Its file name.
+
+    Returns:
+        The template; what it prints is escaped, and an unknown name is an error.
+
+    Raises:
+        jinja2.TemplateNotFound: There is no such template.
+    """
+    environment = jinja2.Environment(
+        # A path of ".": templates lie beside the modules.
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(each, ".") for each in dict.fromkeys((package, "replication"))]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def announcement(manifest: Mapping[str, Any]) -> str:
+    """The sentence for the top of a page; "" for the authors' own images.
+
+    A manifest that does not say whose images they are must not pass for a replication.
+
+    Args:
+        manifest: Of the run directory.
+    """
+    unknown = "" if manifest.get("source") == "original" else _UNKNOWN_SOURCE
+    return str(manifest.get("announcement") or unknown)
+
+
+def duration(seconds: float) -> str:
+    """Writes a time in the unit that suits it, for example '5.0 min'."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
