@@ -36,8 +36,7 @@ __all__ = ["Plan", "SearchOracle", "build", "count_points", "finite_points", "pl
 
 _Status = trial_module.TrialStatus
 
-#: Bayesian search lists the points of a space up to this size; a list of 20,000 takes about as
-#: long as the 50 searches for an optimum that it saves.
+#: Bayesian search compares all points of a space up to this size, which takes about a second.
 _LISTED_POINTS = 20_000
 
 

@@ -58,7 +58,10 @@ _BEST = {
 }
 
 #: Inches, and the pixels of a PNG an inch.
-_WIDTH, _PANEL, _DPI = 5.2, (3.4, 2.5), 180
+_WIDTH, _DPI = 5.2, 180
+
+#: Width and height of a panel: with few panels a page shows two a row, else three.
+_LARGE, _SMALL = (4.4, 2.9), (3.4, 2.5)
 
 #: Where trials that are not to be seen at their score stand: as a share of the height.
 _EDGE = {"max": 0.025, "min": 0.975}
@@ -137,7 +140,7 @@ def marginal_effect(search: Search, effects: Effects, effect: Effect, form: str 
         _panel(axes, search, effects, effect)
         axes.set_ylabel(label(search))
 
-    return _drawn(*_PANEL, draw, form)
+    return _drawn(*(_LARGE if len(effects.effects) <= 4 else _SMALL), draw, form)
 
 
 def marginal_effects(search: Search, effects: Effects, form: str = "svg") -> bytes:
@@ -314,7 +317,9 @@ def _history(figure: Figure, search: Search) -> None:
     axes.set_xlabel("trial, in the order in which they ended")
     axes.set_ylabel(label(search))
     axes.set_ylim(*_limits(search, trials))
-    axes.set_xlim(0.3, max(search.planned or 0, len(trials), 1) + 0.7)
+    last = max(search.planned or 0, len(trials), 1)
+    pad = max(0.7, 0.015 * last)
+    axes.set_xlim(1 - pad, last + pad)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(True, axis="y")
     handles: dict[str, Line2D] = {}
@@ -447,9 +452,9 @@ def _interaction(figure: Figure, search: Search, effects: Effects) -> None:
     down, across = effects.effects[:2]
     cells = {
         (row, column): [
-            _scaled(search, trial.score)
-            for trial in effects.trials
-            if trial in down.members[row] and trial in across.members[column]
+            _scaled(search, effects.scores[trial.trial_id])
+            for trial in down.members[row]
+            if trial in across.members[column]
         ]
         for row in range(len(down.levels))
         for column in range(len(across.levels))

@@ -13,9 +13,10 @@ import rich.console
 import rich.table
 import rich.text
 
-from finetune import effects, search_figures, trials
-from finetune.effects import BesideThePaper, Cost, Effects, Optimism
+from finetune import effects, search_figures, selection, trials
+from finetune.effects import Effects
 from finetune.search_figures import METRICS, is_share, label
+from finetune.selection import BesideThePaper, Cost, Optimism
 from finetune.trials import Answers, Search, Trial, described, worded
 from replication import comparison, comparison_figures, evaluation, pages, runs, shown
 from replication.intervals import Estimate
@@ -59,7 +60,7 @@ class Findings:
     @property
     def undecided(self) -> int:
         """Configurations that these images cannot tell from the best one."""
-        return sum(not effects.apart(difference) for difference in self.differences.values())
+        return sum(not selection.apart(difference) for difference in self.differences.values())
 
 
 @functools.lru_cache(maxsize=2)
@@ -86,16 +87,16 @@ def findings(search: Search) -> Findings:
         metric=metric,
         over=_over(tune, search.unit) if tune is not None else "",
         first=first,
-        differences=effects.differences(tune, best, metric, resamples=search.resamples)
+        differences=selection.differences(tune, best, metric, resamples=search.resamples)
         if known
         else {},
-        beside=effects.beside_the_paper(search, tune),
-        optimism=effects.selection_optimism(
+        beside=selection.beside_the_paper(search, tune),
+        optimism=selection.selection_optimism(
             tune, best, metric, search.direction, resamples=search.resamples
         )
         if known and not paper
         else None,
-        cost=effects.cost_of_the_defect(search, tune, held_out) if paper else None,
+        cost=selection.cost_of_the_defect(search, tune, held_out) if paper else None,
     )
 
 
@@ -234,6 +235,11 @@ def sentences(search: Search, found: Findings) -> list[str]:
         )
     if found.optimism:
         said.append(_optimism(search, found))
+    elif len(found.differences) and found.cost is None:
+        said.append(
+            "The best of many looks better than it is; by how much, these images do not say: too "
+            "few draws leave every class on both sides."
+        )
     if found.cost:
         said += _cost(found.cost)
     return said
@@ -281,8 +287,8 @@ def _best(search: Search, found: Findings) -> str:
 def _paper(search: Search, found: Findings) -> str:
     values = described(search.paper_values)
     if found.beside is None:
-        tried = trials.find(search.ranked, search.paper_values)
-        return f"The paper's choice, {values}, {'failed' if tried else 'was not tried'}."
+        failed = trials.find(search.ranked, search.paper_values)
+        return f"The paper's choice, {values}, {'failed' if failed else 'has not been tried'}."
     beside = found.beside
     if beside.paper is search.best:
         return "The best found is the paper's choice."
@@ -304,13 +310,14 @@ def _paper(search: Search, found: Findings) -> str:
 
 def _optimism(search: Search, found: Findings) -> str:
     optimism, sign = found.optimism, 1 if search.direction == "max" else -1
-    share = is_share(found.metric)
-    size = f"{100 * optimism.expected:.1f} points" if share else f"{optimism.expected:.3f}"
+    # Below 0 by chance alone: choosing never takes from what it chooses by.
+    added = max(0.0, optimism.expected)
+    size = f"{100 * added:.1f} points" if is_share(found.metric) else f"{added:.3f}"
     does = "adds" if search.direction == "max" else "takes off"
     text = f"The best of many looks better than it is: choosing on these images {does} about {size}"
     if search.executions == 1:
-        expected = search.best.score - sign * max(0.0, optimism.expected)
-        text += f", so that {score(search, expected)} is to be expected of other images like these"
+        expected = score(search, search.best.score - sign * added)
+        text += f", so that {expected} is to be expected of other images like these"
     again = f"{100 * optimism.again:.0f} % of the draws of as many images would choose it again"
     return f"{text}. {again}; {_plural(optimism.chosen, 'configuration')} won some draw."
 
@@ -333,7 +340,7 @@ def _cost(cost: Cost) -> list[str]:
         f"held-out images, a gap of {gap} points {ends}.",
         f"{honest}.",
         f"{cost.saturated:,} of {_plural(cost.count, 'configuration')} reach "
-        f"{100 * effects.SATURATED:.1f}\u00a0% or more on the fold"
+        f"{100 * selection.SATURATED:.1f}\u00a0% or more on the fold"
         + (", which cannot choose among them" if cost.saturated > 1 else "")
         + f". Rank correlation of fold and held-out images over the configurations: {order}.",
     ]
@@ -372,9 +379,7 @@ def _design(found: Effects) -> list[str]:
             "is after full training."
         )
     if found.diverged:
-        how.append(
-            f"{_plural(found.diverged, 'diverged trial')} count like the worst completed one."
-        )
+        how.append(f"Diverged trials ({found.diverged:,}) count like the worst completed one.")
     return how
 
 
@@ -399,8 +404,8 @@ def _columns(search: Search) -> list[str]:
 
 def _metrics(search: Search) -> dict[str, str]:
     """Further figures that the trials have, and their headings."""
-    known = {f"val_{name}": heading for name, heading in METRICS.items()}
-    known["held_out_accuracy"] = "held-out accuracy"
+    known = {"held_out_accuracy": "held-out accuracy"}
+    known |= {f"val_{name}": heading for name, heading in METRICS.items()}
     have = {name for trial in search.trials for name in trial.metrics}
     return {
         name: heading + (", %" if name != "val_loss" else "")
@@ -430,7 +435,9 @@ def _row(search: Search, trial: Trial, place: int | None) -> dict[str, Any]:
 
 
 def _best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
-    """The ten best and, where it is none of them, the paper's choice."""
+    """The ten best and, where it is none of them, the paper's choice; none if all diverged."""
+    if search.best is None:
+        return []
     rows = []
     for place, trial in enumerate(search.ranked, start=1):
         if trial.status == "failed" or (place > _BEST and trial is not search.paper):
@@ -438,7 +445,7 @@ def _best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
         row = _row(search, trial, place)
         if difference := found.differences.get(trial.trial_id):
             row["gap"] = _gap(found.metric, difference)
-            row["apart"] = effects.apart(difference)
+            row["apart"] = selection.apart(difference)
         rows.append(row)
     return rows
 

@@ -17,7 +17,6 @@ from finetune import (
     scoring,
     search_report,
     space,
-    trials,
     tuner,
 )
 from replication import experiment, features, runs, training
@@ -147,7 +146,6 @@ def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, n
     """
     direction = scoring.OBJECTIVES[study.objective]
     found = collect.read_trials(run.path)
-    trials.write_csv(run.path / "search.csv", found, direction)
     run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
     search = search_report.Search(
         trials=found,
@@ -173,5 +171,5 @@ def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, n
     # Nothing goes on from these any more.
     for folder in (run.path / collect.PROJECT).glob("trial_*/execution_*"):
         training.remove_state(folder)
-    search_report.print_summary(search)
+    search_report.print_summary(search, announcement=run.manifest()["announcement"])
     return page

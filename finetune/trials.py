@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -253,8 +254,13 @@ def described(values: Mapping[str, Value]) -> str:
 
 
 def worded(name: str) -> str:
-    """Writes the name of a hyperparameter in words."""
-    return name.replace("_", " ")
+    """Writes the name of a hyperparameter in words; a number stays tied to its name.
+
+    Example:
+        >>> worded("learning_rate"), worded("units_1")
+        ('learning rate', 'units_1')
+    """
+    return re.sub(r"_(?!\d)", " ", name)
 
 
 def find(trials: Sequence[Trial], values: Mapping[str, Value]) -> Trial | None:

@@ -134,6 +134,16 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         super().on_trial_end(trial)
         self._on_trial()
 
+    def _run_and_update_trial(
+        self, trial: keras_tuner.engine.trial.Trial, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            super()._run_and_update_trial(trial, *args, **kwargs)
+        except (OSError, runs.RunError) as error:
+            # A full disk or unfit weights are no property of the trial: the search must stop, and
+            # KerasTuner goes on after any error but this kind.
+            raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
+
     def run_trial(self, trial: keras_tuner.engine.trial.Trial) -> dict[str, float]:
         """Trains and scores one point of the space.
 
@@ -146,13 +156,8 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         beat = contextlib.nullcontext()
         if cluster.is_worker():
             beat = cluster.Heartbeat(self.oracle, trial.trial_id, self._lease_seconds)
-        try:
-            with beat:
-                results = [self._execute(trial, number) for number in range(self._study.executions)]
-        except (OSError, runs.RunError) as error:
-            # A full disk or unfit weights are no property of the trial: the search must stop, and
-            # KerasTuner goes on after any error but this kind.
-            raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
+        with beat:
+            results = [self._execute(trial, number) for number in range(self._study.executions)]
         means = {
             name: float(np.mean([result["metrics"][name] for result in results]))
             for name in sorted(set.intersection(*(set(result["metrics"]) for result in results)))
@@ -170,6 +175,11 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         """One fit of a trial; returns what `result.json` holds."""
         study = self._study
         tuning = study.space.tuning(trial.hyperparameters.copy())
+        if tuning.views > study.store.features.shape[1]:
+            raise runs.RunError(
+                f"--space={study.space.name}: views={tuning.views}: "
+                f"{study.store.features.shape[1]} stored, as no corner of the space asks for more"
+            )
         values = trial.hyperparameters.values
         key = {
             "tuning": dataclasses.asdict(tuning),

@@ -153,11 +153,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Saves a Keras model beside its path and renames it into place."""
+    """Saves a functional Keras model, without optimizer and loss, beside its path; renames it.
+
+    What was only needed for training might not load where this package is not installed.
+    """
+    import keras
+
     path.parent.mkdir(parents=True, exist_ok=True)
     # Keras insists on the ending, so the half-written file is hidden by a leading dot.
     partial = path.with_name(f".partial_{path.name}")
-    model.save(partial)
+    keras.Model(model.inputs, model.outputs, name=model.name).save(partial)
     partial.replace(path)
 
 

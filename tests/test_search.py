@@ -1,0 +1,468 @@
+"""The search and the final fit as a user types them, with the smallest backbone there is."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from commands import command
+
+from finetune import collect, oracles, recipes, scoring, space, trials, tuner, tuning
+from replication import evaluation, features, runs, training, weights
+from tfds_pap import pipeline
+
+#: Six points: two that are trained by hand below, and one learning rate that diverges.
+SPACE = """
+def space(hp):
+    return {
+        "hidden_units": (hp.Choice("units", [4, 8]),),
+        "learning_rate": hp.Choice("learning_rate", [0.01, 0.1, 1e30]),
+        "batch_size": 8,
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def places(manual_dir, data_dir, tmp_path_factory):
+    """Flags that say where everything lies, and a space of six points."""
+    root = tmp_path_factory.mktemp("search")
+    (root / "points.py").write_text(SPACE)
+    return root, (
+        "--backbone=mobilenetv2_035",
+        "--weights=none",
+        "--size=32",
+        f"--manual_dir={manual_dir}",
+        f"--data_dir={data_dir}",
+        f"--features_dir={root / 'features'}",
+    )
+
+
+@pytest.fixture
+def study(tiny_backbone, manual_dir, data_dir, tmp_path):
+    """What trials share, in this process, on the backbone of two convolutions."""
+
+    def make(**changes):
+        builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+        path = tmp_path / "points.py"
+        path.write_text(changes.pop("text", SPACE))
+        base = tuning.Tuning(backbone=tiny_backbone, epochs=9, patience=0)
+        policy = runs.configure_devices()
+        spec = recipes.feature_spec(
+            base, weights.find(tiny_backbone, "none"), "clean", policy.precision, 1
+        )
+        return tuner.Study(
+            **{
+                "space": space.find(str(path), base),
+                "spec": spec,
+                "store": features.extract(builder, spec, tmp_path / "features", policy=policy),
+                "images": lambda: pipeline.load_images(builder, spec.size),
+                "protocol": "clean",
+                "objective": "val_loss",
+                "executions": 1,
+                "seed": 5,
+                "policy": policy,
+            }
+            | changes
+        )
+
+    return make
+
+
+def search(study, directory, name="grid", **options):
+    """Searches in this process; returns the trials in the order in which they ended."""
+    options = {"max_trials": None, "max_epochs": 9, "factor": 3} | options
+    oracle = oracles.build(
+        name,
+        study.space.hyperparameters(),
+        scoring.objective(study.objective),
+        seed=1,
+        **options,
+    )
+    tuner.SearchTuner(oracle, study, directory, lease_seconds=60).search_alone(lambda: None)
+    return collect.read_trials(directory)
+
+
+def result(trial):
+    return runs.read_json(trial.directory / "result.json")
+
+
+def test_every_point_is_trained_and_scored(study, tmp_path):
+    one = study(executions=2)
+    found = search(one, tmp_path / "search")
+    points = {(trial.values["units"], trial.values["learning_rate"]) for trial in found}
+    assert len(found) == 6 and len(points) == 6
+    assert [trial.status for trial in found].count("diverged") == 2
+    for trial in found:
+        if trial.values["learning_rate"] == 1e30:
+            # NaN must not reach the oracle, which ranks by it.
+            assert trial.status == "diverged" and trial.score == scoring.WORST["min"]
+            continue
+        both = [
+            evaluation.Predictions.read(trial.directory.parent / f"execution_{n}/predictions.csv")
+            for n in (0, 1)
+        ]
+        losses = [-np.log(p.probabilities[np.arange(len(p)), p.labels]).mean() for p in both]
+        assert losses[0] != losses[1] and set(both[0].splits) == {"tune"}
+        assert trial.score == pytest.approx(np.mean(losses), rel=1e-5)
+        assert trial.metrics["val_accuracy"] == pytest.approx(
+            np.mean([(p.predicted == p.labels).mean() for p in both])
+        )
+        history = result(trial)["history"]
+        assert trial.best_epoch - 1 == np.argmin([logs["val_loss"] for logs in history])
+        # Only Hyperband goes on where a trial ended.
+        assert not list(trial.directory.glob("*.npz"))
+
+
+def test_promoted_trials_go_on_instead_of_starting_again(study, tmp_path):
+    """And equal a fit that was trained for so long from the start."""
+    text = SPACE.replace("1e30", "0.03, 0.3, 0.003").replace("[4, 8]", "[4, 8, 16]")
+    one = study(text=text)
+    found = search(one, tmp_path / "search", "hyperband")
+    by_id = {trial.trial_id: trial for trial in found}
+    promoted = [trial for trial in found if trial.inherited]
+    assert len(promoted) >= 4
+    for trial in promoted:
+        parent = by_id[trial.inherited]
+        assert trial.values == parent.values and trial.epochs > parent.epochs
+        before, after = result(parent)["history"], result(trial)["history"]
+        assert after[: len(before)] == before
+    longest = max(promoted, key=lambda trial: trial.epochs)
+    assert longest.epochs == 9
+    key = runs.read_json(longest.directory / "key.json")
+    recipe = recipes.recipe(
+        tuning.Tuning().replace(key["tuning"]),
+        one.spec,
+        classes=4,
+        seed=key["seed"],
+        keep="best",
+        monitor="val_loss",
+        name="by hand",
+    )
+    assigned = scoring.assign_roles(one.store.index, "clean")
+    _, outcome = training.fit(
+        recipe,
+        one.store,
+        assigned,
+        seed=key["seed"],
+        policy=one.policy,
+        directory=tmp_path / "by_hand",
+        label=None,
+        validate=scoring.validator(one.store, assigned.tune),
+    )
+    assert outcome["history"] == result(longest)["history"]
+
+
+def test_trials_with_blocks_train_on_images(study, tmp_path):
+    text = """
+def space(hp):
+    blocks = hp.Int("unfrozen_blocks", 0, 1)
+    with hp.conditional_scope("unfrozen_blocks", [1]):
+        rate = hp.Choice("backbone_learning_rate", [0.1])
+    return {"unfrozen_blocks": blocks, "backbone_learning_rate": rate, "epochs": 2}
+"""
+    one = study(text=text)
+    on_features, on_images = search(one, tmp_path / "search")
+    assert on_features.values == {"unfrozen_blocks": 0}
+    assert on_images.values == {"unfrozen_blocks": 1, "backbone_learning_rate": 0.1}
+    first = [result(trial)["history"][0]["loss"] for trial in (on_features, on_images)]
+    assert first[0] != first[1]
+
+
+def test_the_paper_protocol_scores_held_out_images_beside(study, tmp_path):
+    one = study(protocol="paper", objective="val_accuracy")
+    found = search(one, tmp_path / "search", max_trials=1)
+    predictions = found[0].predictions()
+    index = one.store.index
+    train = set(index.ids[index.splits == "train"])
+    assert set(predictions.select("tune").ids) < train
+    held_out = predictions.select("test")
+    assert not set(held_out.ids) & train and len(held_out) == 12
+    accuracy = (held_out.predicted == held_out.labels).mean()
+    assert found[0].metrics["held_out_accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_full_disk_stops_the_search_and_loses_nothing(study, tmp_path, monkeypatch):
+    one = study()
+    undisturbed = search(one, tmp_path / "undisturbed")
+    written = []
+    write = runs.write_atomically
+
+    def full(path, content):
+        written.append(path.name)
+        if len(written) == 14:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(runs, "write_atomically", full)
+    with pytest.raises(Exception, match="No space left on device"):
+        search(one, tmp_path / "search")
+    done = collect.read_trials(tmp_path / "search")
+    assert 0 < len(done) < 6
+    stamps = {t.trial_id: (t.directory / "result.json").stat().st_mtime_ns for t in done}
+    found = search(one, tmp_path / "search")
+    assert [t.score for t in found] == [t.score for t in undisturbed]
+    for trial in found:
+        if trial.trial_id in stamps:
+            stamp = (trial.directory / "result.json").stat().st_mtime_ns
+            assert stamp == stamps[trial.trial_id], "a finished trial ran again"
+
+
+def test_views_that_are_not_stored_stop_the_search(study, tmp_path):
+    text = "def space(hp):\n    return {'views': hp.Choice('v', [8])}\n"
+    with pytest.raises(Exception, match="views=8: 1 stored"):
+        search(study(text=text), tmp_path / "search")
+
+
+FLAGS = ("--tuner=hyperband", "--max_epochs=9", "--deterministic", "--objective=val_loss")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(places):
+    root, where = places
+    arguments = (*FLAGS, f"--space={root / 'points.py'}", *where)
+    done = command("finetune.search", *arguments, f"--search_dir={root / 'undisturbed'}")
+    assert done.returncode == 0, done.stderr
+    return root / "undisturbed", done.stdout, arguments
+
+
+def test_the_command_says_what_it_will_do_and_what_it_found(undisturbed):
+    directory, output, _ = undisturbed
+    words = " ".join(output.split())
+    assert "Space: " in words and "units 4, 8" in words
+    assert "6 points; " in words and "About " in words and "ms a step of 8 on features" in words
+    assert "trial 0000, bracket 2 round 0 (1 of " in words
+    assert f"python -m finetune.train --from_search={directory}" in words
+    rows = list(csv.DictReader((directory / "search.csv").open()))
+    found = collect.read_trials(directory)
+    assert len(rows) == len(found)
+    ranked = [row["trial"] for row in rows if row["rank"]]
+    assert ranked == [trial.trial_id for trial in trials.rank(found, "min")]
+    assert tuning.Tuning.read(directory / "best.json").hidden_units in ((4,), (8,))
+    assert "random weights" in runs.read_json(directory / "manifest.json")["announcement"]
+    assert "val_loss" in (directory / "report.html").read_text() or "loss" in words
+
+
+def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
+    directory, _, arguments = undisturbed
+    root, _ = places
+    killed = root / "killed"
+    ended = []
+    for wanted in (1, 5):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finetune.search", *arguments, f"--search_dir={killed}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while len(list(killed.glob("trials/*/execution_0/result.json"))) < wanted:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        ended.append({p: p.stat().st_mtime_ns for p in killed.glob("trials/*/*/result.json")})
+    done = command("finetune.search", *arguments, f"--search_dir={killed}")
+    assert done.returncode == 0, done.stderr
+    assert "Resuming: " in done.stdout
+    for before in ended:
+        for path, stamp in before.items():
+            assert path.stat().st_mtime_ns == stamp, f"{path} ran again"
+    whole, resumed = (collect.read_trials(place) for place in (directory, killed))
+    assert [(t.trial_id, t.values, t.score, t.inherited) for t in resumed] == [
+        (t.trial_id, t.values, t.score, t.inherited) for t in whole
+    ]
+
+
+def test_the_same_command_again_trains_nothing(undisturbed):
+    directory, output, arguments = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in directory.glob("trials/*/*/result.json")}
+    again = command("finetune.search", *arguments, f"--search_dir={directory}")
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in directory.glob("trials/*/*/result.json")} == before
+    best = [line for line in output.splitlines() if line.startswith("Best found")]
+    assert best and [x for x in again.stdout.splitlines() if x.startswith("Best found")] == best
+
+
+def test_tensorboard_holds_every_trial(undisturbed):
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    directory, _, _ = undisturbed
+    columns = event_accumulator.EventAccumulator(str(directory / "logs"))
+    columns.Reload()
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(
+        columns.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    ).experiment
+    assert [hparam.name for hparam in experiment.hparam_infos] == ["units", "learning_rate"]
+    # The objective comes first.
+    assert experiment.metric_infos[0].name.tag == "val_loss"
+    for trial in collect.read_trials(directory):
+        events = event_accumulator.EventAccumulator(
+            str(directory / "logs" / f"trial_{trial.trial_id}")
+        )
+        events.Reload()
+        shown = plugin_data_pb2.HParamsPluginData.FromString(
+            events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        ).session_start_info.hparams
+        assert {n: v.number_value for n, v in shown.items()} == pytest.approx(dict(trial.values))
+        score = tf.make_ndarray(events.Tensors("val_loss")[0].tensor_proto)
+        assert score == pytest.approx(trial.score, rel=1e-6)
+        if trial.status == "completed":
+            assert len(events.Tensors("epoch/val_loss")) == trial.epochs
+
+
+def test_other_flags_for_the_same_directory_are_refused(undisturbed):
+    directory, _, arguments = undisturbed
+    done = command("finetune.search", *arguments, f"--search_dir={directory}", "--seed=3")
+    assert done.returncode != 0
+    assert f"--search_dir={directory} was made with seed=0, not 3" in done.stderr
+
+
+def test_workers_side_by_side_find_the_same(undisturbed, places):
+    root, where = places
+    done = command(
+        "finetune.search",
+        "--tuner=grid",
+        "--max_epochs=2",
+        f"--space={root / 'points.py'}",
+        *where,
+        f"--search_dir={root / 'workers'}",
+        "--workers=2",
+    )
+    assert done.returncode == 0, done.stderr
+    found = collect.read_trials(root / "workers")
+    assert len({tuple(trial.values.items()) for trial in found}) == len(found) == 6
+    assert "6 of 6" in done.stdout
+
+
+def test_the_best_trial_is_trained_for_good(undisturbed, places):
+    directory, _, _ = undisturbed
+    root, where = places
+    where = [flag for flag in where if not flag.startswith(("--backbone", "--size"))]
+    done = command(
+        "finetune.train",
+        f"--from_search={directory}",
+        *where,
+        f"--run_dir={root / 'final'}",
+        "--seeds=0,1",
+        "--train_on=train_and_tune",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 models" in done.stdout and "as on stored features" in done.stdout
+    best = tuning.Tuning.read(directory / "best.json")
+    for seed in (0, 1):
+        folder = root / "final" / "stage2" / "clean" / f"seed_{seed}"
+        fit = json.loads((folder / "fit.json").read_text())
+        assert tuning.Tuning().replace(fit["tuning"]) == best
+        # The tune images chose the number of epochs, and then trained.
+        assert fit["counts"]["tune"] == dict.fromkeys(("NILM", "LSIL", "HSIL", "SCC"), 0)
+        assert sum(fit["counts"]["train"].values()) == 40
+        assert fit["epochs_run"] == fit["epochs_chosen_on_tune"][0]
+        assert fit["whole_model_differs_by"] < 1e-5
+        model = keras.models.load_model(folder / "model.keras", safe_mode=True)
+        assert model.input_shape == (None, 32, 32, 3) and model.output_shape == (None, 4)
+    assert "P6" in (root / "final" / "report.html").read_text()
+
+
+def test_a_second_phase_trains_blocks(places):
+    root, where = places
+    hparams = root / "hparams.json"
+    tuning.Tuning(backbone="mobilenetv2_035", size=32, epochs=2).write(hparams)
+    where = [flag for flag in where if not flag.startswith(("--backbone", "--size"))]
+    done = command(
+        "finetune.train",
+        f"--hparams={hparams}",
+        *where,
+        f"--run_dir={root / 'second'}",
+        "--second_phase_blocks=1",
+        "--second_phase_learning_rate=0.1",
+        "--second_phase_epochs=2",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = root / "second" / "stage2" / "clean" / "seed_0"
+    model = keras.models.load_model(folder / "model.keras", safe_mode=True)
+    head = keras.models.load_model(folder / "head" / "model.keras", safe_mode=True)
+    # BatchNorm of the last block stayed in inference mode; the head went on.
+    network = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    normalisation = network.get_layer("Conv_1_bn")
+    np.testing.assert_array_equal(normalisation.moving_mean, np.zeros(1280))
+    kernels = [np.array(one.get_layer("probabilities").kernel) for one in (model, head)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("search", ["--tuner=annealing"], "--tuner=annealing: value should be one of"),
+        ("search", ["--objective=val_f1"], "--objective=val_f1: value should be one of"),
+        ("search", ["--tuner=random", "--max_trials=0"], "--max_trials=0"),
+        ("search", ["--tuner=hyperband", "--max_trials=3"], "hyperband has its own number"),
+        ("search", ["--size=8"], "--size=8: expected 0, or 32 or more pixels"),
+        ("search", ["--workers=0"], "--workers=0"),
+        ("train", [], "--from_search, --hparams: give one of them"),
+        ("train", ["--hparams=p6", "--seeds=-1"], "--seeds=-1: expected whole numbers"),
+    ],
+)
+def test_wrong_flags_are_one_line_at_once(module, arguments, message):
+    start = time.monotonic()
+    done = command(f"finetune.{module}", *arguments)
+    assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr
+    # TensorFlow alone takes longer to import.
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("search", ["--backbone=resnt152"], "did you mean resnet152"),
+        ("search", ["--space={root}/bad.py"], "ZeroDivisionError: division by zero (line 2 of"),
+        ("train", ["--from_search={root}/none"], "not a run directory"),
+        ("train", ["--hparams={root}/bad.json"], "bad.json: dropuot: expected one of backbone"),
+    ],
+)
+def test_bad_input_is_one_line(places, module, arguments, message):
+    root, where = places
+    (root / "bad.py").write_text("def space(hp):\n    return 1 / 0\n")
+    (root / "bad.json").write_text('{"dropuot": 0.2}')
+    if module == "train":
+        where = [flag for flag in where if not flag.startswith(("--backbone", "--size"))]
+    given = [argument.format(root=root) for argument in arguments]
+    done = command(f"finetune.{module}", *where, *given, cwd=root)
+    assert done.returncode != 0
+    assert message in done.stderr.splitlines()[-1], done.stderr
+    assert "Traceback" not in done.stderr and not (root / "runs").exists()
+
+
+def test_a_worker_without_its_port_is_told(places):
+    root, where = places
+    environment = {**os.environ, "KERASTUNER_TUNER_ID": "w", "KERASTUNER_ORACLE_IP": "127.0.0.1"}
+    done = command("finetune.search", *where, cwd=root, env=environment)
+    assert done.returncode != 0
+    assert "KERASTUNER_ORACLE_PORT" in done.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_taken_is_one_line(places):
+    root, where = places
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {
+            **os.environ,
+            "KERASTUNER_TUNER_ID": "chief",
+            "KERASTUNER_ORACLE_IP": "127.0.0.1",
+            "KERASTUNER_ORACLE_PORT": str(taken.getsockname()[1]),
+        }
+        done = command(
+            "finetune.search", *where, f"--search_dir={root / 'port'}", cwd=root, env=environment
+        )
+    assert done.returncode != 0
+    assert "cannot be listened on" in done.stderr.splitlines()[-1]
