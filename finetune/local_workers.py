@@ -4,11 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from replication import runs
 
 _ADDRESS = "127.0.0.1"
+
+#: Set in a worker whose standard input is a pipe that its chief holds open.
+_PIPE = "FINETUNE_CHIEF_HOLDS_STDIN"
 
 
 class LocalWorkers:
@@ -37,6 +41,7 @@ class LocalWorkers:
             environment = {
                 **os.environ,
                 "KERASTUNER_TUNER_ID": f"worker_{number}",
+                _PIPE: "1",
                 # Workers that each take every core get in one another's way.
                 "TF_NUM_INTRAOP_THREADS": threads,
                 "TF_NUM_INTEROP_THREADS": threads,
@@ -45,6 +50,7 @@ class LocalWorkers:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "finetune.search", *sys.argv[1:]],
                     env=environment,
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
@@ -56,6 +62,7 @@ class LocalWorkers:
             if error[0] is not None:
                 process.terminate()
             process.wait()
+            process.stdin.close()
 
     def check(self) -> None:
         """Tells whether there is still one that works.
@@ -72,6 +79,22 @@ class LocalWorkers:
 
     def _log(self, number: int) -> Path:
         return self._directory / f"worker_{number}.log"
+
+
+def end_with_chief() -> None:
+    """Ends a worker of this machine as soon as its chief is gone, even by `kill -9`.
+
+    It would go on with a trial that the same command, given again, runs as well.
+    """
+    if _PIPE not in os.environ:
+        return
+
+    def wait() -> None:
+        # The kernel closes the other end when the chief ends, however it does.
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end with chief", daemon=True).start()
 
 
 def _free_port() -> int:

@@ -189,6 +189,7 @@ def main(argv: list[str]) -> None:
             flag="search_dir",
         )
         if cluster.is_worker():
+            local_workers.end_with_chief()
             cluster.wait_for_chief()
         else:
             search_steps.describe(

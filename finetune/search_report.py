@@ -13,9 +13,9 @@ import rich.console
 import rich.table
 import rich.text
 
-from finetune import effects, search_figures, selection, trials
+from finetune import effect_figures, effects, search_figures, selection, trials
 from finetune.effects import Effects
-from finetune.search_figures import METRICS, is_share, label
+from finetune.figure_parts import METRICS, is_share, label
 from finetune.selection import BesideThePaper, Cost, Optimism
 from finetune.trials import Answers, Search, Trial, described, worded
 from replication import comparison, comparison_figures, evaluation, pages, runs, shown
@@ -151,7 +151,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
         methods=_methods(found),
         figures={name: shown.svg(picture) for name, picture in _pictures(search, found).items()},
         panels=[
-            (effect, shown.svg(search_figures.marginal_effect(search, found.effects, effect)))
+            (effect, shown.svg(effect_figures.marginal_effect(search, found.effects, effect)))
             for effect in found.effects.effects
         ],
         names=_columns(search),
@@ -175,7 +175,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
 def _pictures(search: Search, found: Findings) -> dict[str, bytes]:
     pictures = {"history": search_figures.history(search)}
     if len(found.effects.effects) > 1:
-        pictures["interaction"] = search_figures.interaction(search, found.effects)
+        pictures["interaction"] = effect_figures.interaction(search, found.effects)
     if search_figures.has_promotions(search):
         pictures["halving"] = search_figures.halving(search)
     if found.cost:

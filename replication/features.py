@@ -6,6 +6,7 @@ damaged is computed again, alone.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -100,6 +101,15 @@ class FeatureStore:
         """Number of features."""
         return self.features.shape[2]
 
+    # A search makes hundreds of datasets of one store, which share these.
+    @functools.cached_property
+    def _views(self) -> tf.Tensor:
+        return tf.constant(self.features)
+
+    @functools.cached_property
+    def _first_view(self) -> tf.Tensor:
+        return tf.constant(self.features[:, 0])
+
     def batches(
         self,
         positions: Sequence[int],
@@ -118,7 +128,7 @@ class FeatureStore:
             epochs: Which epochs follow one another.
             augment: `augmentation.random_stored_view`, or None for the images as they are.
         """
-        stored = tf.constant(self.features if augment else self.features[:, 0])
+        stored = self._views if augment else self._first_view
         return pipeline.ordered_batches(
             lambda chosen: tf.gather(stored, chosen),
             self.index.labels,

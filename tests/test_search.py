@@ -12,6 +12,7 @@ import time
 
 import keras
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from commands import command
@@ -326,19 +327,36 @@ def test_other_flags_for_the_same_directory_are_refused(undisturbed):
     assert f"--search_dir={directory} was made with seed=0, not 3" in done.stderr
 
 
-def test_workers_side_by_side_find_the_same(undisturbed, places):
+def test_workers_side_by_side_survive_their_chief(places):
+    """Killed with -9, it takes its workers with it; the same command goes on with new ones."""
     root, where = places
-    done = command(
-        "finetune.search",
+    directory = root / "workers"
+    arguments = (
         "--tuner=grid",
         "--max_epochs=2",
         f"--space={root / 'points.py'}",
         *where,
-        f"--search_dir={root / 'workers'}",
+        f"--search_dir={directory}",
         "--workers=2",
     )
+    chief = subprocess.Popen(
+        [sys.executable, "-m", "finetune.search", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("trials/*/execution_0/result.json")):
+        assert chief.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(chief.pid).children()
+    assert len(workers) == 2
+    chief.kill()
+    chief.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(gone) == 2 and not alive
+    done = command("finetune.search", *arguments)
     assert done.returncode == 0, done.stderr
-    found = collect.read_trials(root / "workers")
+    found = collect.read_trials(directory)
     assert len({tuple(trial.values.items()) for trial in found}) == len(found) == 6
     assert "6 of 6" in done.stdout
 

@@ -17,7 +17,7 @@ import rich.console
 from pages import Page
 from PIL import Image
 
-from finetune import effects, search_figures, search_report
+from finetune import effect_figures, effects, search_figures, search_report
 from finetune.trials import Search, Trial
 from replication import pages, runs
 from replication.predictions import Predictions
@@ -376,8 +376,8 @@ def test_labels_of_panels_do_not_overlap(monkeypatch):
     found = search(trials, paper_values=None)
     computed = effects.marginal_effects(found.trials, "max")
     for effect in computed.effects:
-        search_figures.marginal_effect(found, computed, effect)
-    search_figures.interaction(found, computed)
+        effect_figures.marginal_effect(found, computed, effect)
+    effect_figures.interaction(found, computed)
     search_figures.history(found)
     assert len(overlapping) == 5 and not any(overlapping)
 
