@@ -116,12 +116,15 @@ flags.adopt_module_key_flags(device_flags)
 
 #: Random and Bayesian search have no end of their own.
 _DEFAULT_TRIALS = 40
+#: More are a mistake: a grid of a space that was not made for one.
+_MOST_TRIALS = 10_000
 
 
 def main(argv: list[str]) -> None:
     """Prepares features, shows what will be done, searches, and writes what was found."""
     _check_flags(argv)
     start = time.perf_counter()
+    source = "original" if _MANUAL_DIR.value else "phantom"
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
@@ -145,6 +148,10 @@ def main(argv: list[str]) -> None:
     from tfds_pap import folders, pipeline, roles
 
     try:
+        if cluster.is_worker():
+            local_workers.end_with_chief()
+            # It prepares data, features and directory, which its workers share.
+            cluster.wait_for_chief()
         policy = device_flags.policy()
         base = Tuning(
             backbone=_BACKBONE.value.lower(),
@@ -160,8 +167,12 @@ def main(argv: list[str]) -> None:
             "factor": _FACTOR.value,
         }
         plan = oracles.plan(_TUNER.value, hyperparameters, **search)
+        if plan.trials > _MOST_TRIALS:
+            raise runs.RunError(
+                f"--tuner={_TUNER.value} --space={_SPACE.value}: {plan.trials:,} trials; give "
+                "--max_trials, or another --tuner"
+            )
         found = weights.find(base.backbone, _WEIGHTS.value)
-        source = "original" if _MANUAL_DIR.value else "phantom"
         builder = pipeline.prepare("pap_db4", source, _MANUAL_DIR.value, _DATA_DIR.value)
         index = pipeline.read_index(builder)
         assigned = scoring.assign_roles(index, _PROTOCOL.value)
@@ -173,7 +184,7 @@ def main(argv: list[str]) -> None:
             _search_dir(source),
             {
                 "tuner": _TUNER.value,
-                "space": _SPACE.value,
+                "space": Path(_SPACE.value).name,
                 "resolved space": searched.digest(hyperparameters),
                 "objective": _OBJECTIVE.value,
                 "protocol": _PROTOCOL.value,
@@ -188,10 +199,7 @@ def main(argv: list[str]) -> None:
             },
             flag="search_dir",
         )
-        if cluster.is_worker():
-            local_workers.end_with_chief()
-            cluster.wait_for_chief()
-        else:
+        if not cluster.is_worker():
             search_steps.describe(
                 run,
                 builder,
@@ -241,14 +249,13 @@ def main(argv: list[str]) -> None:
             else:
                 search_tuner.search_alone(shown.update)
         page = search_steps.publish(run, study, plan, name=_TUNER.value)
-    except (
-        runs.RunError,
-        folders.TreeError,
-        roles.CutError,
-        keras_tuner.errors.FatalError,
-        OSError,
-    ) as error:
+    except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"finetune.search: {error}") from None
+    except (keras_tuner.errors.FatalError, OSError) as error:
+        raise SystemExit(
+            f"finetune.search: {error}; what is finished in {_search_dir(source)} is kept, the "
+            "same command goes on"
+        ) from None
     except KeyboardInterrupt:
         raise SystemExit("finetune.search: interrupted; the same command goes on") from None
     print(f"\n{time.perf_counter() - start:.0f} s")

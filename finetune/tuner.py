@@ -92,7 +92,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         """Runs trials in this process until the oracle has no more.
 
         Args:
-            on_trial: Called after each.
+            on_trial: Called when a trial begins, and when it ends.
         """
         self._on_trial = on_trial
         self.search()
@@ -126,9 +126,10 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self._asked_at = time.monotonic()
 
     def on_trial_begin(self, trial: keras_tuner.engine.trial.Trial) -> None:
-        """Takes note that there was something to do."""
+        """Takes note that there was something to do, and shows it."""
         super().on_trial_begin(trial)
         self._asked_at = -math.inf
+        self._on_trial()
 
     def on_trial_end(self, trial: keras_tuner.engine.trial.Trial) -> None:
         """Reports the trial to the oracle and shows it."""

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from commands import command
 
-from finetune import collect, oracles, recipes, scoring, space, trials, tuner, tuning
+from finetune import collect, local_workers, oracles, recipes, scoring, space, trials, tuner, tuning
 from replication import evaluation, features, runs, training, weights
 from tfds_pap import pipeline
 
@@ -443,6 +443,7 @@ def test_wrong_flags_are_one_line_at_once(module, arguments, message):
     [
         ("search", ["--backbone=resnt152"], "did you mean resnet152"),
         ("search", ["--space={root}/bad.py"], "ZeroDivisionError: division by zero (line 2 of"),
+        ("search", ["--tuner=grid", "--space=extended"], "trials; give --max_trials"),
         ("train", ["--from_search={root}/none"], "not a run directory"),
         ("train", ["--hparams={root}/bad.json"], "bad.json: dropuot: expected one of backbone"),
     ],
@@ -458,6 +459,20 @@ def test_bad_input_is_one_line(places, module, arguments, message):
     assert done.returncode != 0
     assert message in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr and not (root / "runs").exists()
+
+
+def test_workers_that_all_fail_are_told(tmp_path, monkeypatch):
+    for name in ("TUNER_ID", "ORACLE_IP", "ORACLE_PORT"):
+        # So that what the workers' chief sets is taken back.
+        monkeypatch.setenv(f"KERASTUNER_{name}", "")
+    monkeypatch.setattr(sys, "argv", ["search", "--size=8"])
+    with local_workers.LocalWorkers(2, tmp_path) as workers:
+        deadline = time.monotonic() + 60
+        with pytest.raises(runs.RunError, match=r"every worker ended: .*see .*worker_0\.log"):
+            while time.monotonic() < deadline:
+                workers.check()
+                time.sleep(0.1)
+    assert "--size=8: expected 0, or 32" in (tmp_path / "worker_0.log").read_text()
 
 
 def test_a_worker_without_its_port_is_told(places):
