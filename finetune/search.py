@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, runs
+from replication import device_flags, runs, stage2_flags
 
 _TUNER = flags.DEFINE_enum(
     "tuner",
@@ -87,19 +87,10 @@ _MAX_UNFROZEN_BLOCKS = flags.DEFINE_integer(
     "keeps to features).",
     lower_bound=0,
 )
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
-)
 _SEARCH_DIR = flags.DEFINE_string(
     "search_dir",
     None,
     "Where the search is written (default: runs/search-<tuner>-<space>-<protocol>-<data>).",
-)
-_FEATURES_DIR = flags.DEFINE_string(
-    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", 1, "Trials trained side by side on this machine (default: 1).", lower_bound=1
@@ -113,6 +104,7 @@ _LEASE_SECONDS = flags.DEFINE_float(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(stage2_flags)
 
 #: Random and Bayesian search have no end of their own.
 _DEFAULT_TRIALS = 40
@@ -124,7 +116,6 @@ def main(argv: list[str]) -> None:
     """Prepares features, shows what will be done, searches, and writes what was found."""
     _check_flags(argv)
     start = time.perf_counter()
-    source = "original" if _MANUAL_DIR.value else "phantom"
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
@@ -173,7 +164,7 @@ def main(argv: list[str]) -> None:
                 "--max_trials, or another --tuner"
             )
         found = weights.find(base.backbone, _WEIGHTS.value)
-        builder = pipeline.prepare("pap_db4", source, _MANUAL_DIR.value, _DATA_DIR.value)
+        builder = stage2_flags.prepare()
         index = pipeline.read_index(builder)
         assigned = scoring.assign_roles(index, _PROTOCOL.value)
         scoring.check_objective(_OBJECTIVE.value, index, assigned.tune)
@@ -181,7 +172,7 @@ def main(argv: list[str]) -> None:
             base, found, _PROTOCOL.value, policy.precision, searched.views(hyperparameters)
         )
         run = runs.RunDirectory.open(
-            _search_dir(source),
+            _search_dir(),
             {
                 "tuner": _TUNER.value,
                 "space": Path(_SPACE.value).name,
@@ -193,7 +184,7 @@ def main(argv: list[str]) -> None:
                 "factor": _FACTOR.value,
                 "executions_per_trial": _EXECUTIONS.value,
                 "seed": _SEED.value,
-                "source": source,
+                "source": stage2_flags.source(),
                 **spec.key(builder.info.metadata["fingerprint"]),
                 **device_flags.identity(policy),
             },
@@ -212,7 +203,7 @@ def main(argv: list[str]) -> None:
         study = tuner.Study(
             space=searched,
             spec=spec,
-            store=features.extract(builder, spec, Path(_FEATURES_DIR.value), policy=policy),
+            store=features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
             images=search_steps.decoded_images(builder, spec),
             protocol=_PROTOCOL.value,
             objective=_OBJECTIVE.value,
@@ -253,7 +244,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"finetune.search: {error}") from None
     except (keras_tuner.errors.FatalError, OSError) as error:
         raise SystemExit(
-            f"finetune.search: {error}; what is finished in {_search_dir(source)} is kept, the "
+            f"finetune.search: {error}; what is finished in {_search_dir()} is kept, the "
             "same command goes on"
         ) from None
     except KeyboardInterrupt:
@@ -282,10 +273,12 @@ def _max_trials() -> int | None:
     return _MAX_TRIALS.value
 
 
-def _search_dir(source: str) -> Path:
+def _search_dir() -> Path:
     if _SEARCH_DIR.value:
         return Path(_SEARCH_DIR.value)
-    name = f"search-{_TUNER.value}-{Path(_SPACE.value).stem}-{_PROTOCOL.value}-{source}"
+    name = (
+        f"search-{_TUNER.value}-{Path(_SPACE.value).stem}-{_PROTOCOL.value}-{stage2_flags.source()}"
+    )
     return Path("runs") / name
 
 

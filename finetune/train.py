@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs
+from replication import device_flags, flag_values, runs, stage2_flags
 
 _FROM_SEARCH = flags.DEFINE_string(
     "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
@@ -58,17 +58,8 @@ _SECOND_PHASE_LEARNING_RATE = flags.DEFINE_float(
 _SECOND_PHASE_EPOCHS = flags.DEFINE_integer(
     "second_phase_epochs", 10, "Epochs at most of the second phase (default: 10).", lower_bound=1
 )
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
-)
 _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "Where the run is written (default: runs/finetuned-<backbone>-<data>)."
-)
-_FEATURES_DIR = flags.DEFINE_string(
-    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
 )
 _PREVALENCE = flags.DEFINE_float(
     "prevalence",
@@ -80,6 +71,7 @@ _PREVALENCE = flags.DEFINE_float(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(stage2_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -96,7 +88,7 @@ def main(argv: list[str]) -> None:
     from finetune import collect, final_fit, recipes
     from finetune.tuning import P6, Tuning
     from replication import experiment, results, weights
-    from tfds_pap import folders, pipeline, roles
+    from tfds_pap import folders, roles
 
     try:
         policy = device_flags.policy()
@@ -112,8 +104,7 @@ def main(argv: list[str]) -> None:
             raise runs.RunError(
                 f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
             )
-        source = "original" if _MANUAL_DIR.value else "phantom"
-        builder = pipeline.prepare("pap_db4", source, _MANUAL_DIR.value, _DATA_DIR.value)
+            builder = stage2_flags.prepare()
         if searched and searched.data != builder.info.metadata["fingerprint"]:
             print("Note: the search looked at other images than these")
         spec = recipes.feature_spec(tuning, found, _PROTOCOL.value, policy.precision, tuning.views)
@@ -129,12 +120,15 @@ def main(argv: list[str]) -> None:
                 epochs=_SECOND_PHASE_EPOCHS.value,
             ),
             builder=builder,
-            features_dir=Path(_FEATURES_DIR.value),
+            features_dir=stage2_flags.features_dir(),
             policy=policy,
         )
-        path = _RUN_DIR.value or Path("runs") / f"finetuned-{tuning.backbone}-{source}"
+        path = (
+            _RUN_DIR.value or Path("runs") / f"finetuned-{tuning.backbone}-{stage2_flags.source()}"
+        )
         run = runs.RunDirectory.open(
-            path, {"source": source, **plan.identity(), **device_flags.identity(policy)}
+            path,
+            {"source": stage2_flags.source(), **plan.identity(), **device_flags.identity(policy)},
         )
         builders = {2: builder}
         experiment.describe(

@@ -13,24 +13,15 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs
+from replication import device_flags, flag_values, runs, stage2_flags
 
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
-)
 _FOLDERS = flags.DEFINE_string(
     "folders",
     None,
     "Any tree PATH/<class>/* with an optional PATH/groups.csv (file,group), instead of DB_4.",
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
-)
 _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "Where the comparison is written (default: runs/compare-<data>)."
-)
-_FEATURES_DIR = flags.DEFINE_string(
-    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
 )
 _BACKBONES = flags.DEFINE_list(
     "backbones",
@@ -96,6 +87,7 @@ _EPOCHS = flags.DEFINE_integer(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(stage2_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -116,10 +108,9 @@ def main(argv: list[str]) -> None:
         names = steps.backbone_names(_BACKBONES.value, specs)
         chosen = {name: weights.find(name, specs.get(name, specs[""])) for name in names}
         if _FOLDERS.value:
-            builder = pipeline.prepare_folders(_FOLDERS.value, _DATA_DIR.value)
+            builder = pipeline.prepare_folders(_FOLDERS.value, stage2_flags.data_dir())
         else:
-            source = "original" if _MANUAL_DIR.value else "phantom"
-            builder = pipeline.prepare("pap_db4", source, _MANUAL_DIR.value, _DATA_DIR.value)
+            builder = stage2_flags.prepare()
         index = pipeline.read_index(builder)
         cuts, count = _cuts(index)
         recipe = heads.HeadRecipe(
@@ -157,7 +148,7 @@ def main(argv: list[str]) -> None:
         scored = {
             name: steps.score(
                 run,
-                features.extract(builder, spec, Path(_FEATURES_DIR.value), policy=policy),
+                features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
                 spec,
                 design,
                 recipe,
@@ -173,7 +164,7 @@ def main(argv: list[str]) -> None:
             specs_of[result.winner],
             design,
             recipe,
-            features_dir=Path(_FEATURES_DIR.value),
+            features_dir=stage2_flags.features_dir(),
             policy=policy,
         )
     except (runs.RunError, folders.TreeError, roles.CutError) as error:
@@ -186,7 +177,7 @@ def main(argv: list[str]) -> None:
 def _check_flags(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-    if _FOLDERS.value and _MANUAL_DIR.value:
+    if _FOLDERS.value and stage2_flags.manual_dir():
         raise app.UsageError("--folders and --manual_dir: give one of them")
     if _FOLDERS.value and _FOLDS.value == 0:
         raise app.UsageError("--folds=0 needs published folders, which --folders has not")

@@ -1,6 +1,53 @@
-"""Reads a page as a browser would: tags, attributes and words."""
+"""Reads a page as a browser would: tags, attributes, words, and its layout on a phone."""
 
+import html
 import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, google-chrome or chrome on the PATH"
+)
+
+_PROBE = """
+<script>
+addEventListener("load", () => {
+  const page = document.getElementById("page").contentDocument, root = page.documentElement;
+  const inside = (node) => node.parentElement?.closest(".scroll, .card");
+  const wide = [...page.body.querySelectorAll("*")]
+    .filter((e) => !inside(e) && e.getBoundingClientRect().right > root.clientWidth + 0.5)
+    .map((e) => e.tagName + "." + e.className);
+  const tables = [...page.querySelectorAll("table")].filter((e) => !e.closest(".scroll")).length;
+  const broken = [...page.images].filter((e) => !e.naturalWidth).length;
+  const found = {width: root.clientWidth, scroll: root.scrollWidth, wide, tables, broken};
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script>
+"""
+
+
+def on_a_phone(text, folder):
+    """What a browser finds at a width of 360 px, and what it logged.
+
+    The width, the width that can be scrolled to, elements that stick out, tables that cannot be
+    scrolled by themselves, and broken pictures.
+    """
+    # A frame, as browsers refuse windows as narrow as a phone; its own policy stays in force.
+    frame = '<iframe id="page" width="360" height="800" style="border:0" srcdoc="{}"></iframe>'
+    copy = folder / "copy.html"
+    body = frame.format(html.escape(text, quote=True)) + '<p id="found"></p>' + _PROBE
+    copy.write_text(f"<!doctype html><meta charset=utf-8>{body}", "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--hide-scrollbars", "--enable-logging=stderr"]
+    command += ["--v=0", f"--user-data-dir={folder / 'profile'}", "--dump-dom", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r'<p id="found">(.*?)</p>', done.stdout, re.DOTALL)[1]
+    return json.loads(html.unescape(found)), done.stderr
 
 
 class Page(html.parser.HTMLParser):

@@ -1,21 +1,16 @@
 """The page, figures, tables and printout of a comparison, as a reader gets them."""
 
 import base64
-import html
-import html.parser
 import io
 import itertools
-import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from pages import Page
+from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
 from replication import comparison_figures, comparison_report, runs
@@ -23,7 +18,6 @@ from replication.comparison import COSTS, Candidate, Comparison, Cost
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 BANNER = "Not the papers' images: a tree of class folders."
 
 #: Name, weights, skill, GFLOPs: the last two have nearly the same cost and accuracy.
@@ -286,33 +280,8 @@ def test_embedded_pictures_are_whole(page):
         assert svg.rstrip().endswith("</svg>") and "<script" not in svg
 
 
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const page = document.getElementById("page").contentDocument, root = page.documentElement;
-  const inside = (node) => node.parentElement?.closest(".scroll, .card");
-  const wide = [...page.body.querySelectorAll("*")]
-    .filter((e) => !inside(e) && e.getBoundingClientRect().right > root.clientWidth + 0.5)
-    .map((e) => e.tagName + "." + e.className);
-  const broken = [...page.images].filter((e) => !e.naturalWidth).length;
-  const found = {width: root.clientWidth, scroll: root.scrollWidth, wide, broken};
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
-</script>
-"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, google-chrome or chrome on the PATH")
+@needs_browser
 def test_browser_shows_it_on_a_phone_without_sideways_scrolling(page, tmp_path):
-    # A frame, as browsers refuse windows as narrow as a phone; its own policy stays in force.
-    frame = '<iframe id="page" width="360" height="800" style="border:0" srcdoc="{}"></iframe>'
-    copy = tmp_path / "copy.html"
-    body = frame.format(html.escape(page, quote=True)) + '<p id="found"></p>' + PROBE
-    copy.write_text(f"<!doctype html><meta charset=utf-8>{body}", "utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    found = re.search(r'<p id="found">(.*?)</p>', done.stdout, re.DOTALL)[1]
-    found = json.loads(html.unescape(found))
-    assert found == {"width": 360, "scroll": 360, "wide": [], "broken": 0}
+    found, logged = on_a_phone(page, tmp_path)
+    assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
+    assert "CONSOLE" not in logged

@@ -3,15 +3,12 @@
 import base64
 import html
 import html.parser
-import json
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from pages import Page
+from pages import Page, needs_browser, on_a_phone
 
 from replication import figures, report, results, runs, triage
 from replication.predictions import Predictions
@@ -19,7 +16,6 @@ from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 BANNER = "Every image of this run is a drawing, not a cell: the figures are no replication."
 CLASSES = {1: STAGE1_CLASSES, 2: STAGE2_CLASSES}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 
 
 def fake_predictions(stage, seed, images=160, absent=(), skill=2.2):
@@ -424,40 +420,8 @@ def test_learning_curves_without_history_and_many_classes():
     xml.etree.ElementTree.fromstring(figures.confusion_matrix(many, [f"c{i}" for i in range(9)]))
 
 
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const page = document.getElementById("page").contentDocument, root = page.documentElement;
-  const inside = (node) => node.closest(".scroll");
-  const wide = [...page.body.querySelectorAll("*")]
-    .filter((e) => !inside(e) && e.getBoundingClientRect().right > root.clientWidth + 0.5)
-    .map((e) => e.tagName + "." + e.className);
-  const tables = [...page.querySelectorAll("table")].filter((e) => !inside(e)).length;
-  const broken = [...page.images].filter((e) => !e.naturalWidth).length;
-  const found = {width: root.clientWidth, scroll: root.scrollWidth, wide, tables, broken};
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
-</script>
-"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, google-chrome or chrome on the PATH")
+@needs_browser
 def test_browser_shows_it_on_a_phone_without_sideways_scrolling(full, tmp_path):
-    # A frame, as browsers refuse windows as narrow as a phone; its own policy stays in force.
-    frame = '<iframe id="page" width="360" height="800" style="border:0" srcdoc="{}"></iframe>'
-    copy = tmp_path / "copy.html"
-    body = frame.format(html.escape(full, quote=True)) + '<p id="found"></p>' + PROBE
-    copy.write_text(f"<!doctype html><meta charset=utf-8>{body}", "utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += [
-        "--disable-background-networking",
-        "--hide-scrollbars",
-        "--enable-logging=stderr",
-        "--v=0",
-    ]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    found = re.search(r'<p id="found">(.*?)</p>', done.stdout, re.DOTALL)[1]
-    found = json.loads(html.unescape(found))
+    found, logged = on_a_phone(full, tmp_path)
     assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
-    assert "CONSOLE" not in done.stderr
+    assert "CONSOLE" not in logged

@@ -1,20 +1,16 @@
 """The page, figures, table and printout of a search, as a reader gets them."""
 
 import dataclasses
-import html
 import io
 import itertools
-import json
 import math
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 import rich.console
-from pages import Page
+from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
 from finetune import effect_figures, effects, search_figures, search_report
@@ -23,7 +19,6 @@ from replication import pages, runs
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 BANNER = "Every image is a drawing, not a cell."
 PAPER = {"head": "64", "dropout": 0.2, "learning_rate": 0.01}
 IMAGES = 120
@@ -382,33 +377,8 @@ def test_labels_of_panels_do_not_overlap(monkeypatch):
     assert len(overlapping) == 5 and not any(overlapping)
 
 
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const page = document.getElementById("page").contentDocument, root = page.documentElement;
-  const inside = (node) => node.parentElement?.closest(".scroll, .card");
-  const wide = [...page.body.querySelectorAll("*")]
-    .filter((e) => !inside(e) && e.getBoundingClientRect().right > root.clientWidth + 0.5)
-    .map((e) => e.tagName + "." + e.className);
-  const broken = [...page.images].filter((e) => !e.naturalWidth).length;
-  const found = {width: root.clientWidth, scroll: root.scrollWidth, wide, broken};
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
-</script>
-"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium, google-chrome or chrome on the PATH")
+@needs_browser
 def test_browser_shows_it_on_a_phone_without_sideways_scrolling(page, tmp_path):
-    # A frame, as browsers refuse windows as narrow as a phone; its own policy stays in force.
-    frame = '<iframe id="page" width="360" height="800" style="border:0" srcdoc="{}"></iframe>'
-    copy = tmp_path / "copy.html"
-    body = frame.format(html.escape(page, quote=True)) + '<p id="found"></p>' + PROBE
-    copy.write_text(f"<!doctype html><meta charset=utf-8>{body}", "utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    found = re.search(r'<p id="found">(.*?)</p>', done.stdout, re.DOTALL)[1]
-    found = json.loads(html.unescape(found))
-    assert found == {"width": 360, "scroll": 360, "wide": [], "broken": 0}
+    found, logged = on_a_phone(page, tmp_path)
+    assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
+    assert "CONSOLE" not in logged

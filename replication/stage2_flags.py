@@ -1,0 +1,48 @@
+"""Flags that say which images of stage 2 are used, and where their features are kept."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+)
+_FEATURES_DIR = flags.DEFINE_string(
+    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
+)
+
+
+def manual_dir() -> str | None:
+    """Returns the folder that holds DB_4, if one is given."""
+    return _MANUAL_DIR.value
+
+
+def data_dir() -> str | None:
+    """Returns where TFDS keeps prepared data, if it is given."""
+    return _DATA_DIR.value
+
+
+def features_dir() -> Path:
+    """Returns where features are stored."""
+    return Path(_FEATURES_DIR.value)
+
+
+def source() -> str:
+    """Returns "original" for a copy of the authors' tree, or "phantom"."""
+    return "original" if _MANUAL_DIR.value else "phantom"
+
+
+def prepare() -> Any:
+    """Returns the prepared builder of DB_4.
+
+    Raises:
+        folders.TreeError: If the tree cannot be used.
+    """
+    # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
+    from tfds_pap import pipeline
+
+    return pipeline.prepare("pap_db4", source(), _MANUAL_DIR.value, _DATA_DIR.value)
