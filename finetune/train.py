@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
             raise runs.RunError(
                 f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
             )
-            builder = stage2_flags.prepare()
+        builder = stage2_flags.prepare()
         if searched and searched.data != builder.info.metadata["fingerprint"]:
             print("Note: the search looked at other images than these")
         spec = recipes.feature_spec(tuning, found, _PROTOCOL.value, policy.precision, tuning.views)

@@ -31,6 +31,9 @@ from tfds_pap import pipeline
 #: A state is written at most that often; a head takes seconds to train.
 _SECONDS_BETWEEN_WRITES = 10.0
 
+#: To look for garbage among all that TensorFlow holds takes as long as half a trial.
+_TRIALS_BETWEEN_COLLECTIONS = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -87,6 +90,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             cluster.connect(self.oracle)
         self._assigned = scoring.assign_roles(study.store.index, study.protocol)
         self._asked_at = -math.inf
+        self._trials_here = 0
 
     def search_alone(self, on_trial: Callable[[], None]) -> None:
         """Runs trials in this process until the oracle has no more.
@@ -134,8 +138,10 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
     def on_trial_end(self, trial: keras_tuner.engine.trial.Trial) -> None:
         """Reports the trial to the oracle and shows it."""
         super().on_trial_end(trial)
-        # Models hold themselves in cycles; without this, each trial would leave some MiB behind.
-        gc.collect()
+        self._trials_here += 1
+        if self._trials_here % _TRIALS_BETWEEN_COLLECTIONS == 0:
+            # Models hold themselves in cycles; without this, each trial leaves some MiB behind.
+            gc.collect()
         self._on_trial()
 
     def _run_and_update_trial(
