@@ -59,13 +59,16 @@ class FinalFit:
 
     def identity(self) -> dict[str, Any]:
         """Returns everything that results depend on; protocol and seed only choose among fits."""
+        hidden = "-".join(map(str, self.tuning.hidden_units)) or "none"
         return {
             "data of stage 2": self.builder.info.metadata["fingerprint"],
-            "tuning": dataclasses.asdict(self.tuning),
-            "weights": self.spec.weights.digest,
+            **dataclasses.asdict(self.tuning),
+            "hidden_units": hidden,
+            "weights": self.spec.weights.label,
+            "digest of the weights": self.spec.weights.digest[:16],
             "monitor": self.monitor,
             "train_on_tune": self.train_on_tune,
-            "second_phase": dataclasses.asdict(self.second),
+            **{f"second_phase_{k}": v for k, v in dataclasses.asdict(self.second).items()},
         }
 
     def run(self, run: runs.RunDirectory, seed: int, *, prevalence: float | None = None) -> None:

@@ -96,7 +96,7 @@ def learning_curves(
     Args:
         histories: One for each seed; one dict for each epoch with 'loss', 'accuracy' and, where
             there is a tune role, 'val_loss' and 'val_accuracy'.
-        best_epochs: Epoch with the lowest tune loss of each seed, counted from 0; None = no tune.
+        best_epochs: Best epoch on the tune images of each seed, counted from 0; None = no tune.
 
     Returns:
         SVG.
@@ -135,7 +135,7 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
                 if role == "tune" and best is not None and best in epochs:
                     ring = {"marker": "o", "mec": INK, "mfc": "white", "ms": 4, "linestyle": ""}
                     axes.plot([best + 1], [history[best][key]], zorder=4, mew=0.9, **ring)
-                    used["lowest tune loss"] = Line2D([], [], **ring)
+                    used["best epoch"] = Line2D([], [], **ring)
         axes.set_ylabel(metric)
         if not shown:
             message(axes, "not recorded")

@@ -156,6 +156,7 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "size": _plain(info.get("size")),
         "resize": _plain(info.get("resize")),
         "epochs": _list(_plain(fit.info.get("epochs_run")) for fit in fits),
+        "trained": _trained(info),
         "kept": _KEPT.get(info.get("kept"), _UNKNOWN),
         "best_epochs": _list(_epoch(fit.info.get("best_epoch")) for fit in fits),
         "classes": list(map(_text, first.predictions.class_names)),
@@ -403,6 +404,14 @@ def _flags(identity: Mapping[str, Any]) -> str:
         for name, value in identity.items()
         if not name.startswith("data of stage")  # Shown as fingerprints.
     )
+
+
+def _trained(info: Mapping[str, Any]) -> str:
+    """Optimizer, learning rate and batch size of a fit."""
+    if "optimizer" not in info:
+        return _UNKNOWN
+    rate, batch = info["learning_rate"], info["batch_size"]
+    return f"{info['optimizer']}, learning rate {rate:g}, batches of {batch}"
 
 
 def _weights(identity: Mapping[str, Any]) -> str:

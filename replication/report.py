@@ -269,7 +269,10 @@ def _images(count: int, role: str) -> str:
 
 
 def _kept(info: Mapping[str, Any]) -> str:
-    kept = {"last": "of the last epoch", "best": "of the epoch with the lowest tune loss"}
+    monitor = info.get("monitor", "val_loss").removeprefix("val_")
+    best = "lowest" if monitor == "loss" else "highest"
+    figure = _METRICS[monitor][0] if monitor in _METRICS else monitor
+    kept = {"last": "of the last epoch", "best": f"of the epoch with the {best} tune {figure}"}
     return kept.get(info.get("kept", ""), "")
 
 

@@ -320,6 +320,20 @@ def test_names_cannot_break_a_table(finished):
         assert not re.search(r"\{[{%#]|Undefined|None\b(?!:)", text)
 
 
+def test_how_a_model_was_trained_is_read_from_its_fit(small):
+    """Whatever recipe it came from; an older fit does not say it."""
+    path = small.fit_directory(2, "clean", 0) / "fit.json"
+    before = path.read_text()
+    card, _ = texts(small)
+    assert "| bilinear | unknown | 12 |" in card
+    how = {"optimizer": "adamw", "learning_rate": 0.003, "batch_size": 32}
+    runs.write_json(path, {**runs.read_json(path), **how})
+    card, claim = texts(small)
+    path.write_text(before)
+    words = "adamw, learning rate 0.003, batches of 32"
+    assert f"| bilinear | {words} | 12 |" in card and words in claim
+
+
 def test_a_run_without_fits_and_metrics(tmp_path, small):
     empty = runs.RunDirectory.open(tmp_path / "empty", {})
     card, claim = texts(empty)

@@ -407,6 +407,24 @@ def test_audit_notes_and_documents_stand_below_the_accuracies(tmp_path):
     assert "claim_checklist.md" not in page.values("href")
 
 
+@pytest.mark.parametrize(
+    ("monitor", "words"),
+    [
+        (None, "lowest tune loss"),
+        ("val_accuracy", "highest tune accuracy"),
+        ("val_macro_f1", "highest tune macro F1"),
+    ],
+)
+def test_what_chose_the_epoch_is_said(tmp_path, monitor, words):
+    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    add_fit(run, 1, "clean", 0, fake_predictions(1, 0, images=30))
+    path = run.fit_directory(1, "clean", 0) / "fit.json"
+    if monitor:
+        runs.write_json(path, {**runs.read_json(path), "monitor": monitor})
+    page = Page(report.write(run, fake_pixels).read_text("utf-8"))
+    assert f"the weights of the epoch with the {words} were scored" in page.text
+
+
 @pytest.mark.parametrize("draw", [figures.roc_curves, figures.precision_recall_curves])
 @pytest.mark.parametrize("stage, absent", [(1, ()), (1, ("cell",)), (2, ("NILM", "SCC"))])
 def test_curves_of_any_classes(draw, stage, absent):
