@@ -215,6 +215,5 @@ def _corners(hp: keras_tuner.HyperParameters) -> list[dict[str, Any]]:
 def _words(error: Exception) -> str:
     """What a user's file raised, and in which line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    message = str(error).splitlines()[0] if str(error) else ""
-    place = f"line {frame.lineno} of {Path(frame.filename).name}"
-    return f"{type(error).__name__}: {message} ({place})".replace(": (", " (").replace(":  (", " (")
+    said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return f"{said} (line {frame.lineno} of {Path(frame.filename).name})"

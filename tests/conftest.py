@@ -70,6 +70,8 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
 
     from replication import models
 
+    keras.utils.set_random_seed(0)
+
     def tiny_net(weights, include_top, input_shape):
         assert not include_top and weights is None
         images = keras.Input(input_shape)
