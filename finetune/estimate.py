@@ -5,7 +5,6 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -58,8 +57,7 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
     assigned = scoring.assign_roles(study.store.index, study.protocol)
     images = len(assigned.train)
     heads = [point for point in points if not point.unfrozen_blocks]
-    costs, words = [], []
-    start = 0.0
+    starts, costs, words = [], [], []
     if heads:
         smallest = min(heads, key=lambda point: point.batch_size)
         largest = max(heads, key=lambda point: point.batch_size)
@@ -69,6 +67,7 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
         sizes = sorted(measured)
         start = float(np.mean([begin for begin, _ in measured.values()]))
         steps = [measured[size][1] for size in sizes]
+        starts += [start for _ in heads]
         costs += [
             math.ceil(images / point.batch_size) * np.interp(point.batch_size, sizes, steps)
             for point in heads
@@ -79,12 +78,17 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
         )
     blocks = [point for point in points if point.unfrozen_blocks]
     if blocks:
-        seconds = _measure_images(study, max(blocks, key=lambda point: point.unfrozen_blocks))
-        costs += [images * seconds for _ in blocks]
+        most = max(blocks, key=lambda point: point.unfrozen_blocks)
+        start, train, score = _measure_images(study, most)
+        starts += [start for _ in blocks]
+        costs += [images * train + len(assigned.tune) * score for _ in blocks]
         share = len(blocks) / len(points)
-        words.append(f"{1000 * seconds:.0f} ms an image in the {share:.0%} of trials with blocks")
-    total = study.executions * (plan.trials * start + plan.epochs * float(np.mean(costs)))
-    return Estimate(total, ", ".join(words))
+        words.append(
+            f"{1000 * train:.0f} ms an image and {start:.1f} s to start in the {share:.0%} of "
+            "trials with blocks"
+        )
+    total = plan.trials * float(np.mean(starts)) + plan.epochs * float(np.mean(costs))
+    return Estimate(study.executions * total, ", ".join(words))
 
 
 def _draw(study: Study, seed: int) -> Tuning:
@@ -134,18 +138,23 @@ def _measure(study: Study, assigned: roles.Roles, point: Tuning) -> tuple[float,
     return max(clock.ends[0] - begin - epoch, 0.0), epoch / steps
 
 
-def _measure_images(study: Study, point: Tuning) -> float:
-    """Seconds an image, of a step that trains blocks."""
+def _measure_images(study: Study, point: Tuning) -> tuple[float, float, float]:
+    """Seconds to start a fit that trains blocks, an image trained, and an image scored."""
     recipe = _recipe(study, point)
+    images = np.zeros((point.batch_size, recipe.size, recipe.size, 3), np.float32)
+    labels = np.zeros(point.batch_size, np.int64)
+    begin = time.perf_counter()
     model = recipe.build(recipe.size)
     model.compile(
         recipe.build_optimizer(model, 1),
         "sparse_categorical_crossentropy",
         jit_compile=study.policy.jit_compile,
     )
-    images: Any = np.zeros((point.batch_size, recipe.size, recipe.size, 3), np.float32)
-    labels = np.zeros(point.batch_size, np.int64)
-    model.train_on_batch(images, labels)
-    start = time.perf_counter()
-    model.train_on_batch(images, labels)
-    return (time.perf_counter() - start) / point.batch_size
+    seconds = []
+    for step in (model.train_on_batch, lambda pixels, _: model.predict_on_batch(pixels)):
+        step(images, labels)
+        first = time.perf_counter()
+        step(images, labels)
+        seconds.append(time.perf_counter() - first)
+    start = time.perf_counter() - begin - 2 * sum(seconds)
+    return start, seconds[0] / len(images), seconds[1] / len(images)

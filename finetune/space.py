@@ -40,11 +40,14 @@ def paper(hp: keras_tuner.HyperParameters) -> dict[str, Any]:
 PAPER_CHOICE = {"head": "64", "dropout": 0.2, "learning_rate": 0.01, "batch_size": 16}
 
 
-def extended(hp: keras_tuner.HyperParameters, max_unfrozen_blocks: int = 2) -> dict[str, Any]:
+def extended(
+    hp: keras_tuner.HyperParameters, *, epochs: int, max_unfrozen_blocks: int = 2
+) -> dict[str, Any]:
     """A space that holds the paper's and asks what else helps.
 
     Args:
         hp: KerasTuner's hyperparameters.
+        epochs: Epochs at most, of which a warm-up takes at most 4 and never all.
         max_unfrozen_blocks: Blocks of the backbone that may be trained; 0 leaves them out.
     """
     values: dict[str, Any] = {
@@ -68,7 +71,7 @@ def extended(hp: keras_tuner.HyperParameters, max_unfrozen_blocks: int = 2) -> d
     with hp.conditional_scope("optimizer", ["adamw"]):
         values["weight_decay"] = hp.Float("weight_decay", 1e-5, 1e-1, sampling="log")
     with hp.conditional_scope("schedule", ["cosine"]):
-        values["warmup_epochs"] = hp.Int("warmup_epochs", 0, 4)
+        values["warmup_epochs"] = hp.Int("warmup_epochs", 0, min(4, epochs - 1))
     layers = hp.Int("hidden_layers", 0, 2, default=1)
     units = []
     for number in (1, 2):
@@ -181,7 +184,9 @@ def find(spec: str, base: Tuning, *, max_unfrozen_blocks: int = 0) -> Space:
     if spec == "paper":
         return Space(spec, paper, base)
     if spec == "extended":
-        declare = functools.partial(extended, max_unfrozen_blocks=max_unfrozen_blocks)
+        declare = functools.partial(
+            extended, epochs=base.epochs, max_unfrozen_blocks=max_unfrozen_blocks
+        )
         return Space(spec, declare, base)
     path = Path(spec)
     if path.suffix != ".py" or not path.is_file():

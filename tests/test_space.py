@@ -83,6 +83,13 @@ def test_every_point_of_the_extended_space_can_be_trained():
     assert len(seen) == 3 * 2 * 3 * 3
 
 
+def test_a_short_search_warms_up_for_less_than_all_of_it():
+    for epochs in (1, 2, 5):
+        short = space.find("extended", tuning.Tuning(backbone="vgg16", epochs=epochs))
+        warmup = {p.name: p for p in short.hyperparameters().space}["warmup_epochs"]
+        assert (warmup.min_value, warmup.max_value) == (0, min(4, epochs - 1))
+
+
 def write(tmp_path, text):
     path = tmp_path / "mine.py"
     path.write_text(text)
