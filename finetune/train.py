@@ -99,6 +99,11 @@ def main(argv: list[str]) -> None:
             print(f"Trial {searched.trial.trial_id}: {monitor} {searched.trial.score:.4f}")
         else:
             tuning = Tuning.read(P6 if _HPARAMS.value == "p6" else Path(_HPARAMS.value))
+        if tuning.unfrozen_blocks and _SECOND_PHASE_BLOCKS.value:
+            raise runs.RunError(
+                f"--second_phase_blocks={_SECOND_PHASE_BLOCKS.value}: expected 0, as these "
+                f"hyperparameters train blocks at once (unfrozen_blocks={tuning.unfrozen_blocks})"
+            )
         found = weights.find(tuning.backbone, _WEIGHTS.value)
         if searched and searched.weights != found.digest:
             raise runs.RunError(

@@ -446,12 +446,18 @@ def test_wrong_flags_are_one_line_at_once(module, arguments, message):
         ("search", ["--tuner=grid", "--space=extended"], "trials; give --max_trials"),
         ("train", ["--from_search={root}/none"], "not a run directory"),
         ("train", ["--hparams={root}/bad.json"], "bad.json: dropuot: expected one of backbone"),
+        (
+            "train",
+            ["--hparams={root}/blocks.json", "--second_phase_blocks=1"],
+            "--second_phase_blocks=1: expected 0",
+        ),
     ],
 )
 def test_bad_input_is_one_line(places, module, arguments, message):
     root, where = places
     (root / "bad.py").write_text("def space(hp):\n    return 1 / 0\n")
     (root / "bad.json").write_text('{"dropuot": 0.2}')
+    (root / "blocks.json").write_text('{"unfrozen_blocks": 1}')
     if module == "train":
         where = [flag for flag in where if not flag.startswith(("--backbone", "--size"))]
     given = [argument.format(root=root) for argument in arguments]
