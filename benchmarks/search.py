@@ -67,10 +67,12 @@ def main(argv: list[str]) -> None:
         start = time.perf_counter()
         store = features.extract(builder, spec, place / "features", policy=policy, batch_size=16)
         extraction = time.perf_counter() - start
+        assigned = scoring.assign_roles(store.index, "clean")
         study = tuner.Study(
             space=searched,
             spec=spec,
             store=store,
+            assigned=assigned,
             images=lambda: pipeline.load_images(builder, spec.size, spec.resize),
             protocol="clean",
             objective="val_macro_f1",
@@ -78,13 +80,12 @@ def main(argv: list[str]) -> None:
             seed=0,
             policy=policy,
         )
-        assigned = scoring.assign_roles(store.index, "clean")
         print(
             f"{base.backbone}, {len(assigned.train)} images train and {len(assigned.tune)} tune at "
             f"{spec.size} px; features {extraction:.0f} s"
         )
 
-        authors = _authors_way(study, assigned)
+        authors = _authors_way(study)
         for size, (begin, train, score) in authors.items():
             print(
                 f"frozen backbone inside the fit, batch {size}: {begin:.0f} s to start, "
@@ -140,15 +141,15 @@ def main(argv: list[str]) -> None:
             )
 
 
-def _authors_way(study: Any, assigned: Any) -> dict[int, tuple[float, float, float]]:
+def _authors_way(study: Any) -> dict[int, tuple[float, float, float]]:
     """Seconds to start a fit, an image trained and an image scored, for each batch size."""
     import numpy as np
 
     from replication import models
 
     images = study.images()
-    pixels = np.asarray(images.pixels)[assigned.train[: _MEASURED.value]].astype(np.float32)
-    labels = images.index.labels[assigned.train[: _MEASURED.value]]
+    pixels = np.asarray(images.pixels)[study.assigned.train[: _MEASURED.value]].astype(np.float32)
+    labels = images.index.labels[study.assigned.train[: _MEASURED.value]]
     found = {}
     for size in (16, 32, 64):
         start = time.perf_counter()

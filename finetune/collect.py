@@ -77,14 +77,22 @@ def best(run: runs.RunDirectory) -> Best:
     ranked = trials.rank(read_trials(run.path), scoring.OBJECTIVES[objective])
     if not ranked or ranked[0].status != "completed":
         raise runs.RunError(f"{run.path}: no trial of this search came to its end")
-    key = runs.read_json(ranked[0].directory / "key.json")
     return Best(
         ranked[0],
-        Tuning().replace(key["tuning"]),
+        tuning(ranked[0]),
         objective,
         identity["weights"],
         identity["data"],
     )
+
+
+def tuning(trial: trials.Trial) -> Tuning:
+    """Returns how a trial was trained.
+
+    Args:
+        trial: One that came to its end.
+    """
+    return Tuning().replace(runs.read_json(trial.directory / "key.json")["tuning"])
 
 
 def _trial(folder: Path, trial_id: str, order: int) -> trials.Trial:

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import keras
+import keras_tuner
 import numpy as np
 
 from finetune import oracles, recipes, scoring
 from finetune.tuner import Study
 from finetune.tuning import Tuning
 from replication import training
-from tfds_pap import roles
 
 #: Epochs that are trained to measure; the first one pays for tracing.
 _EPOCHS = 3
@@ -53,17 +53,15 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
         plan: Number of trials and of epochs.
     """
     rng = np.random.default_rng(0)
-    points = [_draw(study, int(seed)) for seed in rng.integers(1 << 30, size=_POINTS)]
-    assigned = scoring.assign_roles(study.store.index, study.protocol)
-    images = len(assigned.train)
+    hp = study.space.hyperparameters()
+    points = [_draw(study, hp, int(seed)) for seed in rng.integers(1 << 30, size=_POINTS)]
+    images, tuned = len(study.assigned.train), len(study.assigned.tune)
     heads = [point for point in points if not point.unfrozen_blocks]
     starts, costs, words = [], [], []
     if heads:
         smallest = min(heads, key=lambda point: point.batch_size)
         largest = max(heads, key=lambda point: point.batch_size)
-        measured = {
-            point.batch_size: _measure(study, assigned, point) for point in (smallest, largest)
-        }
+        measured = {point.batch_size: _measure(study, point) for point in (smallest, largest)}
         sizes = sorted(measured)
         start = float(np.mean([begin for begin, _ in measured.values()]))
         steps = [measured[size][1] for size in sizes]
@@ -81,7 +79,7 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
         most = max(blocks, key=lambda point: point.unfrozen_blocks)
         start, train, score = _measure_images(study, most)
         starts += [start for _ in blocks]
-        costs += [images * train + len(assigned.tune) * score for _ in blocks]
+        costs += [images * train + tuned * score for _ in blocks]
         share = len(blocks) / len(points)
         words.append(
             f"{1000 * train:.0f} ms an image and {start:.1f} s to start in the {share:.0%} of "
@@ -91,8 +89,7 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
     return Estimate(study.executions * total, ", ".join(words))
 
 
-def _draw(study: Study, seed: int) -> Tuning:
-    hp = study.space.hyperparameters()
+def _draw(study: Study, hp: keras_tuner.HyperParameters, seed: int) -> Tuning:
     hp.values = {}
     for number, parameter in enumerate(hp.space):
         if hp.is_active(parameter):
@@ -113,7 +110,7 @@ def _recipe(study: Study, point: Tuning) -> training.Recipe:
     )
 
 
-def _measure(study: Study, assigned: roles.Roles, point: Tuning) -> tuple[float, float]:
+def _measure(study: Study, point: Tuning) -> tuple[float, float]:
     """Seconds to start a fit, and seconds a step."""
     clock, begin = _Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,20 +118,20 @@ def _measure(study: Study, assigned: roles.Roles, point: Tuning) -> tuple[float,
             training.fit(
                 _recipe(study, dataclasses.replace(point, patience=0)),
                 study.store,
-                assigned,
+                study.assigned,
                 seed=0,
                 policy=study.policy,
                 directory=Path(folder),
                 label=None,
                 callbacks=(clock,),
-                validate=scoring.validator(study.store, assigned.tune),
+                validate=scoring.validator(study.store, study.assigned.tune),
                 seconds_between_writes=math.inf,
             )
         except training.Diverged:
             # It takes as long as any other step.
             clock.ends.append(time.perf_counter())
     epoch = (clock.ends[-1] - clock.ends[0]) / max(len(clock.ends) - 1, 1)
-    steps = math.ceil(len(assigned.train) / point.batch_size)
+    steps = math.ceil(len(study.assigned.train) / point.batch_size)
     return max(clock.ends[0] - begin - epoch, 0.0), epoch / steps
 
 

@@ -11,6 +11,7 @@ import rich.live
 import rich.table
 
 from finetune import collect, oracles
+from replication import pages
 
 
 class Progress:
@@ -102,18 +103,7 @@ class Progress:
         if not done:
             return "time left unknown yet"
         seconds = (time.monotonic() - self._start) / done * max(1 - work, 0)
-        return f"about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """Writes a duration in words, such as 41 s, 12 min or 3.4 h.
-
-    Args:
-        seconds: From 0.
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"about {pages.duration(seconds, digits=0)} left"
 
 
 def _epochs(trial: Any, plan: oracles.Plan) -> float:

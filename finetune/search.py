@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
         tuner,
     )
     from finetune.tuning import Tuning
-    from replication import features, weights
+    from replication import experiment, features, pages, weights
     from tfds_pap import folders, pipeline, roles
 
     try:
@@ -204,7 +204,8 @@ def main(argv: list[str]) -> None:
             space=searched,
             spec=spec,
             store=features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
-            images=search_steps.decoded_images(builder, spec),
+            assigned=assigned,
+            images=lambda: experiment.images(builder, spec.size, spec.resize),
             protocol=_PROTOCOL.value,
             objective=_OBJECTIVE.value,
             executions=_EXECUTIONS.value,
@@ -229,7 +230,8 @@ def main(argv: list[str]) -> None:
         search_steps.print_space(searched, hyperparameters, plan, _EXECUTIONS.value)
         if not search_tuner.oracle.end_order:
             expected = estimate.estimate(study, plan)
-            print(f"About {progress.duration(expected.seconds)} on one process: {expected.words}")
+            seconds = pages.duration(expected.seconds, digits=0)
+            print(f"About {seconds} on one process: {expected.words}")
         search_tensorboard.write_columns(run.path / "logs", hyperparameters, _OBJECTIVE.value)
         with progress.Progress(search_tuner.oracle, plan) as shown:
             if cluster.is_chief():

@@ -1,17 +1,12 @@
-"""What a search leaves behind: one page, `search.csv`, figures, and tables on the terminal."""
+"""What a search leaves behind: one page, `search.csv`, and figures."""
 
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 
 from finetune import effect_figures, effects, search_figures, selection, trials
 from finetune.effects import Effects
@@ -22,7 +17,7 @@ from replication import comparison, comparison_figures, evaluation, pages, runs,
 from replication.intervals import Estimate
 from replication.predictions import Predictions
 
-__all__ = ["Findings", "Search", "findings", "print_summary", "sentences", "write"]
+__all__ = ["Findings", "Search", "best_rows", "findings", "score", "sentences", "write"]
 
 #: Trials in the table of the best.
 _BEST = 10
@@ -155,7 +150,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
             for effect in found.effects.effects
         ],
         names=_columns(search),
-        best=_best_rows(search, found),
+        best=best_rows(search, found),
         every=_every_row(search),
         metrics=_metrics(search),
         score=functools.partial(score, search),
@@ -434,8 +429,13 @@ def _row(search: Search, trial: Trial, place: int | None) -> dict[str, Any]:
     }
 
 
-def _best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
-    """The ten best and, where it is none of them, the paper's choice; none if all diverged."""
+def best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
+    """The ten best and, where it is none of them, the paper's choice; none if all diverged.
+
+    Args:
+        search: The search.
+        found: Its `findings`.
+    """
     if search.best is None:
         return []
     rows = []
@@ -459,62 +459,3 @@ def _every_row(search: Search) -> list[dict[str, Any]]:
     return rows + [
         {**_row(search, trial, None), "promoted": replaced[trial.trial_id]} for trial in rest
     ]
-
-
-def print_summary(
-    search: Search, console: rich.console.Console | None = None, announcement: str = ""
-) -> None:
-    """Prints the best trials, what matters how much, and what can be said about the choice.
-
-    Args:
-        search: Finished or not.
-        console: Where to; standard output by default.
-        announcement: Whose images they are, from the manifest; printed first.
-    """
-    if console is None:
-        # Names in a user's space may hold brackets, which are no markup.
-        console = rich.console.Console(markup=False, highlight=False)
-        if not console.is_terminal:
-            console = rich.console.Console(markup=False, highlight=False, width=150)
-    found = findings(search)
-    if announcement:
-        console.print(f"\n{announcement}", style="bold", markup=False)
-    if rows := _best_rows(search, found):
-        console.print(_best_table(search, found, rows))
-    if found.effects.effects:
-        console.print(_effects_table(search, found.effects))
-    for sentence in sentences(search, found):
-        console.print(sentence, markup=False, highlight=False)
-
-
-def _best_table(
-    search: Search, found: Findings, rows: Sequence[Mapping[str, Any]]
-) -> rich.table.Table:
-    table = rich.table.Table(title="The best configurations", box=rich.box.SIMPLE)
-    held_out = ["held-out accuracy, %"] if found.cost else []
-    for heading in ("", "configuration", label(search), "best minus this", *held_out, "epochs", ""):
-        table.add_column(heading, justify="right" if heading in ("", "epochs") else "left")
-    for row in rows:
-        values = rich.text.Text(described(row["trial"].values))
-        note = "the paper's choice" if row["paper"] else ""
-        others = [row["metrics"]["held_out_accuracy"]] if held_out else []
-        table.add_row(
-            str(row["place"]), values, row["score"], row["gap"], *others, row["epochs"], note
-        )
-    return table
-
-
-def _effects_table(search: Search, found: Effects) -> rich.table.Table:
-    table = rich.table.Table(title="What matters", box=rich.box.SIMPLE)
-    for heading in ("hyperparameter", "of the variance", f"mean {label(search)}, by level"):
-        table.add_column(heading, justify="right" if heading == "of the variance" else "left")
-    for effect in found.effects:
-        levels = ", ".join(
-            f"{level.label}: {score(search, level.mean, unit=False)}" for level in effect.levels
-        )
-        table.add_row(
-            rich.text.Text(worded(effect.name)),
-            f"{100 * effect.importance:.0f} %",
-            rich.text.Text(levels),
-        )
-    return table

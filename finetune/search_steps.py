@@ -1,7 +1,5 @@
 """The steps of a search beside the search itself: describe, show the space, publish."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +9,9 @@ import rich.console
 import rich.table
 import tensorflow_datasets.public_api as tfds
 
-from finetune import (
-    collect,
-    oracles,
-    scoring,
-    search_report,
-    space,
-    tuner,
-)
-from replication import experiment, features, runs, training
-from tfds_pap import pipeline, roles
+from finetune import collect, oracles, scoring, search_report, search_summary, space, tuner
+from replication import experiment, runs, training
+from tfds_pap import roles
 
 _PAPER = (
     "Paper protocol, defects included: the images that score a trial are among those that it was "
@@ -47,42 +38,16 @@ def describe(
         untrained: Whether the backbone has random weights.
         protocol: "paper" or "clean".
     """
-    index = pipeline.read_index(builder)
-    source, announcement = experiment.data_source({2: builder})
-    sentences = [
-        announcement,
-        experiment.UNTRAINED if untrained else "",
-        _PAPER if protocol == "paper" else "",
-    ]
-    run.update_manifest(
-        source=source,
-        announcement=" ".join(filter(None, sentences)),
-        environment=runs.environment(policy, "finetune.search"),
-        data={
-            builder.name: {
-                **experiment.describe_images(builder, index),
-                "roles": {
-                    protocol: {
-                        role: experiment.class_counts(index, positions)
-                        for role, positions in assigned.items()
-                    }
-                },
-            }
-        },
+    remarks = {experiment.UNTRAINED: untrained, _PAPER: protocol == "paper"}
+    experiment.describe(
+        run,
+        {2: builder},
+        policy,
+        program="finetune.search",
+        remarks=[remark for remark, holds in remarks.items() if holds],
+        assigned={protocol: assigned},
     )
     experiment.audit(run, [builder])
-
-
-def decoded_images(
-    builder: tfds.core.DatasetBuilder, spec: features.FeatureSpec
-) -> Callable[[], pipeline.ImageStore]:
-    """Returns a function that decodes all images when it is first called.
-
-    Args:
-        builder: A prepared builder.
-        spec: Says at which size.
-    """
-    return functools.cache(lambda: pipeline.load_images(builder, spec.size, spec.resize))
 
 
 def print_space(
@@ -162,14 +127,15 @@ def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, n
         seconds=sum(trial.seconds for trial in found),
     )
     page = search_report.write(run, search)
-    best = collect.best(run)
-    best.tuning.write(
+    if search.best is None:
+        raise runs.RunError(f"{run.path}: no trial of this search came to its end")
+    collect.tuning(search.best).write(
         run.path / "best.json",
-        _trial=best.trial.trial_id,
-        _objective={study.objective: best.trial.score},
+        _trial=search.best.trial_id,
+        _objective={study.objective: search.best.score},
     )
     # Nothing goes on from these any more.
     for folder in (run.path / collect.PROJECT).glob("trial_*/execution_*"):
         training.remove_state(folder)
-    search_report.print_summary(search, announcement=run.manifest()["announcement"])
+    search_summary.print_summary(search, announcement=run.manifest()["announcement"])
     return page

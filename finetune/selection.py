@@ -11,16 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from finetune.trials import (
-    Answers,
-    Direction,
-    Search,
-    Trial,
-)
+from finetune.trials import Answers, Direction, Search, Trial
 from replication.intervals import Estimate, percentile_bootstrap, resampling_units
-
-#: Of the intervals.
-_CONFIDENCE = 0.95
 
 #: From here up a score leaves nothing to choose by.
 SATURATED = 0.995

@@ -137,7 +137,11 @@ def main(argv: list[str]) -> None:
         )
         builders = {2: builder}
         experiment.describe(
-            run, builders, policy, program="finetune.train", untrained=found.path is None
+            run,
+            builders,
+            policy,
+            program="finetune.train",
+            remarks=[] if found.path else [experiment.UNTRAINED],
         )
         audits = experiment.audit(run, builders.values())
         print(device_flags.words(policy))

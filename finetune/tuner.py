@@ -25,8 +25,9 @@ import numpy as np
 
 from finetune import cluster, collect, recipes, scoring, search_tensorboard
 from finetune.space import Space
+from finetune.tuning import Tuning
 from replication import evaluation, features, runs, training
-from tfds_pap import pipeline
+from tfds_pap import pipeline, roles
 
 #: A state is written at most that often; a head takes seconds to train.
 _SECONDS_BETWEEN_WRITES = 10.0
@@ -43,6 +44,7 @@ class Study:
         space: What is searched.
         spec: The backbone's features.
         store: Of every image.
+        assigned: Role of every image, from `scoring.assign_roles`.
         images: Gives the decoded images, for trials that train blocks.
         protocol: "paper" or "clean".
         objective: One of `scoring.OBJECTIVES`.
@@ -54,6 +56,7 @@ class Study:
     space: Space
     spec: features.FeatureSpec
     store: features.FeatureStore
+    assigned: roles.Roles
     images: Callable[[], pipeline.ImageStore]
     protocol: str
     objective: str
@@ -88,7 +91,6 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         super().__init__(oracle, directory=str(directory), project_name=collect.PROJECT)
         if cluster.is_worker():
             cluster.connect(self.oracle)
-        self._assigned = scoring.assign_roles(study.store.index, study.protocol)
         self._asked_at = -math.inf
         self._trials_here = 0
 
@@ -215,7 +217,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             training.remove_state(directory)
         return result
 
-    def _fit(self, tuning: Any, key: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    def _fit(self, tuning: Tuning, key: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         study = self._study
         store = study.images() if tuning.unfrozen_blocks else study.store
         recipe = recipes.recipe(
@@ -235,12 +237,12 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             model, outcome = training.fit(
                 recipe,
                 store,
-                self._assigned,
+                self._study.assigned,
                 seed=key["seed"],
                 policy=study.policy,
                 directory=directory,
                 label=None,
-                validate=scoring.validator(store, self._assigned.tune),
+                validate=scoring.validator(store, self._study.assigned.tune),
                 seconds_between_writes=_SECONDS_BETWEEN_WRITES,
             )
         except training.Diverged as error:
@@ -272,10 +274,10 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
     ) -> dict[str, float]:
         """Writes the predictions of what the protocol scores; returns their figures."""
         # In the clean protocol no one looks at the test images before everything is chosen.
-        scored = [("tune", self._assigned.tune)]
+        scored = [("tune", self._study.assigned.tune)]
         if self._study.protocol == "paper":
             # An image of the train folder and one of the validation folder never share an id.
-            scored.append(("test", self._assigned.test))
+            scored.append(("test", self._study.assigned.test))
         positions = np.concatenate([rows for _, rows in scored])
         predictions = evaluation.Predictions.of(
             store.index, scored, scoring.predict(model, store, positions)

@@ -83,7 +83,8 @@ def describe(
     policy: runs.DevicePolicy,
     *,
     program: str = "replication.run",
-    untrained: bool = False,
+    remarks: Sequence[str] = (),
+    assigned: Mapping[str, roles.Roles] | None = None,
 ) -> None:
     """Writes what is run on what into the manifest.
 
@@ -92,26 +93,26 @@ def describe(
         builders: Prepared builder of each stage.
         policy: The device policy in force.
         program: The module that was run.
-        untrained: Whether a backbone has random weights.
+        remarks: Sentences that belong above every figure, such as `UNTRAINED`.
+        assigned: Roles by protocol; those of `roles.assign_roles` in both protocols if None.
     """
     source, announcement = data_source(builders)
-    if untrained:
-        announcement = f"{announcement} {UNTRAINED}".strip()
     data = run.manifest().get("data", {})
     for stage, builder in builders.items():
         index = pipeline.read_index(builder)
+        by_protocol = assigned or {
+            protocol: roles.assign_roles(index, protocol, stage=stage)
+            for protocol in roles.PROTOCOLS
+        }
         data[builder.name] = describe_images(builder, index) | {
             "roles": {
-                protocol: {
-                    role: class_counts(index, positions)
-                    for role, positions in roles.assign_roles(index, protocol, stage=stage).items()
-                }
-                for protocol in roles.PROTOCOLS
+                protocol: {role: class_counts(index, rows) for role, rows in cut.items()}
+                for protocol, cut in by_protocol.items()
             },
         }
     run.update_manifest(
         source=source,
-        announcement=announcement,
+        announcement=" ".join(filter(None, [announcement, *remarks])),
         environment=runs.environment(policy, program),
         data=data,
     )
@@ -207,13 +208,19 @@ def store(
         features_dir: Where features are stored.
     """
     if recipe.features is None:
-        return _images(builder, recipe.size, recipe.resize)
+        return images(builder, recipe.size, recipe.resize)
     return features.extract(builder, recipe.features, features_dir, policy=policy)
 
 
 @functools.lru_cache(maxsize=2)
-def _images(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipeline.ImageStore:
-    """Both protocols and every seed share the decoded images."""
+def images(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipeline.ImageStore:
+    """Decodes every image once: both protocols, every seed and every trial share them.
+
+    Args:
+        builder: A prepared builder.
+        size: Height and width in pixels.
+        resize: One of `pipeline.RESIZE_METHODS`.
+    """
     return pipeline.load_images(builder, size, resize)
 
 

@@ -49,8 +49,13 @@ def announcement(manifest: Mapping[str, Any]) -> str:
     return str(manifest.get("announcement") or unknown)
 
 
-def duration(seconds: float) -> str:
-    """Writes a time in the unit that suits it, for example '5.0 min'."""
+def duration(seconds: float, digits: int = 1) -> str:
+    """Writes a time in the unit that suits it, for example '5.0 min'.
+
+    Args:
+        seconds: From 0.
+        digits: Decimals of seconds and minutes; 0 for an estimate.
+    """
     if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+        return f"{seconds:.{digits}f} s"
+    return f"{seconds / 60:.{digits}f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

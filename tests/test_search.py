@@ -60,11 +60,13 @@ def study(tiny_backbone, manual_dir, data_dir, tmp_path):
         spec = recipes.feature_spec(
             base, weights.find(tiny_backbone, "none"), "clean", policy.precision, 1
         )
+        store = features.extract(builder, spec, tmp_path / "features", policy=policy)
         return tuner.Study(
             **{
                 "space": space.find(str(path), base),
                 "spec": spec,
-                "store": features.extract(builder, spec, tmp_path / "features", policy=policy),
+                "store": store,
+                "assigned": scoring.assign_roles(store.index, changes.get("protocol", "clean")),
                 "images": lambda: pipeline.load_images(builder, spec.size),
                 "protocol": "clean",
                 "objective": "val_loss",
@@ -148,7 +150,7 @@ def test_promoted_trials_go_on_instead_of_starting_again(study, tmp_path):
         monitor="val_loss",
         name="by hand",
     )
-    assigned = scoring.assign_roles(one.store.index, "clean")
+    assigned = one.assigned
     _, outcome = training.fit(
         recipe,
         one.store,

@@ -13,7 +13,7 @@ import rich.console
 from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
-from finetune import effect_figures, effects, search_figures, search_report
+from finetune import effect_figures, effects, search_figures, search_report, search_summary
 from finetune.trials import Search, Trial
 from replication import pages, runs
 from replication.predictions import Predictions
@@ -138,7 +138,7 @@ def page(run_dir):
 def printed(found, **fields):
     out = io.StringIO()
     console = rich.console.Console(file=out, width=150, markup=False, highlight=False)
-    search_report.print_summary(found, console, **fields)
+    search_summary.print_summary(found, console, **fields)
     return out.getvalue()
 
 
@@ -319,7 +319,7 @@ def test_markup_in_names_is_shown_and_not_obeyed(tmp_path, capsys):
     found = search(trials, paper_values=None, space="<i>mine")
     text = written(tmp_path / "run", found)
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;[red] [/x]1" in text
-    search_report.print_summary(found)
+    search_summary.print_summary(found)
     assert "<b>[red] [/x]1" in capsys.readouterr().out
 
 
