@@ -20,7 +20,7 @@ BINS = 15
 TEMPERATURE_BOUNDS = (0.01, 100.0)
 
 #: Stands for a probability of 0, which has no logarithm: the smallest normal float32.
-_SMALLEST = float(np.finfo(np.float32).tiny)
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 #: Draws behind the error that a calibrated model would show.
 _CONSISTENCY_DRAWS = 1000
@@ -335,7 +335,7 @@ def _note(temperature: float | None, tune: Predictions) -> str:
 
 
 def _logits(predictions: Predictions) -> np.ndarray:
-    return np.log(np.maximum(predictions.probabilities, _SMALLEST))
+    return np.log(np.maximum(predictions.probabilities, SMALLEST))
 
 
 def _normalised(predictions: Predictions) -> np.ndarray:

@@ -219,7 +219,7 @@ def images(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipelin
     Args:
         builder: A prepared builder.
         size: Height and width in pixels.
-        resize: One of `pipeline.RESIZE_METHODS`.
+        resize: One of `decoding.RESIZE_METHODS`.
     """
     return pipeline.load_images(builder, size, resize)
 

@@ -43,7 +43,7 @@ class FeatureSpec:
         weights: From `weights.find`.
         size: Height and width of the input in pixels.
         preprocessing: One of `models.PREPROCESSING`.
-        resize: One of `pipeline.RESIZE_METHODS`.
+        resize: One of `decoding.RESIZE_METHODS`.
         views: 1, or 8 to store all flips and quarter-turns of each image.
         precision: Keras dtype policy under which the backbone computes.
     """

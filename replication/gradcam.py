@@ -8,15 +8,17 @@ weights is one of this project's tests.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import keras
 import matplotlib
 import numpy as np
-from scipy import ndimage
 
 from replication.runs import RunError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 VARIANTS = ("gradcam", "gradcam++")
 
@@ -90,6 +92,8 @@ class GradCam:
         Raises:
             ValueError: The images are not of the model's size, or the classes do not fit.
         """
+        import tensorflow as tf
+
         images, classes = np.asarray(images), np.asarray(classes)
         if images.ndim != 4 or images.shape[1:] != self._size:
             wanted = ", ".join(map(str, self._size))
@@ -101,15 +105,34 @@ class GradCam:
         heat = np.zeros(images.shape[:3], np.float32)
         for start in range(0, len(images), _BATCH_SIZE):
             rows = slice(start, start + _BATCH_SIZE)
-            heat[rows] = self._place(self._coarse(images[rows], classes[rows]))
-        highest = heat.max(axis=(1, 2), keepdims=True, initial=0)
-        return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
+            pixels = tf.convert_to_tensor(images[rows], tf.float32)
+            heat[rows] = self.heat(pixels, tf.convert_to_tensor(classes[rows]))
+        return heat
 
-    def _coarse(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    def heat(self, pixels: "tf.Tensor", classes: "tf.Tensor") -> "tf.Tensor":
+        """Computes one map an image with TensorFlow's own operations; serving traces it.
+
+        Args:
+            pixels: float32 RGB, 0..255, `[n, h, w, 3]` at the model's input size.
+            classes: Integers, `[n]`.
+
+        Returns:
+            float32 `[n, h, w]`; see `maps`.
+        """
+        import tensorflow as tf
+
+        heat = self._coarse(pixels, classes)
+        for side, first, stride in zip(self._size[:2], self._first, self._stride, strict=True):
+            places = _interpolation(side, heat.shape[1], first, stride)
+            # The new side comes last, so that two turns place rows, then columns.
+            heat = tf.tensordot(heat, tf.constant(places), [[1], [1]])
+        highest = tf.reduce_max(heat, axis=(1, 2), keepdims=True)
+        return tf.math.divide_no_nan(heat, highest)
+
+    def _coarse(self, pixels: "tf.Tensor", classes: "tf.Tensor") -> "tf.Tensor":
         """Maps before placement, float32 `[n, rows, columns]`, 0 or more."""
         import tensorflow as tf
 
-        pixels = tf.convert_to_tensor(images, tf.float32)
         with tf.GradientTape() as tape:
             # Frozen layers leave no trace on the tape unless what enters them is watched.
             tape.watch(pixels)
@@ -121,18 +144,11 @@ class GradCam:
             # Where softmax is sure its gradient rounds to 0, however strong the evidence is.
             score = tf.reduce_sum(tf.gather(logits, classes, axis=1, batch_dims=1))
         gradient = tape.gradient(score, late, unconnected_gradients="zero")
-        late, gradient = (np.asarray(tf.cast(x, tf.float32)) for x in (late, gradient))
-        weights = gradient.mean(axis=(1, 2))
+        late, gradient = (tf.cast(x, tf.float32) for x in (late, gradient))
+        weights = tf.reduce_mean(gradient, axis=(1, 2))
         if self._variant == "gradcam++":
             weights = _plus_plus(late, gradient)
-        return np.maximum(np.einsum("nhwc,nc->nhw", late, weights), 0)
-
-    def _place(self, coarse: np.ndarray) -> np.ndarray:
-        """Puts every cell of the map where its receptive field has its centre."""
-        matrix = np.append(1, 1 / self._stride)
-        offset = np.append(0, -self._first / self._stride)
-        shape = (len(coarse), *self._size[:2])
-        return ndimage.affine_transform(coarse, matrix, offset, shape, order=1, mode="nearest")
+        return tf.nn.relu(tf.einsum("nhwc,nc->nhw", late, weights))
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -152,12 +168,31 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint((1 - opacity) * image + opacity * colours).astype(np.uint8)
 
 
-def _plus_plus(late: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+def _plus_plus(late: "tf.Tensor", gradient: "tf.Tensor") -> "tf.Tensor":
     """Channel weights of Grad-CAM++ (its equation 19, for the exponential of the logit)."""
-    total = late.sum(axis=(1, 2), keepdims=True)
-    below = 2 * gradient**2 + total * gradient**3
-    share = np.divide(gradient**2, below, out=np.zeros_like(below), where=below != 0)
-    return (share * np.maximum(gradient, 0)).sum(axis=(1, 2))
+    import tensorflow as tf
+
+    total = tf.reduce_sum(late, axis=(1, 2), keepdims=True)
+    share = tf.math.divide_no_nan(gradient**2, 2 * gradient**2 + total * gradient**3)
+    return tf.reduce_sum(share * tf.nn.relu(gradient), axis=(1, 2))
+
+
+def _interpolation(pixels: int, cells: int, first: float, stride: float) -> np.ndarray:
+    """Puts every cell of a map where its receptive field has its centre, along one axis.
+
+    Args:
+        pixels: Side of the image.
+        cells: Side of the map.
+        first: Centre of the first cell's receptive field, in pixels.
+        stride: Distance to the next, in pixels.
+
+    Returns:
+        Weights of linear interpolation, float32 `[pixels, cells]`; the outermost cells reach to the
+        edge.
+    """
+    places = np.clip((np.arange(pixels) - first) / stride, 0, cells - 1)
+    distance = np.abs(places[:, None] - np.arange(cells))
+    return np.maximum(1 - distance, 0).astype(np.float32)
 
 
 #: One operation of a graph, what goes in first, and what comes out.

@@ -382,15 +382,17 @@ def _interval(low: float | None, high: float | None, percent: bool) -> str:
     return f"({_number(low, percent)} to {_number(high, percent)})"
 
 
-def _command(command: Any) -> str:
-    """Without the folders of the machine that it ran on."""
-    if not command:
-        return _UNKNOWN
+def without_folders(command: str) -> str:
+    """Returns a command line without the folders of the machine that it ran on."""
     words = []
-    for word in str(command).split():
+    for word in command.split():
         flag, equals, value = word.partition("=")
         words.append(flag + equals + _file_name(value) if equals else _file_name(word))
-    return _text(" ".join(words))
+    return " ".join(words)
+
+
+def _command(command: Any) -> str:
+    return _text(without_folders(str(command))) if command else _UNKNOWN
 
 
 def _file_name(value: str) -> str:

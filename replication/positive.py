@@ -1,6 +1,7 @@
 """What each stage looks for: HSIL+ among the four Bethesda classes, cells among regions."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,6 +24,24 @@ class PositiveClass:
     truth: np.ndarray
 
 
+def positive_members(names: Sequence[str]) -> tuple[str, list[int]] | None:
+    """Says which classes are looked for.
+
+    Args:
+        names: Of the classes, in the order of the probabilities.
+
+    Returns:
+        'HSIL+' or 'cell' and the positions of its members among the names; None for other classes.
+    """
+    if set(names) == set(STAGE2_CLASSES):
+        name, members = "HSIL+", STAGE2_CLASSES[2:]
+    elif set(names) == set(STAGE1_CLASSES):
+        name, members = STAGE1_CLASSES[-1], STAGE1_CLASSES[-1:]
+    else:
+        return None
+    return name, [names.index(member) for member in members]
+
+
 def positive_class(predictions: Predictions) -> PositiveClass | None:
     """Turns the classes of a stage into one question.
 
@@ -32,14 +51,10 @@ def positive_class(predictions: Predictions) -> PositiveClass | None:
     Returns:
         HSIL+ (HSIL or SCC) of the four Bethesda classes, 'cell' of stage 1, and None for others.
     """
-    names = predictions.class_names
-    if set(names) == set(STAGE2_CLASSES):
-        name, members = "HSIL+", STAGE2_CLASSES[2:]
-    elif set(names) == set(STAGE1_CLASSES):
-        name, members = STAGE1_CLASSES[-1], STAGE1_CLASSES[-1:]
-    else:
+    found = positive_members(predictions.class_names)
+    if found is None:
         return None
-    columns = [names.index(member) for member in members]
+    name, columns = found
     total = predictions.probabilities.sum(axis=1)
     # Rounding may put the share a hair above 1.
     scores = (predictions.probabilities[:, columns].sum(axis=1) / total).clip(0, 1)

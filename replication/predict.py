@@ -36,9 +36,12 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
     runs.quiet_logs()
+    from replication import results
+
     try:
         paths = list(_image_paths(argv[1:]))
-        fits = _choose_fits(runs.RunDirectory(Path(_RUN_DIR.value)))
+        run = runs.RunDirectory(Path(_RUN_DIR.value))
+        fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
         rows, unreadable = _predict(paths, fits)
     except runs.RunError as error:
         raise SystemExit(f"replication.predict: {error}") from None
@@ -72,23 +75,6 @@ def _image_paths(arguments: Iterable[str]) -> Iterator[Path]:
             yield path
         else:
             raise runs.RunError(f"{path}: no such file or folder")
-
-
-def _choose_fits(run: runs.RunDirectory) -> dict:
-    """The run's fit of each stage with the wanted protocol and seed."""
-    from replication import results
-
-    run.manifest()
-    fits = [fit for fit in results.read_fits(run) if fit.protocol == _PROTOCOL.value]
-    if _SEED.value is not None:
-        fits = [fit for fit in fits if fit.seed == _SEED.value]
-    if not fits:
-        raise runs.RunError(
-            f"--run_dir={run.path} holds no finished model of --protocol={_PROTOCOL.value}"
-            + (f" --seed={_SEED.value}" if _SEED.value is not None else "")
-        )
-    # Fits are sorted by seed: the first of each stage wins.
-    return {fit.stage: fit for fit in reversed(fits)}
 
 
 def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path, str]]]:

@@ -267,7 +267,7 @@ def environment(policy: DevicePolicy, program: str = "replication.run") -> dict[
         "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
         "git_commit": git_commit(),
         "device": policy.device,
         "precision": policy.precision,
@@ -280,6 +280,11 @@ def peak_memory_mib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def versions() -> dict[str, str]:
+    """Returns the installed version of each package that results depend on."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str:

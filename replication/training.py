@@ -28,7 +28,7 @@ class Recipe:
         build: From the size of the input (pixels, or number of stored features) to the model, not
             compiled.
         size: Height and width of the input in pixels.
-        resize: One of `pipeline.RESIZE_METHODS`.
+        resize: One of `decoding.RESIZE_METHODS`.
         epochs: Epochs at most.
         batch_size: Images a step.
         learning_rate: Of the optimizer.

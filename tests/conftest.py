@@ -84,3 +84,45 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
     tiny = models.Backbone("TinyNet", 32, "torch", 652, "tiny_net_notop.h5")
     monkeypatch.setitem(models.BACKBONES, "tiny", tiny)
     return "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of stage 2, clean protocol: a small network, trained for a moment."""
+    import keras
+
+    from replication import experiment, model_card, runs, training
+    from tfds_pap import pipeline
+
+    def build(size):
+        images = keras.Input((size, size, 3), name="image")
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1)(images)
+        x = keras.layers.Conv2D(6, 3, strides=2, activation="relu")(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.Conv2D(8, 3, activation="relu")(x)
+        x = keras.layers.GlobalAveragePooling2D(name="features")(x)
+        outputs = keras.layers.Dense(4, activation="softmax", name="probabilities")(x)
+        return keras.Model(images, outputs, name="tiny_classifier")
+
+    recipe = training.Recipe(
+        name="tiny classifier",
+        stage=2,
+        build=build,
+        size=24,
+        resize="bilinear",
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        keep="best",
+        patience=None,
+        augment="none",
+        published="P2.accuracy",
+    )
+    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    run = runs.RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
+    policy = runs.configure_devices()
+    experiment.describe(run, {2: builder}, policy)
+    experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
+    model_card.write(run)
+    return folder

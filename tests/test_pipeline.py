@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import make_tree
 from PIL import Image
 
-from tfds_pap import augmentation, folders, pipeline, roles
+from tfds_pap import augmentation, decoding, folders, pipeline, roles
 
 
 def encode(pixels, form, mode="RGB", **options):
@@ -43,7 +43,7 @@ def smooth():
 )
 def test_pixels_equal_those_of_cv2_and_pil(smooth, form, mode, options):
     data = encode(smooth, form, mode, **options)
-    decoded = pipeline.decode(tf.constant(data)).numpy()
+    decoded = decoding.decode(tf.constant(data)).numpy()
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
     if form != "GIF":
@@ -54,13 +54,13 @@ def test_pixels_equal_those_of_cv2_and_pil(smooth, form, mode, options):
 def test_cmyk_equals_pil(smooth):
     data = encode(smooth, "JPEG", "CMYK")
     with Image.open(io.BytesIO(data)) as image:
-        np.testing.assert_array_equal(pipeline.decode(data).numpy(), image.convert("RGB"))
+        np.testing.assert_array_equal(decoding.decode(data).numpy(), image.convert("RGB"))
 
 
 def test_sixteen_bit_png_keeps_the_high_byte():
     deep = np.arange(0, 65_536, 257, np.uint16).reshape(16, 16) + 77
     data = cv2.imencode(".png", deep)[1].tobytes()
-    np.testing.assert_array_equal(pipeline.decode(data).numpy()[:, :, 1], deep >> 8)
+    np.testing.assert_array_equal(decoding.decode(data).numpy()[:, :, 1], deep >> 8)
 
 
 @pytest.mark.parametrize("size", [20, 50])
@@ -98,7 +98,7 @@ def test_bilinear_equals_cv2(smooth, size):
 
 def test_image_of_the_right_size_is_not_touched(smooth):
     data = encode(smooth[:140], "PNG")
-    for method in pipeline.RESIZE_METHODS:
+    for method in decoding.RESIZE_METHODS:
         resized = pipeline.decode_and_resize(data, 140, method)
         np.testing.assert_array_equal(resized, smooth[:140])
 

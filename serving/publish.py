@@ -1,0 +1,109 @@
+"""Puts a finished SavedModel where a server finds it: whole, or not at all.
+
+A version is written to a hidden directory beside the others, checked there, and renamed to the next
+integer. A rename on one file system happens or does not, so that a server that scans the directory
+never sees half a version; it overwrites no version either, so that publishers need not know of one
+another.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_PREFIX = ".publishing-"
+
+
+def publish(serving_dir: Path, write: Callable[[Path], None]) -> int:
+    """Publishes a new version.
+
+    Args:
+        serving_dir: Holds the versions of one model; made where it is missing.
+        write: Called with an empty directory, writes the version into it and checks it; whatever
+            it raises leaves the other versions as they were.
+
+    Returns:
+        The new version's number: one above the highest there is.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    serving_dir.mkdir(parents=True, exist_ok=True)
+    sweep(serving_dir)
+    with _hidden_directory(serving_dir) as hidden:
+        write(hidden)
+        hidden.chmod(0o755)
+        _to_disk(hidden)
+        version = _rename_to_next(hidden)
+    _to_disk(serving_dir, recursive=False)
+    return version
+
+
+def versions(serving_dir: Path) -> list[int]:
+    """Returns the published versions, lowest first."""
+    if not serving_dir.is_dir():
+        return []
+    return sorted(int(path.name) for path in serving_dir.iterdir() if path.name.isdecimal())
+
+
+def sweep(serving_dir: Path) -> None:
+    """Removes what publishers that were killed have left behind.
+
+    A publisher at work holds a lock on its directory, which goes with its process.
+    """
+    for path in serving_dir.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _hidden_directory(serving_dir: Path) -> Iterator[Path]:
+    """A locked directory on the same file system; it is removed unless it was renamed."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=serving_dir))
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            break
+        # Another publisher swept it before it was locked.
+        os.close(descriptor)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _rename_to_next(hidden: Path) -> int:
+    serving_dir = hidden.parent
+    while True:
+        version = max(versions(serving_dir), default=0) + 1
+        try:
+            hidden.rename(serving_dir / str(version))
+        except OSError:
+            # Renaming onto a directory that is not empty fails: another publisher was faster.
+            if version not in versions(serving_dir):
+                raise
+        else:
+            return version
+
+
+def _to_disk(path: Path, *, recursive: bool = True) -> None:
+    """Makes files and names survive a loss of power."""
+    for each in [path, *(path.rglob("*") if recursive else ())]:
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
