@@ -13,6 +13,15 @@ import pytest
 from tfds_pap import taxonomy
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds what turns short proofs into long ones."""
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="Run the proofs of serving at full length (minutes).",
+    )
+
+
 def save_image(path: Path, seed: int, size: int = 32) -> None:
     """Writes smooth noise; the ending decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,3 +135,22 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
     experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     model_card.write(run)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported_tiny(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A serving directory with the model of `tiny_run` as version 1; do not change it."""
+    import keras
+
+    from replication import results, runs
+    from serving import assemble, graph, metadata, publish
+
+    run = runs.RunDirectory(tiny_run)
+    fit = results.choose_fits(run, "clean")[2]
+    decision, _ = metadata.decision(fit)
+    built = graph.Graph(keras.saving.load_model(fit.model_path), "bilinear", decision)
+    serving_dir = tmp_path_factory.mktemp("served") / "pap_stage2"
+    publish.publish(
+        serving_dir, lambda folder: assemble.write_version(folder, run, fit, built, "pap_stage2")
+    )
+    return serving_dir

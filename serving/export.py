@@ -1,0 +1,123 @@
+"""Exports a trained model as a version that TensorFlow Serving loads, and publishes it.
+
+    python -m serving.export --run_dir=runs/phantom --serving_dir=models/pap_stage2
+
+The version is written beside the published ones, loaded and checked there against the `.keras`
+model, and only then renamed to the next number; a failed check or a kill changes nothing.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from replication import runs
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose model is exported.", required=True)
+_SERVING_DIR = flags.DEFINE_string(
+    "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
+)
+_STAGE = flags.DEFINE_integer(
+    "stage", 2, "Which stage's model (default: 2).", lower_bound=1, upper_bound=2
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "clean", ["paper", "clean"], "Which of the run's models (default: clean)."
+)
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the model (default: the run's first).")
+_LABEL = flags.DEFINE_string(
+    "label",
+    None,
+    "Point this label, such as stable or canary, to the new version in models.config (default: "
+    "none; the newest version is served).",
+)
+_SERVER_MODELS_DIR = flags.DEFINE_string(
+    "server_models_dir",
+    "/models",
+    "Where TensorFlow Serving finds the folder that holds --serving_dir (default: /models).",
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels",
+    2**24,
+    "Pixels that an image may have; more are refused before they are decoded (default: 2^24).",
+    lower_bound=1,
+)
+_MAX_BATCH = flags.DEFINE_integer(
+    "max_batch", 256, "Images that a request may hold (default: 256).", lower_bound=1
+)
+_CHECK_IMAGES = flags.DEFINE_integer(
+    "check_images",
+    16,
+    "Images that the version is checked on: test images of the run where they are prepared here, "
+    "else phantoms (default: 16).",
+    lower_bound=1,
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Chooses the fit, builds the graph, writes, checks, publishes, labels."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _MAX_BATCH.value < _CHECK_IMAGES.value:
+        raise app.UsageError(
+            f"--check_images={_CHECK_IMAGES.value}: expected at most --max_batch={_MAX_BATCH.value}"
+        )
+    runs.quiet_logs()
+    from serving import errors, model_config
+
+    try:
+        _export(Path(_SERVING_DIR.value))
+    except (runs.RunError, errors.ServingError, model_config.ConfigError, OSError) as error:
+        raise SystemExit(f"serving.export: {error}") from None
+
+
+def _export(serving_dir: Path) -> None:
+    from replication import results
+    from serving import assemble, metadata, model_config, publish, self_check
+
+    run = runs.RunDirectory(Path(_RUN_DIR.value))
+    fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
+    if _STAGE.value not in fits:
+        raise runs.RunError(
+            f"--run_dir={run.path} holds no finished model of --stage={_STAGE.value}"
+        )
+    fit = fits[_STAGE.value]
+    decision, missing = metadata.decision(fit)
+    # Loading Keras takes seconds: what can be wrong with the flags was said before.
+    import keras
+
+    from serving.graph import Graph
+
+    model = keras.saving.load_model(fit.model_path)
+    graph = Graph(
+        model,
+        fit.info["resize"],
+        decision,
+        max_pixels=_MAX_PIXELS.value,
+        max_batch=_MAX_BATCH.value,
+    )
+    found = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
+    said = []
+
+    def write(folder: Path) -> None:
+        assemble.write_version(folder, run, fit, graph, serving_dir.name)
+        said.extend(self_check.check(folder, model, graph, found))
+
+    print(f"{fit.info['name']}, {fit.protocol} protocol, seed {fit.seed}: writing and checking")
+    for sentence in missing:
+        print(f"Note: {sentence}", file=sys.stderr)
+    version = publish.publish(serving_dir, write)
+    for sentence in said:
+        print(f"Checked: {sentence}")
+    config = model_config.ModelConfig(serving_dir, _SERVER_MODELS_DIR.value)
+    config.publish(version, _LABEL.value)
+    print(
+        f"Published: {serving_dir / str(version)}"
+        + (f", label {_LABEL.value}" if _LABEL.value else "")
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

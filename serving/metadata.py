@@ -1,0 +1,110 @@
+"""What a served version says of itself: where it comes from, how good it is, what it is not for."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from replication import model_card, pages, results, runs
+from serving import image_guard
+from serving.graph import Decision, Graph
+
+FILE_NAME = "metadata.json"
+FORMAT = 1
+
+INTENDED_USE = (
+    "Research software, not a medical device: to repeat published experiments and to compare "
+    "methods on images of single cells. It must not be used for screening, diagnosis or any "
+    "decision about a patient."
+)
+
+
+def decision(fit: results.Fit) -> tuple[Decision, list[str]]:
+    """Returns how a fit turns probabilities into an answer, and what it cannot say, in sentences.
+
+    Args:
+        fit: A finished fit; calibration and threshold were chosen on its tune images.
+
+    Raises:
+        runs.RunError: Its metrics hold neither.
+    """
+    triage = _metrics(fit)["triage"]
+    temperature = triage["calibration"]["temperature"]
+    threshold = triage["risk_coverage"]["threshold"]
+    missing = []
+    if temperature is None:
+        missing.append(f"hsil_plus is not calibrated: {triage['calibration']['note']}")
+    if threshold is None:
+        missing.append(f"No output abstain: {triage['risk_coverage']['note']}")
+    return Decision(tuple(fit.info["class_names"]), temperature, threshold), missing
+
+
+def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any]:
+    """Returns the content of `assets.extra/metadata.json`.
+
+    Args:
+        run: The run of the fit; its report shows the same figures.
+        fit: What is exported.
+        graph: How it is served.
+    """
+    manifest, metrics, info = run.manifest(), _metrics(fit), fit.info
+    environment = dict(manifest.get("environment", {}))
+    if "command" in environment:
+        environment["command"] = model_card.without_folders(environment["command"])
+    triage = metrics["triage"]
+    return {
+        "format": FORMAT,
+        "model": {
+            "name": info["name"],
+            "stage": info["stage"],
+            "protocol": info["protocol"],
+            "seed": info["seed"],
+            "parameters": info["parameters"],
+            "input_size": graph.size,
+            "resize": info["resize"],
+            "feature_layer": graph.feature_layer,
+        },
+        "labels": list(info["class_names"]),
+        "calibration": {key: triage["calibration"][key] for key in ("temperature", "note")},
+        "abstention": {
+            key: triage["risk_coverage"][key] for key in ("threshold", "target", "note")
+        },
+        "limits": {
+            "max_pixels": graph.max_pixels,
+            "max_batch": graph.max_batch,
+            "formats": list(image_guard.MAGIC),
+        },
+        "metrics": metrics,
+        "announcement": pages.announcement(manifest),
+        "intended_use": INTENDED_USE,
+        "audit": [found["line"] for found in manifest.get("audit", {}).values()],
+        "run": {**manifest, "environment": environment},
+        "exported": {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": runs.versions(),
+            "git_commit": runs.git_commit(),
+        },
+    }
+
+
+def write(version: Path, run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> None:
+    """Writes `metadata.json`, and the run's model card where it has one.
+
+    Args:
+        version: The version's directory; see `describe` for the rest.
+        run: The run.
+        fit: What is exported.
+        graph: How it is served.
+    """
+    extra = version / "assets.extra"
+    runs.write_json(extra / FILE_NAME, describe(run, fit, graph))
+    card = run.path / "model_card.md"
+    if card.exists():
+        runs.write_atomically(extra / card.name, card.read_bytes())
+
+
+def _metrics(fit: results.Fit) -> dict[str, Any]:
+    path = fit.directory / "metrics.json"
+    metrics = runs.read_json(path)
+    if "triage" not in metrics:
+        raise runs.RunError(f"{path}: expected calibration and threshold; run the command again")
+    return metrics

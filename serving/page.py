@@ -1,0 +1,180 @@
+"""The page of the embedded server: show it an image of a cell, see what the model answers and why.
+
+One HTML file without a build step, and four routes behind it. Nothing is loaded from elsewhere, and
+the browser is told so: scripts and styles run by their hash alone.
+"""
+
+import base64
+import functools
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import markupsafe
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from tensorflow_serving.apis import model_pb2
+
+from replication import pages
+from serving import page_answers
+from serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from serving.manager import Manager
+
+#: What TensorFlow puts around a text, and where in the graph it happened: of no use to a reader.
+_ASSERTION = re.compile(r"assertion failed: \[(.*)\]", re.DOTALL)
+_GRAPH_NODE = "\n\t [[{{"
+
+_HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+def routes(
+    manager: "Manager",
+    *,
+    model_name: str,
+    admission: Callable[[], AbstractContextManager[Any]] | None = None,
+    max_request_bytes: int,
+    timeout: float | None,
+) -> list[BaseRoute]:
+    """Returns `/`, `/page/model`, `/page/samples/<n>.png` and `/page/predict`.
+
+    Args:
+        manager: Holds the versions.
+        model_name: Of the model that the page asks; its newest version answers.
+        admission: Gives a place among the requests at work, shared with the other fronts, for as
+            long as its context is held; raises ServingError RESOURCE_EXHAUSTED where none is free.
+            None: no bound.
+        max_request_bytes: A larger image is refused with 413.
+        timeout: Seconds that the model has for an image; None: as long as it takes.
+
+    Example:
+        >>> app = Starlette(routes=routes(manager, model_name="pap_stage2",
+        ...                               max_request_bytes=2**26, timeout=30.0))
+    """
+    spec = model_pb2.ModelSpec(name=model_name)
+    html, policy = _render(model_name, max_request_bytes)
+    headers = {
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-cache",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(html, headers=headers)
+
+    @_answered
+    async def model(request: Request) -> Response:
+        return _json(await run_in_threadpool(page_answers.describe, manager, spec))
+
+    async def sample(request: Request) -> Response:
+        number = request.path_params["number"]
+        last = len(page_answers.SAMPLES) - 1
+        if number > last:
+            return _error(404, f"sample: expected 0 to {last}, got {number}")
+        picture = await run_in_threadpool(page_answers.sample_png, number)
+        return Response(picture, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+
+    @_answered
+    async def predict(request: Request) -> Response:
+        image = await _body(request, max_request_bytes)
+        if image is None:
+            return _error(413, f"image: expected at most {max_request_bytes:,} bytes")
+        # Only now, so that whoever sends slowly takes nobody's place.
+        with admission() if admission else nullcontext():
+            return _json(await run_in_threadpool(page_answers.ask, manager, spec, image, timeout))
+
+    return [
+        Route("/", page),
+        Route("/page/model", model),
+        Route("/page/samples/{number:int}.png", sample),
+        Route("/page/predict", predict, methods=["POST"]),
+    ]
+
+
+def _render(model_name: str, max_request_bytes: int) -> tuple[str, str]:
+    """The page, and the policy that lets nothing but its own script and style run."""
+    style, script = (
+        pages.template("serving", name).render()
+        for name in ("page_style.css.j2", "page_script.js.j2")
+    )
+    html = pages.template("serving", "page.html.j2").render(
+        style=markupsafe.Markup(style),
+        script=markupsafe.Markup(script),
+        model_name=model_name,
+        max_request_bytes=max_request_bytes,
+    )
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hash(script),
+        "style-src": _hash(style),
+        "img-src": "data: blob:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+    }
+    return html, "; ".join(f"{name} {value}" for name, value in policy.items())
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+async def _body(request: Request, limit: int) -> bytes | None:
+    """The body; None if it is longer than the limit, of which no more is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+_Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _answered(handler: _Handler) -> _Handler:
+    """Turns a `ServingError` into the answer that TensorFlow Serving's REST would give."""
+
+    @functools.wraps(handler)
+    async def answered(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ServingError as error:
+            text = error.message.partition(_GRAPH_NODE)[0]
+            asserted = _ASSERTION.fullmatch(text)
+            return _error(_HTTP_STATUS.get(error.code, 500), asserted[1] if asserted else text)
+        except ClientDisconnect:
+            # Nobody is left to read it; the number is what nginx logs in this case.
+            return Response(status_code=499)
+
+    return answered
+
+
+def _json(content: Mapping[str, Any]) -> JSONResponse:
+    return JSONResponse(content, headers={"Cache-Control": "no-store"})
+
+
+def _error(status: int, text: str) -> JSONResponse:
+    headers = {"Cache-Control": "no-store"} | ({"Retry-After": "1"} if status == 429 else {})
+    return JSONResponse({"error": text}, status, headers)

@@ -1,0 +1,123 @@
+"""What the page tells of the version that serves: how good it is, on what, and what it is not for.
+
+Everything is read from the `metadata.json` that `serving.export` leaves beside the model. A model
+that came another way is served all the same; then nothing is known of it, and the page says so.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from replication import shown
+
+_METADATA = Path("assets.extra") / "metadata.json"
+_FORMAT = 1
+
+#: The Bethesda System's names; the classes of stage 1 need none.
+MEANINGS = {
+    "NILM": "negative for intraepithelial lesion or malignancy",
+    "LSIL": "low-grade squamous intraepithelial lesion",
+    "HSIL": "high-grade squamous intraepithelial lesion",
+    "SCC": "squamous cell carcinoma",
+}
+
+_METRICS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
+}
+
+
+def read(version: Path) -> dict[str, Any]:
+    """Returns what is known of a version, ready for JSON.
+
+    Args:
+        version: Its directory.
+
+    Returns:
+        `unknown`: why nothing is known, "" where something is. Then `title`, `details`, `labels`,
+        `metrics` (each with `name`, `value`, `low`, `high`, `count` and the rounded `text`),
+        `methods` (of the intervals), `test_images` (by class), `temperature`, `threshold`, `notes`,
+        `limits`, `announcement`, `intended_use`, `audit` and `exported`; of an unknown version only
+        the empty `labels`.
+
+    Example:
+        >>> read(Path("a model of somebody else"))["unknown"]
+        'it has no assets.extra/metadata.json'
+    """
+    try:
+        metadata = json.loads((version / _METADATA).read_bytes())
+    except FileNotFoundError:
+        return _unknown(f"it has no {_METADATA}")
+    except (OSError, ValueError):
+        return _unknown(f"its {_METADATA} cannot be read")
+    try:
+        if metadata["format"] != _FORMAT:
+            return _unknown(f"its {_METADATA} is of format {metadata['format']}, not {_FORMAT}")
+        return _facts(metadata)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return _unknown(f"its {_METADATA} is not as serving.export writes it")
+
+
+def _unknown(reason: str) -> dict[str, Any]:
+    return {"unknown": reason, "labels": []}
+
+
+def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    model, metrics = metadata["model"], metadata["metrics"]
+    calibration, abstention = metadata["calibration"], metadata["abstention"]
+    rows = [
+        # With groups known, the interval that respects them is the one to quote.
+        _metric(title, metrics.get(f"{key}_by_group") or metrics[key])
+        for key, title in _METRICS.items()
+        if metrics.get(key)
+    ]
+    per_class = metrics.get("per_class", {})
+    rows += [_metric(f"{label} sensitivity", of["sensitivity"]) for label, of in per_class.items()]
+    size, temperature = int(model["input_size"]), calibration["temperature"]
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+    return {
+        "unknown": "",
+        "title": str(model["name"]),
+        "details": (
+            f"Stage {model['stage']}, {model['protocol']} protocol, seed {model['seed']}; "
+            f"{int(model['parameters']):,} parameters; "
+            f"images are resized to {size} × {size} px ({model['resize']})."
+        ),
+        "labels": [str(label) for label in metadata["labels"]],
+        "metrics": rows,
+        "methods": shown.methods({row["name"]: row["method"] for row in rows}),
+        "test_images": {label: int(of["support"]) for label, of in per_class.items()},
+        "temperature": temperature,
+        "threshold": abstention["threshold"],
+        "notes": [str(each["note"]) for each in (calibration, abstention) if each["note"]],
+        "limits": {
+            "formats": [str(name) for name in metadata["limits"]["formats"]],
+            "max_pixels": int(metadata["limits"]["max_pixels"]),
+        },
+        "announcement": str(metadata["announcement"]),
+        "intended_use": str(metadata["intended_use"]),
+        "audit": [str(line) for line in metadata["audit"]],
+        "exported": str(metadata["exported"]["time"]),
+    }
+
+
+def _metric(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
+    value, low, high = (
+        math.nan if estimate[key] is None else float(estimate[key])
+        for key in ("value", "low", "high")
+    )
+    rounded = shown.shown(value, low, high)
+    # A narrow table may break before the interval, not within it.
+    interval = rounded.interval.replace(" ", "\u00a0")
+    return {
+        "name": name,
+        **{key: estimate[key] for key in ("value", "low", "high")},
+        "count": int(estimate["count"]),
+        "method": str(estimate["method"]),
+        "text": f"{rounded.value} {interval}".rstrip(),
+    }

@@ -1,0 +1,337 @@
+"""A published version answers what was evaluated, and says what it is."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from commands import command
+from PIL import Image
+
+from replication import calibration, results, runs, triage
+from serving import graph, metadata, publish, self_check
+from serving.errors import ServingError
+from serving.servable import Servable
+from serving.warmup_requests import example
+from tfds_pap import pipeline
+
+OUTPUTS = {"probabilities", "label", "class_id", "hsil_plus", "abstain"}
+
+
+def export(tiny_run, serving_dir, *arguments, **options):
+    return command(
+        "serving.export",
+        f"--run_dir={tiny_run}",
+        f"--serving_dir={serving_dir}",
+        *arguments,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, data_dir, tmp_path_factory):
+    """What the command printed, and where the version lies."""
+    serving_dir = tmp_path_factory.mktemp("models") / "pap_stage2"
+    done = export(tiny_run, serving_dir, f"--data_dir={data_dir}", "--label=stable")
+    assert done.returncode == 0, done.stderr
+    return done.stdout, serving_dir / "1"
+
+
+@pytest.fixture(scope="module")
+def servable(exported):
+    loaded = Servable.load("pap_stage2", 1, exported[1])
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def fit(tiny_run):
+    return results.choose_fits(runs.RunDirectory(tiny_run), "clean")[2]
+
+
+@pytest.fixture(scope="module")
+def model(fit):
+    return keras.saving.load_model(fit.model_path)
+
+
+def picture(width=30, height=20, seed=0, mode="RGB"):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def encode(image, form, **options):
+    data = io.BytesIO()
+    image.save(data, form, **options)
+    return data.getvalue()
+
+
+def test_the_command_checks_against_the_model_and_the_report(exported):
+    output, version = exported
+    assert "5 signatures on 12 test images of the run: probabilities differ by at most" in output
+    assert "from the run's predictions.csv" in output
+    assert output.splitlines()[-1] == f"Published: {version}, label stable"
+    assert not list(version.parent.glob(".*"))
+
+
+def test_every_test_image_is_answered_as_in_the_report(servable, fit, data_dir):
+    builder = pipeline.prepare("pap_db4", "original", data_dir=data_dir)
+    tested = fit.predictions.select("test")
+    answer = servable.run(
+        "serving_default",
+        {"image_bytes": np.array(pipeline.read_files(builder, tested.ids), object)},
+    )
+    np.testing.assert_allclose(answer["probabilities"], tested.probabilities, atol=1e-5)
+    assert [label.decode() for label in answer["label"]] == [
+        tested.class_names[row] for row in tested.predicted
+    ]
+    np.testing.assert_array_equal(answer["class_id"], tested.predicted)
+    found = metadata.decision(fit)[0]
+    calibrated = calibration.apply_temperature(tested, found.temperature).probabilities
+    np.testing.assert_allclose(answer["hsil_plus"], calibrated[:, 2:].sum(axis=1), atol=1e-5)
+    np.testing.assert_array_equal(answer["abstain"], calibrated.max(axis=1) < found.threshold)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.01, 1.0, 2.83, 100.0])
+def test_calibration_in_the_graph_is_that_of_the_report(temperature):
+    rows = np.random.default_rng(0).dirichlet([0.05] * 4, 200).astype(np.float32)
+    rows[0] = [1, 0, 0, 0]
+    predictions = triage.Predictions(
+        [str(n) for n in range(200)], [""] * 200, ["test"] * 200, [0] * 200, rows, tuple("abcd")
+    )
+    expected = calibration.apply_temperature(predictions, temperature or 1.0).probabilities
+    np.testing.assert_allclose(
+        graph.calibrate(tf.constant(rows), temperature), expected, atol=1e-12
+    )
+
+
+FILES = {
+    "JPEG": encode(picture(), "JPEG"),
+    "progressive JPEG": encode(picture(), "JPEG", progressive=True),
+    "grey JPEG": encode(picture(mode="L"), "JPEG"),
+    "CMYK JPEG": encode(picture(mode="CMYK"), "JPEG"),
+    "PNG": encode(picture(), "PNG"),
+    "PNG with alpha": encode(picture(mode="RGBA"), "PNG"),
+    "grey PNG": encode(picture(mode="L"), "PNG"),
+    "palette PNG": encode(picture(mode="P"), "PNG"),
+    "16-bit PNG": encode(
+        Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99), "PNG"
+    ),
+    "BMP": encode(picture(), "BMP"),
+    "GIF": encode(picture(), "GIF"),
+    "one pixel": encode(picture(1, 1), "PNG"),
+    "a line": encode(picture(900, 1), "PNG"),
+    "huge": encode(picture(4096, 4096), "JPEG"),
+    "the model's size": encode(picture(24, 24), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_from_file_to_probability_as_in_training(servable, model, name):
+    data = FILES[name]
+    pixels = pipeline.decode_and_resize(data, 24, "bilinear").numpy()
+    expected = np.asarray(model(pixels[None]))
+    encoded = {"image_bytes": np.array([data], object)}
+    answer = servable.run("explain", encoded)
+    np.testing.assert_array_equal(answer["image"][0], pixels)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    assert set(answer) == OUTPUTS | {"image", "heat"}
+    served = servable.run("serving_default", encoded)
+    assert set(served) == OUTPUTS
+    np.testing.assert_allclose(served["probabilities"], expected, atol=1e-5)
+
+
+def test_two_hundred_real_images(servable, model, shared_data):
+    paths = sorted((shared_data / "DB_4").rglob("*.jpg"))[::5][:200]
+    assert len(paths) == 200
+    files = [path.read_bytes() for path in paths]
+    pixels = np.stack([pipeline.decode_and_resize(data, 24).numpy() for data in files])
+    for form in ("as they are", "PNG", "grey", "CMYK"):
+        sent = files
+        if form != "as they are":
+            images = [Image.open(io.BytesIO(data)) for data in files]
+            kinds = {"PNG": ("RGB", "PNG"), "grey": ("L", "JPEG"), "CMYK": ("CMYK", "JPEG")}
+            mode, kind = kinds[form]
+            sent = [encode(image.convert(mode), kind) for image in images]
+            pixels = np.stack([pipeline.decode_and_resize(data, 24).numpy() for data in sent])
+        answer = servable.run("serving_default", {"image_bytes": np.array(sent, object)})
+        np.testing.assert_allclose(
+            answer["probabilities"], model.predict_on_batch(pixels), atol=1e-5
+        )
+
+
+def test_other_signatures(servable, model):
+    files = [FILES["JPEG"], FILES["PNG"]]
+    pixels = np.stack([pipeline.decode_and_resize(data, 24).numpy() for data in files])
+    expected = model.predict_on_batch(pixels)
+    answer = servable.run("pixels", {"image": pixels.astype(np.float32)})
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    examples = [example(data).SerializeToString() for data in files]
+    answer = servable.run("classify", {"inputs": np.array(examples, object)})
+    assert answer["classes"].tolist() == [[b"NILM", b"LSIL", b"HSIL", b"SCC"]] * 2
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
+    answer = servable.run("features", {"image_bytes": np.array(files, object)})
+    extractor = keras.Model(model.input, model.get_layer("features").output)
+    np.testing.assert_allclose(answer["features"], extractor.predict_on_batch(pixels), atol=1e-5)
+
+
+def test_grad_cam_in_the_graph_is_that_of_the_report(servable, model):
+    from replication.gradcam import GradCam
+
+    files = [FILES["JPEG"], FILES["PNG"]]
+    answer = servable.run("explain", {"image_bytes": np.array(files, object)})
+    expected = GradCam(model).maps(answer["image"], answer["class_id"])
+    assert expected.max() == 1
+    np.testing.assert_allclose(answer["heat"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "inputs", "message"),
+    [
+        ("serving_default", {"image_bytes": [b"no image"]}, "expected the bytes of a JPEG, PNG"),
+        ("serving_default", {"image_bytes": [FILES["JPEG"], FILES["JPEG"][:200]]}, "JPEG"),
+        ("serving_default", {"image_bytes": [FILES["PNG"][:-20]]}, "PNG"),
+        ("serving_default", {"image_bytes": []}, "expected 1 to 256 images in a request, got 0"),
+        ("serving_default", {"image_bytes": [b""] * 257}, "expected 1 to 256 images"),
+        ("classify", {"inputs": [b"\xff"]}, "Could not parse example"),
+        ("classify", {"inputs": [example(b"").SerializeToString()]}, "got 0 other bytes"),
+    ],
+)
+def test_a_batch_is_answered_as_a_whole_or_refused(servable, key, inputs, message):
+    arrays = {name: np.array(values, object) for name, values in inputs.items()}
+    with pytest.raises(ServingError, match=message) as raised:
+        servable.run(key, arrays)
+    assert raised.value.code.name == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    "shape", [(3,), (1, 24, 24), (1, 24, 24, 1), (1, 25, 24, 3), (0, 24, 24, 3)]
+)
+def test_pixels_of_another_shape_are_refused(servable, shape):
+    with pytest.raises(ServingError) as raised:
+        servable.run("pixels", {"image": np.zeros(shape, np.float32)})
+    assert raised.value.code.name == "INVALID_ARGUMENT"
+
+
+def test_pixels_that_are_no_numbers_are_refused(servable):
+    image = np.zeros((1, 24, 24, 3), np.float32)
+    image[0, 0, 0, 0] = np.nan
+    with pytest.raises(ServingError, match="expected finite numbers"):
+        servable.run("pixels", {"image": image})
+
+
+def test_metadata_is_that_of_the_report(exported, fit, tiny_run):
+    extra = exported[1] / "assets.extra"
+    found = json.loads((extra / "metadata.json").read_text())
+    assert found["labels"] == ["NILM", "LSIL", "HSIL", "SCC"]
+    assert found["metrics"] == json.loads((fit.directory / "metrics.json").read_text())
+    assert found["metrics"]["accuracy"].keys() >= {"value", "low", "high", "method"}
+    assert "not a medical device" in found["intended_use"]
+    assert "not the papers' images" in found["announcement"]
+    assert found["calibration"]["temperature"] == metadata.decision(fit)[0].temperature
+    assert found["limits"]["formats"] == ["JPEG", "PNG", "BMP", "GIF"]
+    assert (
+        found["run"]["identity"] == json.loads((tiny_run / "manifest.json").read_text())["identity"]
+    )
+    assert (extra / "model_card.md").read_bytes() == (tiny_run / "model_card.md").read_bytes()
+    assert str(tiny_run.parent) not in (extra / "metadata.json").read_text()
+
+
+def test_saved_model_cli_reads_it(exported):
+    show = Path(sys.executable).with_name("saved_model_cli")
+    done = subprocess.run(
+        [show, "show", "--dir", exported[1], "--all"], capture_output=True, text=True, check=True
+    )
+    for name in ("serving_default", "pixels", "classify", "features", "explain"):
+        assert f"signature_def['{name}']" in done.stdout
+    assert "shape: (-1, 24, 24, 3)" in done.stdout
+
+
+LOADER = """
+import sys
+for name in ("tfds_pap", "replication", "serving", "finetune", "keras"):
+    sys.modules[name] = None
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+image = open(sys.argv[2], "rb").read()
+answer = model.signatures["serving_default"](image_bytes=tf.constant([image]))
+print(answer["label"].numpy()[0].decode(), len(answer))
+"""
+
+
+def test_loads_where_neither_this_package_nor_keras_is(exported, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(FILES["JPEG"])
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, str(exported[1]), str(tmp_path / "a.jpg")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[1] == "5"
+
+
+def test_all_variables_once(exported, model):
+    stored = [
+        shape
+        for name, shape in tf.train.list_variables(str(exported[1] / "variables" / "variables"))
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    ]
+    assert sorted(map(tuple, stored)) == sorted(tuple(v.shape) for v in model.variables)
+
+
+def test_a_version_that_answers_otherwise_is_not_published(tmp_path, model, fit):
+    other = keras.models.clone_model(model)
+    built = graph.Graph(other, "bilinear", metadata.decision(fit)[0])
+    built.save(tmp_path / "version")
+    images = [FILES["JPEG"], FILES["PNG"]]
+    found = self_check.Samples(images, np.full((2, 4), 0.25), "images")
+    with pytest.raises(runs.RunError, match="the served probabilities differ by"):
+        self_check.check(tmp_path / "version", model, built, found)
+    with pytest.raises(runs.RunError, match=r"differ by .* from the run's predictions\.csv"):
+        self_check.check(tmp_path / "version", other, built, found)
+
+
+def test_nothing_to_calibrate_with(model):
+    built = graph.Graph(model, "bilinear", graph.Decision(tuple("wxyz"), None, None))
+    answer = built.serving_default(tf.constant([FILES["JPEG"]]))
+    assert set(answer) == {"probabilities", "label", "class_id"}
+
+
+def test_errors_are_one_line(tiny_run, tmp_path):
+    for arguments, expected in (
+        (("--protocol=paper",), "holds no finished model of --protocol=paper"),
+        (("--stage=1",), "holds no finished model of --stage=1"),
+    ):
+        done = export(tiny_run, tmp_path / "models", *arguments)
+        assert done.returncode == 1
+        line = done.stderr.strip().splitlines()[-1]
+        assert line.startswith("serving.export: ") and expected in line
+    assert not (tmp_path / "models").exists()
+
+
+def test_killed_while_it_publishes(tiny_run, data_dir, tmp_path):
+    serving_dir = tmp_path / "models" / "pap_stage2"
+    publish.publish(serving_dir, lambda folder: (folder / "old").write_text(""))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "serving.export", f"--run_dir={tiny_run}"),
+            *(f"--serving_dir={serving_dir}", f"--data_dir={data_dir}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(serving_dir.glob(".publishing-*/saved_model.pb")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert publish.versions(serving_dir) == [1]
+    publish.sweep(serving_dir)
+    assert [path.name for path in serving_dir.iterdir()] == ["1"]

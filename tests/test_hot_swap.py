@@ -1,0 +1,168 @@
+"""Versions come and go under load: no request fails, no answer is mixed, no kill reaches a client.
+
+pytest tests/test_hot_swap.py --thorough         # a minute of load, 50 kills of the real export
+"""
+
+import contextlib
+import functools
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import hostile
+import numpy as np
+import pytest
+import serving_models
+import tensorflow as tf
+from served import served
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from serving import publish
+
+ROWS = np.array([[2, 1], [0, 0], [5, 5], [-1, 3]], np.float32)
+
+
+def linear_request():
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "linear"
+    request.model_spec.signature_name = "linear"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto(ROWS))
+    return request
+
+
+def bias(answers):
+    """Which version answered: y = x0 + x1 + bias; all rows of a request must agree."""
+    found = set(np.round(np.asarray(answers) - ROWS.sum(axis=1), 3).tolist())
+    assert len(found) == 1, f"a mixed answer: {found}"
+    return found.pop()
+
+
+class Clients(contextlib.AbstractContextManager):
+    """Hammers both ports from several threads until it is left."""
+
+    def __init__(self, server, ask_grpc, ask_rest, threads=3):
+        self.answers, self.failures, self._ended = [], [], threading.Event()
+        channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        asks = [lambda: ask_grpc(stub)] * threads + [lambda: ask_rest(server)] * threads
+        self._threads = [threading.Thread(target=self._hammer, args=(ask,)) for ask in asks]
+
+    def _hammer(self, ask):
+        while not self._ended.is_set():
+            try:
+                self.answers.append(ask())
+            except (grpc.RpcError, AssertionError, OSError) as error:
+                self.failures.append(repr(error))
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def linear_over_grpc(stub):
+    answer = stub.Predict(linear_request(), timeout=30)
+    version = answer.model_spec.version.value
+    assert bias(answer.outputs["y"].float_val) == version
+    return version
+
+
+def linear_over_rest(server):
+    body = json.dumps({"signature_name": "linear", "instances": ROWS.tolist()})
+    status, _, text = server.rest("POST", "/v1/models/linear:predict", body)
+    assert status == 200, text
+    return int(bias(json.loads(text)["predictions"]))
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_hot_swap_under_load(tmp_path, pytestconfig, batching):
+    seconds, pause = (60, 3) if pytestconfig.getoption("thorough") else (6, 1.5)
+    serving_dir = tmp_path / "linear"
+
+    def publish_next(version):
+        model = serving_models.write_model(tmp_path / f"written_{version}", bias=float(version))
+        copy = functools.partial(shutil.copytree, model, dirs_exist_ok=True)
+        assert publish.publish(serving_dir, copy) == version
+
+    publish_next(1)
+    arguments = ["--file_system_poll_wait_seconds=0.2"] + ["--enable_batching"] * batching
+    with served(serving_dir, *arguments) as server:
+        with Clients(server, linear_over_grpc, linear_over_rest) as clients:
+            end, version = time.monotonic() + seconds, 1
+            while time.monotonic() < end:
+                time.sleep(pause)
+                version += 1
+                publish_next(version)
+            waited = time.monotonic() + 30
+            while server.available("linear") != [version] and time.monotonic() < waited:
+                time.sleep(0.1)
+            time.sleep(0.3)
+        assert not clients.failures
+        assert set(clients.answers) == set(range(1, version + 1))
+        assert server.available("linear") == [version]
+        print(f"{len(clients.answers)} answers of {version} versions, none failed, none mixed")
+
+
+def test_kills_of_the_publisher_reach_no_client(
+    exported_tiny, tiny_run, data_dir, tmp_path, pytestconfig
+):
+    kills = 50 if pytestconfig.getoption("thorough") else 2
+    serving_dir = tmp_path / "pap_stage2"
+    image = hostile.images(np.random.default_rng(0))[0]
+    command = [
+        *(sys.executable, "-m", "serving.export", f"--run_dir={tiny_run}", "--check_images=2"),
+        *(f"--serving_dir={serving_dir}", f"--data_dir={data_dir}"),
+    ]
+
+    def export():
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    start = time.monotonic()
+    assert export().wait() == 0
+    duration = time.monotonic() - start
+
+    def over_grpc(stub):
+        request = predict_pb2.PredictRequest.FromString(hostile.image_request("pap_stage2", image))
+        answer = stub.Predict(request, timeout=30)
+        return np.round(answer.outputs["probabilities"].float_val, 5).tolist()
+
+    def over_rest(server):
+        body = hostile.image_body(image)
+        status, _, text = server.rest("POST", "/v1/models/pap_stage2:predict", body)
+        assert status == 200, text
+        return np.round(json.loads(text)["predictions"][0]["probabilities"], 5).tolist()
+
+    moments = random.Random(0)
+    with served(serving_dir, "--file_system_poll_wait_seconds=0.1") as server:
+        with Clients(server, over_grpc, over_rest, threads=1) as clients:
+            for _ in range(kills):
+                process = export()
+                time.sleep(moments.uniform(0.3, 1.2) * duration)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                # A version that did get through is whole: it loads, or it would be END here.
+                states = json.loads(server.rest("GET", "/v1/models/pap_stage2")[2])
+                for found in states["model_version_status"]:
+                    assert found["status"]["error_code"] == "OK", found
+            assert export().wait() == 0
+            newest = publish.versions(serving_dir)[-1]
+            waited = time.monotonic() + 30
+            while server.available("pap_stage2") != [newest] and time.monotonic() < waited:
+                time.sleep(0.1)
+        assert not clients.failures
+        # Every version holds the same weights.
+        assert len({tuple(found) for found in clients.answers}) == 1
+        assert server.available("pap_stage2") == [newest]
+        assert not list(serving_dir.glob(".*"))
+        print(f"{kills} kills, {newest} versions, {len(clients.answers)} answers, none failed")
