@@ -1,7 +1,7 @@
 """Merges concurrent requests into batches, in the words of TensorFlow Serving's batching.
 
-Requests for the same outputs of one signature, whose inputs differ in nothing but the number of
-rows, wait together until the batch is full or `batch_timeout_micros` have passed, and run as one.
+Requests for one signature, whose inputs differ in nothing but the number of rows, wait together
+until the batch is full or `batch_timeout_micros` have passed, and run as one.
 Better than there: an input that makes a merged batch fail fails its own request only.
 """
 
@@ -9,7 +9,7 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import grpc
 import numpy as np
@@ -18,7 +18,7 @@ from serving.batching_config import BatchingParameters
 from serving.errors import ServingError
 
 Arrays = Mapping[str, np.ndarray]
-Run = Callable[[str, Arrays, Sequence[str], float | None], dict[str, np.ndarray]]
+Run = Callable[[str, Arrays, float | None], dict[str, np.ndarray]]
 
 _log = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ class Batcher:
     """Batches the calls of one function from many threads.
 
     Args:
-        run: Called with signature, inputs, outputs and seconds (or None), from
-            `num_batch_threads` threads.
+        run: Called with signature, inputs and seconds (or None), from `num_batch_threads` threads;
+            returns all outputs.
         parameters: Sizes, times and threads.
 
     Example:
-        >>> def double(key, arrays, outputs, timeout):
+        >>> def double(key, arrays, timeout):
         ...     return {"y": 2 * arrays["x"]}
         >>> batcher = Batcher(double, BatchingParameters(max_batch_size=8))
-        >>> batcher.run("double", {"x": np.array([1.0, 2.0])}, ["y"])
+        >>> batcher.run("double", {"x": np.array([1.0, 2.0])})
         {'y': array([2., 4.])}
         >>> batcher.close()
     """
@@ -52,15 +52,12 @@ class Batcher:
         for number in range(parameters.num_batch_threads):
             threading.Thread(target=self._loop, name=f"batch-{number}", daemon=True).start()
 
-    def run(
-        self, key: str, arrays: Arrays, outputs: Sequence[str], timeout: float | None = None
-    ) -> dict[str, np.ndarray]:
+    def run(self, key: str, arrays: Arrays, timeout: float | None = None) -> dict[str, np.ndarray]:
         """Answers one request, as `run` would have alone.
 
         Args:
             key: The signature.
             arrays: Inputs by name, all with the same number of rows.
-            outputs: Names of the outputs wanted.
             timeout: Seconds after which the request is given up, waiting included.
 
         Raises:
@@ -70,9 +67,9 @@ class Batcher:
         """
         rows = self._rows(arrays)
         if rows == 0:
-            return self._run(key, arrays, outputs, timeout)
+            return self._run(key, arrays, timeout)
         task = _Task(arrays, rows, None if timeout is None else time.monotonic() + timeout)
-        group = (key, tuple(outputs), tuple((name, a.shape[1:]) for name, a in arrays.items()))
+        group = (key, tuple((name, a.shape[1:]) for name, a in arrays.items()))
         with self._work:
             self._enqueue(group, task)
         if not task.done.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
@@ -171,9 +168,9 @@ class Batcher:
 
     def _loop(self) -> None:
         while (batch := self._next()) is not None:
-            key, outputs, _ = batch.group
+            key, _ = batch.group
             try:
-                self._process(key, outputs, batch.tasks)
+                self._process(key, batch.tasks)
             except Exception as error:
                 # Whatever happens, nobody waits for ever and the thread lives.
                 _log.exception("batch of signature %s", key)
@@ -182,7 +179,7 @@ class Batcher:
                         ServingError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
                     )
 
-    def _process(self, key: str, outputs: Sequence[str], tasks: list["_Task"]) -> None:
+    def _process(self, key: str, tasks: list["_Task"]) -> None:
         """Answers all tasks; halves a batch that fails until what fails is alone."""
         now = time.monotonic()
         for task in tasks:
@@ -201,14 +198,14 @@ class Batcher:
             for name in tasks[0].arrays
         }
         try:
-            results = self._run(key, merged, outputs, timeout)
+            results = self._run(key, merged, timeout)
         except ServingError as error:
             if len(tasks) == 1:
                 tasks[0].fail(error)
             else:
                 half = len(tasks) // 2
-                self._process(key, outputs, tasks[:half])
-                self._process(key, outputs, tasks[half:])
+                self._process(key, tasks[:half])
+                self._process(key, tasks[half:])
             return
         misfit = _misfit(results, size)
         start = 0

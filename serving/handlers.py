@@ -21,13 +21,12 @@ from tensorflow_serving.apis import (
 )
 
 from serving import tensor_protos
+from serving.endpoint import DEFAULT_SIGNATURE, MESSAGE_LIMIT
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
     from serving.manager import Manager
     from serving.servable import Servable
-
-_DEFAULT_SIGNATURE = "serving_default"
 
 
 def predict(
@@ -51,7 +50,7 @@ def predict_with(
     servable: "Servable", request: predict_pb2.PredictRequest, *, timeout: float | None = None
 ) -> predict_pb2.PredictResponse:
     """`predict` by one version, whatever version the request names."""
-    key = request.model_spec.signature_name or _DEFAULT_SIGNATURE
+    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     # The signature comes before the tensors, as in the real server.
     servable.signature(key)
     inputs = {name: tensor_protos.to_array(proto, name) for name, proto in request.inputs.items()}
@@ -259,7 +258,7 @@ def _fill_model_spec(spec: model_pb2.ModelSpec, servable: "Servable", key: str) 
 def _example_signature(
     servable: "Servable", spec: model_pb2.ModelSpec
 ) -> tuple[str, meta_graph_pb2.SignatureDef]:
-    key = spec.signature_name or _DEFAULT_SIGNATURE
+    key = spec.signature_name or DEFAULT_SIGNATURE
     if key not in servable.meta_graph.signature_def:
         raise _invalid(f"No signature was found with the name: {key}")
     signature = servable.signature(key)
@@ -294,8 +293,8 @@ def _text(label: bytes) -> str:
 
 
 def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message[:1024])
+    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message[:MESSAGE_LIMIT])
 
 
 def _failed(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.FAILED_PRECONDITION, message[:1024])
+    return ServingError(grpc.StatusCode.FAILED_PRECONDITION, message[:MESSAGE_LIMIT])

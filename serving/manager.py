@@ -228,19 +228,29 @@ class Manager:
             self._unload(name, {v.number for v in self._of(name)})
 
     def _apply(self, config: model_server_config_pb2.ModelServerConfig) -> None:
-        """Loads the models that are new; takes the configuration over if all of them load."""
-        models = self._checked(config)
+        """Loads what is new; takes the configuration over if all models and labels can be had."""
+        models = config_checks.models(config)
         added = [name for name in models if name not in self._config]
-        failed = [failure for name in added if (failure := self._add(name, models[name]))]
-        if failed:
+        try:
+            failed = [failure for name in added if (failure := self._add(name, models[name]))]
+            if failed:
+                raise ServingError(
+                    grpc.StatusCode.UNKNOWN,
+                    f"Some models did not become available: {{{', '.join(failed)}}}",
+                )
+            for name in models.keys() - set(added):
+                # A label in use only moves to a version that answers: this may be its first load.
+                with contextlib.suppress(OSError):
+                    self._load_wanted(name, models[name])
+            self._check_labels(models)
+        except ServingError:
             for name in added:
                 self._unload(name, {v.number for v in self._of(name)})
                 with self._lock:
                     self._versions.pop(name, None)
-            raise ServingError(
-                grpc.StatusCode.UNKNOWN,
-                f"Some models did not become available: {{{', '.join(failed)}}}",
-            )
+            # What was loaded on trial goes again.
+            self._scan()
+            raise
         with self._lock:
             self._config = models
         self._changed()
@@ -263,6 +273,14 @@ class Manager:
         Raises:
             OSError: If the base path cannot be listed; then nothing changes.
         """
+        self._unload(name, self._load_wanted(name, config))
+
+    def _load_wanted(self, name: str, config: model_server_config_pb2.ModelConfig) -> Set[int]:
+        """Loads what is wanted; returns the versions that are not.
+
+        Raises:
+            OSError: If the base path cannot be listed.
+        """
         policy = config.model_version_policy
         found = versions.on_disk(config.base_path)
         broken = {
@@ -279,11 +297,11 @@ class Manager:
             if not missing:
                 break
             if self._stop_at is not None:
-                return
+                return set()
             number = max(missing)
             if not self._load_version(_Version(name, number, found[number])):
                 broken.add(number)
-        self._unload(name, versions.unwanted(policy, found.keys(), wanted, serving.keys()))
+        return versions.unwanted(policy, found.keys(), wanted, serving.keys())
 
     def _load_version(self, version: _Version) -> bool:
         """Loads a version; it takes the traffic of its number, or of the model, in one step."""
@@ -404,12 +422,21 @@ class Manager:
     def _checked(
         self, config: model_server_config_pb2.ModelServerConfig
     ) -> dict[str, model_server_config_pb2.ModelConfig]:
-        """The models by name, their labels compared with what is available.
+        """The models by name.
 
         Raises:
-            ServingError: In the real server's words where it has any.
+            ServingError: See `config_checks.models` and `_check_labels`.
         """
         models = config_checks.models(config)
+        self._check_labels(models)
+        return models
+
+    def _check_labels(self, models: dict[str, model_server_config_pb2.ModelConfig]) -> None:
+        """Compares labels with what is available.
+
+        Raises:
+            ServingError: In the real server's words.
+        """
         for name, model in models.items():
             before = self._config[name].version_labels if name in self._config else {}
             available = {v.number for v in self._of(name) if v.state == State.AVAILABLE}
@@ -421,7 +448,6 @@ class Manager:
                         f"Request to assign label to version {number} of model {name}, which is "
                         "not currently available for inference",
                     )
-        return models
 
 
 class _Use:

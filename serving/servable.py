@@ -5,15 +5,13 @@ words, a timeout cancels the work inside the graph, and closing frees the memory
 """
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 # tf.compat.v1.Session.run spends 0.1 ms on Python of its own; this is the call at its bottom.
@@ -22,12 +20,8 @@ from tensorflow.python.client import pywrap_tf_session
 from serving import warmup
 from serving.batching import Batcher
 from serving.batching_config import BatchingParameters
+from serving.endpoint import DEFAULT_SIGNATURE, MESSAGE_LIMIT, Endpoint
 from serving.errors import ServingError
-
-DEFAULT_SIGNATURE = "serving_default"
-
-#: TensorFlow Serving cuts its messages here.
-MESSAGE_LIMIT = 1024
 
 #: Milliseconds that a RunOptions timeout may have: more than anybody waits.
 _LONGEST_TIMEOUT_MS = 2**31 - 1
@@ -63,7 +57,7 @@ class Servable:
         self.meta_graph = meta_graph
         self._session = session
         self._endpoints = {
-            key: _Endpoint(session.graph, signature)
+            key: Endpoint(session.graph, signature)
             for key, signature in meta_graph.signature_def.items()
         }
         self._batcher = None if batching is None else Batcher(self._run_session, batching)
@@ -167,14 +161,15 @@ class Servable:
         """
         endpoint = self._endpoint(key)
         arrays = endpoint.feeds(inputs)
-        outputs = endpoint.fetches(output_filter)
+        chosen = endpoint.chosen(output_filter)
         endpoint.check_fit(arrays)
         if timeout is not None and timeout <= 0:
             raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        key = key or DEFAULT_SIGNATURE
-        if self._batcher is not None:
-            return self._batcher.run(key, arrays, outputs, timeout)
-        return self._run_session(key, arrays, outputs, timeout)
+        run = self._run_session if self._batcher is None else self._batcher.run
+        # All outputs, always: the session would plan the graph anew for every choice of them,
+        # which takes seconds and memory that a hostile client could ask for again and again.
+        outputs = run(key or DEFAULT_SIGNATURE, arrays, timeout)
+        return {name: outputs[name] for name in chosen}
 
     def close(self) -> None:
         """Frees the session and the graph; waits for nothing, runs in flight are cancelled.
@@ -191,7 +186,7 @@ class Servable:
         self._endpoints = {}
         gc.collect()
 
-    def _endpoint(self, key: str) -> "_Endpoint":
+    def _endpoint(self, key: str) -> Endpoint:
         if self._session is None:
             raise _closed()
         key = key or DEFAULT_SIGNATURE
@@ -206,7 +201,6 @@ class Servable:
         self,
         key: str,
         arrays: Mapping[str, np.ndarray],
-        outputs: Sequence[str],
         timeout: float | None,
     ) -> dict[str, np.ndarray]:
         # Both are read once: `close` may come at any moment.
@@ -214,7 +208,7 @@ class Servable:
         if session is None or endpoint is None:
             raise _closed()
         feeds = {endpoint.inputs[name].tensor: array for name, array in arrays.items()}
-        fetches = [endpoint.outputs[name] for name in outputs]
+        fetches = list(endpoint.outputs.values())
         options = None
         if timeout is not None:
             milliseconds = min(max(1, round(timeout * 1000)), _LONGEST_TIMEOUT_MS)
@@ -225,10 +219,14 @@ class Servable:
             results = session._call_tf_sessionrun(options, feeds, fetches, [], None)
         except tf.errors.OpError as error:
             raise translated(error) from error
+        except UnicodeDecodeError as error:
+            # The message quotes the request's bytes, and TensorFlow's binding expects text.
+            message = error.object.decode(errors="replace")[:MESSAGE_LIMIT]
+            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
         finally:
             if options is not None:
                 pywrap_tf_session.TF_DeleteBuffer(options)
-        return dict(zip(outputs, results, strict=True))
+        return dict(zip(endpoint.outputs, results, strict=True))
 
 
 def translated(error: tf.errors.OpError) -> ServingError:
@@ -238,157 +236,3 @@ def translated(error: tf.errors.OpError) -> ServingError:
 
 def _closed() -> ServingError:
     return ServingError(grpc.StatusCode.CANCELLED, "Session has been closed.")
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message[:MESSAGE_LIMIT])
-
-
-class _Input(NamedTuple):
-    """What a signature says of one input."""
-
-    tensor: Any
-    feed_name: str
-    dtype: int
-    shape: tuple[int, ...] | None  # -1 is any size, None any rank
-
-
-class _Endpoint:
-    """One signature: its checks in the real server's order and words, and its graph tensors."""
-
-    def __init__(self, graph: tf.Graph, signature: meta_graph_pb2.SignatureDef) -> None:
-        self.signature = signature
-        self.inputs = {}
-        for alias in sorted(signature.inputs):
-            info = signature.inputs[alias]
-            shape = info.tensor_shape
-            self.inputs[alias] = _Input(
-                _graph_tensor(graph, info.name),
-                info.name,
-                info.dtype,
-                None if shape.unknown_rank else tuple(dim.size for dim in shape.dim),
-            )
-        self.outputs = {
-            alias: _graph_tensor(graph, signature.outputs[alias].name)
-            for alias in sorted(signature.outputs)
-        }
-        self._all_outputs = tuple(self.outputs)
-        self._defaults = {
-            alias: tf.make_ndarray(proto) for alias, proto in signature.defaults.items()
-        }
-        # The initialisation is listed as a signature, too, but cannot be run as one.
-        self._no_tensor = next(
-            (
-                info.name
-                for info in (*signature.inputs.values(), *signature.outputs.values())
-                if _graph_tensor(graph, info.name) is None
-            ),
-            None,
-        )
-        # The session counts its arguments in the order of the graph's names.
-        self._by_feed_name = sorted(self.inputs, key=lambda alias: self.inputs[alias].feed_name)
-
-    def feeds(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays to feed, in the order of their names; defaults fill what was not sent."""
-        if len(inputs) > len(self.inputs) or (
-            len(inputs) < len(self.inputs) and not self._defaults
-        ):
-            sent, expected = set(inputs), set(self.inputs)
-            raise _invalid(
-                f"input size does not match signature: {len(sent)}!={len(expected)} "
-                f"len({_names(sent)}) != len({_names(expected)}). "
-                f"Sent extra: {_names(sent - expected)}. "
-                f"Missing but required: {_names(expected - sent)}."
-            )
-        arrays = {}
-        for alias, spec in self.inputs.items():
-            if alias in inputs:
-                arrays[alias] = np.asarray(inputs[alias])
-            elif alias in self._defaults:
-                arrays[alias] = self._defaults[alias]
-            else:
-                raise _invalid(
-                    f"Signature input alias: {alias}(feed name: {spec.feed_name}) not found in "
-                    "request and no default value provided. Inputs expected to be in the request "
-                    f"{_names(inputs)}, or default input alias set: "
-                    f"{','.join(sorted(self._defaults))}"
-                )
-        if not inputs.keys() <= self.inputs.keys():
-            used = ",".join(sorted(inputs.keys() & self.inputs.keys()))
-            raise _invalid(
-                f"Inputs contains invalid name. Used request inputs: {used}, "
-                f"request input: {','.join(sorted(inputs))}"
-            )
-        return arrays
-
-    def fetches(self, output_filter: Sequence[str]) -> tuple[str, ...]:
-        """The outputs wanted, sorted: every other order would cost the session one more plan."""
-        if not output_filter:
-            return self._all_outputs
-        seen = set()
-        for alias in output_filter:
-            if alias not in self.outputs:
-                raise _invalid(
-                    f"output tensor alias not found in signature: {alias} "
-                    f"Outputs expected to be in the set {_names(self.outputs)}."
-                )
-            if alias in seen:
-                raise _invalid(f"duplicate output tensor alias: {alias}")
-            seen.add(alias)
-        return tuple(sorted(seen))
-
-    def check_fit(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Refuses dtypes and shapes that do not fit; the wrong rank can kill a real server."""
-        if self._no_tensor is not None:
-            raise _invalid(
-                f"Tensor {self._no_tensor}, specified in either feed_devices or fetch_devices was "
-                "not found in the Graph"
-            )
-        for index, alias in enumerate(self._by_feed_name):
-            expected, given = self.inputs[alias].dtype, _dtype(alias, arrays[alias])
-            if given != expected:
-                raise _invalid(
-                    f"Expects arg[{index}] to be {_dtype_name(expected)} "
-                    f"but {_dtype_name(given)} is provided"
-                )
-        for alias, spec in self.inputs.items():
-            shape = arrays[alias].shape
-            if spec.shape is not None and not (
-                len(shape) == len(spec.shape)
-                and all(e in (-1, n) for n, e in zip(shape, spec.shape, strict=True))
-            ):
-                raise _invalid(
-                    f"Input {alias} has the shape {_shape_text(shape)}, "
-                    f"expected {_shape_text(spec.shape)}"
-                )
-
-
-def _graph_tensor(graph: tf.Graph, name: str) -> Any:
-    """The graph's tensor; None where the name is none, as for the initialisation's signature."""
-    try:
-        return graph.get_tensor_by_name(name)._as_tf_output()
-    except (KeyError, ValueError):
-        return None
-
-
-def _dtype(alias: str, array: np.ndarray) -> int:
-    if array.dtype.kind == "O" and not all(isinstance(value, bytes | str) for value in array.flat):
-        raise _invalid(f"Input {alias} holds objects that are neither bytes nor text")
-    if array.dtype.kind in "OSU":
-        return types_pb2.DT_STRING
-    try:
-        return tf.dtypes.as_dtype(array.dtype).as_datatype_enum
-    except TypeError:
-        raise _invalid(f"Input {alias} has the dtype {array.dtype}, which is no tensor's") from None
-
-
-def _dtype_name(dtype: int) -> str:
-    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
-
-
-def _names(names: Iterable[str]) -> str:
-    return "{" + ",".join(sorted(names)) + "}"
-
-
-def _shape_text(shape: Sequence[int]) -> str:
-    return "[" + ",".join("?" if size < 0 else str(size) for size in shape) + "]"

@@ -315,6 +315,31 @@ def test_labels_move_to_available_versions_only(make, base):
     refused(CODE.NOT_FOUND, manager.use(spec(label="canary")).__enter__)
 
 
+def test_a_label_moves_to_a_version_that_only_the_new_configuration_wants(make, base):
+    def pinned(version):
+        config = config_of(base, [version], {"stable": version})
+        assert not config.model_config_list.config[0].model_version_policy.HasField("latest")
+        return config
+
+    manager = make(pinned(1))
+    publish(base, 2)
+    manager.reload(pinned(2))
+    with manager.use(spec(label="stable")) as servable:
+        assert servable.version == 2
+    until(lambda: states(manager) == [(2, "AVAILABLE"), (1, "END")])
+    # And back, as a roll-back does.
+    manager.reload(pinned(1))
+    with manager.use(spec(label="stable")) as servable:
+        assert servable.version == 1
+
+
+def test_what_a_refused_configuration_wanted_is_unloaded(make, base):
+    publish(base, 2)
+    manager = make(config_of(base, [1], {"stable": 1}))
+    refused(CODE.FAILED_PRECONDITION, manager.reload, config_of(base, [1, 2], {"stable": 3}))
+    until(lambda: states(manager) == [(2, "END"), (1, "AVAILABLE")])
+
+
 def test_labels_at_start_need_the_flag(make, base, loads):
     config = config_of(base, labels={"stable": 1})
     strict = {"allow_version_labels_for_unavailable_models": False}

@@ -16,11 +16,21 @@ from tensorflow_serving.apis import (
 )
 
 from serving import handlers, warmup
+from serving.endpoint import Endpoint
 from serving.errors import ServingError
 from serving.manager import Manager
 from serving.servable import Servable
 
 CODE = grpc.StatusCode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """TensorFlow's own million objects need not be looked at again at every unload."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def test_answers_equal_an_independent_computation(servable):
 def test_the_output_filter_chooses(servable):
     encoded = {"image_bytes": strings(serving_models.png())}
     for names in (["label", "abstain"], ["abstain", "label"]):
-        assert servable.run("", encoded, names).keys() == {"label", "abstain"}
+        assert list(servable.run("", encoded, names)) == names
     unknown = refused(CODE.INVALID_ARGUMENT, servable.run, "", encoded, ["label", "x"])
     assert unknown == (
         "output tensor alias not found in signature: x Outputs expected to be in the set "
@@ -137,6 +147,31 @@ def test_arrays_of_any_layout_are_read(servable):
 )
 def test_inputs_that_do_not_fit(servable, signature, inputs, message):
     assert refused(CODE.INVALID_ARGUMENT, servable.run, signature, inputs) == message
+
+
+def test_defaults_of_a_signature_fill_what_was_not_sent():
+    with tf.Graph().as_default() as graph:
+        a, b = (tf.compat.v1.placeholder(tf.float32, name=name) for name in "ab")
+        signature = tf.compat.v1.saved_model.predict_signature_def({"a": a, "b": b}, {"y": a + b})
+    signature.defaults["b"].CopyFrom(tf.make_tensor_proto(np.float32([3])))
+    one = np.float32([1])
+    endpoint = Endpoint(graph, signature)
+    assert endpoint.feeds({"a": one})["b"].tolist() == [3]
+    assert endpoint.feeds({"a": one, "b": one})["b"].tolist() == [1]
+    # Any rank.
+    endpoint.check_fit({"a": one, "b": np.float32([[[1]]])})
+    for sent, message in (
+        (
+            {"b": one},
+            "Signature input alias: a(feed name: a:0) not found in request and no default value "
+            "provided. Inputs expected to be in the request {b}, or default input alias set: b",
+        ),
+        (
+            {"a": one, "c": one},
+            "Inputs contains invalid name. Used request inputs: a, request input: a,c",
+        ),
+    ):
+        assert refused(CODE.INVALID_ARGUMENT, endpoint.feeds, sent) == message
 
 
 def test_unknown_sizes_are_left_to_the_graph(servable):
@@ -258,21 +293,17 @@ def test_a_model_with_another_tag_is_refused(tmp_path):
 
 def test_thirty_loads_do_not_grow(version):
     process = psutil.Process()
-    # TensorFlow's own million objects need not be looked at again at every unload.
-    gc.collect()
-    gc.freeze()
 
     def cycle():
         servable = Servable.load("tiny", 1, version)
         servable.run("linear", {"x": np.float32([[1, 2]])})
         servable.close()
 
-    for _ in range(10):
+    for _ in range(5):
         cycle()
     before = process.memory_info().rss
     for _ in range(30):
         cycle()
-    gc.unfreeze()
     grown = (process.memory_info().rss - before) / 2**20
     print(f"30 loads and unloads: {grown:.1f} MiB more")
     assert grown < 5
@@ -370,21 +401,21 @@ def test_hot_swap_under_load(tmp_path):
                 failures.append((number, x))
             answered[number] = answered.get(number, 0) + 1
 
-    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=call, args=(seed,), daemon=True) for seed in range(3)]
     for thread in threads:
         thread.start()
-    for number in range(2, 7):
+    for number in range(2, 6):
         serving_models.write_version(base, number, warmup=number % 2 == 0)
         until(lambda n=number: (n, "AVAILABLE") in states(manager))
-        broken = serving_models.copy_version(base / str(number), base / str(100 + number))
-        (broken / "saved_model.pb").unlink()
-        shutil.rmtree(base / str(number - 1), ignore_errors=True)
-        time.sleep(0.05)
-        shutil.rmtree(broken)
+        half_copied = base / str(100 + number)
+        shutil.copytree(base / str(number) / "variables", half_copied / "variables")
+        until(lambda n=number: (100 + n, "END") in states(manager))
+        shutil.rmtree(base / str(number - 1))
+        shutil.rmtree(half_copied)
     stop.set()
     for thread in threads:
         thread.join(10)
     manager.stop()
     assert not failures
-    assert set(answered) >= {2, 3, 4, 5, 6}
+    assert set(answered) >= {2, 3, 4, 5}
     assert {state for _, state in states(manager)} == {"END"}
