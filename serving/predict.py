@@ -1,0 +1,279 @@
+"""Names the cells of images with a served model: TensorFlow Serving's, or serving.server's.
+
+    python -m serving.predict --server=localhost:8500 image.jpg folder/ --csv=cells.csv
+    python -m serving.predict --rest --server=localhost:8501 folder/ --json=cells.jsonl
+
+An image that cannot be read is named at the end and does not keep the others from an answer.
+"""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import app, flags
+
+from replication import runs
+
+if TYPE_CHECKING:
+    from serving.client import Client, Prediction
+    from serving.prediction_output import Output
+
+_SERVER = flags.DEFINE_string(
+    "server",
+    None,
+    "host:port of the server; with --rest also a URL (default: localhost:8500, with --rest "
+    "localhost:8501).",
+)
+_REST = flags.DEFINE_bool("rest", False, "Speak REST instead of gRPC (default: off).")
+_MODEL = flags.DEFINE_string("model", "pap_stage2", "Name of the model (default: pap_stage2).")
+_VERSION = flags.DEFINE_integer(
+    "version", None, "Version of the model (default: the one that the server chooses).", 0
+)
+_LABEL = flags.DEFINE_string(
+    "label", None, "Version label, such as stable or canary (default: none)."
+)
+_SIGNATURE = flags.DEFINE_string(
+    "signature", "serving_default", "Signature that takes images (default: serving_default)."
+)
+_CSV = flags.DEFINE_string("csv", None, "Write a table to this CSV file (default: none).")
+_JSON = flags.DEFINE_string("json", None, "Write JSON lines to this file (default: none).")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a request (default: 32).", 1)
+_CONCURRENCY = flags.DEFINE_integer(
+    "concurrency", 4, "Requests under way at a time (default: 4).", 1, 256
+)
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 30.0, "Seconds for a request, its repetitions included (default: 30).", 0.001
+)
+_RETRIES = flags.DEFINE_integer(
+    "retries", 4, "Repetitions of a request while the server is unavailable (default: 4).", 0
+)
+_MAX_IMAGE_BYTES = flags.DEFINE_integer(
+    "max_image_bytes", 32 * 2**20, "Larger files are not sent (default: 32 MiB).", 1
+)
+_BEARER_TOKEN_FILE = flags.DEFINE_string(
+    "bearer_token_file", None, "File that holds the server's bearer token (default: none)."
+)
+_TLS_CA = flags.DEFINE_string(
+    "tls_ca",
+    None,
+    "Encrypt, and trust the certificate authorities in this PEM file; 'default' for those that "
+    "come with the libraries (default: no encryption).",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Finds the images, asks in batches, writes as answers come in."""
+    if len(argv) < 2:
+        raise app.UsageError("expected images or folders: image.jpg folder/ ...")
+    if _VERSION.value is not None and _LABEL.value is not None:
+        raise app.UsageError("--version and --label: expected one of them")
+    if _CSV.value is not None and _CSV.value == _JSON.value:
+        raise app.UsageError("--csv and --json: expected two files")
+    runs.quiet_logs()
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # What is wrong with an image is told in one line at the end.
+    warnings.filterwarnings("ignore", module="PIL")
+    from serving.prediction_output import RESEARCH_LINE
+
+    try:
+        paths = list(_image_paths(argv[1:]))
+        output, seconds = _predict_all(paths)
+    except runs.RunError as error:
+        raise SystemExit(f"serving.predict: {error}") from None
+    except KeyboardInterrupt as error:
+        print(f"serving.predict: interrupted{error}", file=sys.stderr)
+        sys.exit(130)
+    if len(paths) <= len(output.rows):
+        _print_table(output)
+    print(output.summary.line(_MODEL.value, seconds))
+    print(RESEARCH_LINE)
+    if output.summary.failures:
+        _print_failures(output)
+        sys.exit(1)
+
+
+def _predict_all(paths: list[str]) -> tuple["Output", float]:
+    """Returns what was written, and the seconds that the requests took.
+
+    Raises:
+        runs.RunError: In one line, what the server or a file is at fault for, and where the answers
+            until then lie.
+        KeyboardInterrupt: With the latter.
+    """
+    from serving.client import ClientError
+    from serving.prediction_output import Output
+
+    output = None
+    try:
+        with _connect() as client:
+            client.check()
+            output = Output(*(path and Path(path) for path in (_CSV.value, _JSON.value)))
+            seconds = _predict(client, paths, output)
+        output.finish()
+    except (ClientError, OSError, KeyboardInterrupt) as error:
+        kept = ", ".join(map(str, output.abandon())) if output else ""
+        until_then = f"; answers until then: {kept}" if kept else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(until_then) from error
+        server = f"{_server()}: " if isinstance(error, ClientError) else ""
+        raise runs.RunError(f"{server}{error}{until_then}") from error
+    return output, seconds
+
+
+def _image_paths(arguments: Iterable[str]) -> Iterator[str]:
+    from tfds_pap import folders
+
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = folders.image_paths(path)
+            if not found:
+                raise runs.RunError(f"{path}: holds no image")
+            yield from map(str, found)
+        elif path.exists():
+            yield argument
+        else:
+            raise runs.RunError(f"{path}: no such file or folder")
+
+
+def _server() -> str:
+    return _SERVER.value or ("localhost:8501" if _REST.value else "localhost:8500")
+
+
+def _connect() -> "Client":
+    from serving.client import Client
+
+    token = _BEARER_TOKEN_FILE.value and Path(_BEARER_TOKEN_FILE.value).read_text().strip()
+    tls = {None: False, "default": True}.get(_TLS_CA.value, _TLS_CA.value)
+    return Client(
+        _server(),
+        rest=_REST.value,
+        model=_MODEL.value,
+        version=_VERSION.value,
+        label=_LABEL.value,
+        signature=_SIGNATURE.value,
+        timeout=_TIMEOUT.value,
+        retries=_RETRIES.value,
+        token=token,
+        tls=tls,
+        batch_size=_BATCH_SIZE.value,
+    )
+
+
+def _predict(client: "Client", paths: list[str], output: "Output") -> float:
+    """Writes an answer for each image, in order; returns the seconds that took."""
+    from multiprocessing.pool import ThreadPool
+
+    import tqdm
+
+    start = time.monotonic()
+    batches = (
+        paths[first : first + _BATCH_SIZE.value]
+        for first in range(0, len(paths), _BATCH_SIZE.value)
+    )
+    # A worker reads its images itself, so that only those of requests under way are in memory.
+    with (
+        ThreadPool(_CONCURRENCY.value) as pool,
+        tqdm.tqdm(total=len(paths), unit="image", disable=None) as progress,
+    ):
+        for answers in pool.imap(lambda batch: _ask(client, batch), batches):
+            for path, found in answers:
+                output.write(path, found)
+            progress.update(len(answers))
+    return time.monotonic() - start
+
+
+def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | str"]]:
+    """Returns a prediction, or the reason why there is none, for each image of a batch."""
+    import grpc
+
+    from serving.client import ClientError
+
+    found: dict[int, Prediction | str] = {}
+    images: dict[int, bytes] = {}
+    for number, path in enumerate(paths):
+        try:
+            images[number] = _read(Path(path))
+        except runs.RunError as error:
+            found[number] = str(error)
+        except OSError as error:
+            found[number] = error.strerror or str(error)
+    try:
+        found.update(zip(images, client.predict(list(images.values())), strict=True))
+    except ClientError as error:
+        refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        if error.code not in refused:
+            raise
+        if len(images) == 1:
+            found[next(iter(images))] = str(error)
+            images.clear()
+        # One image spoils the whole request, or the request is too large: each alone.
+        for number, image in images.items():
+            try:
+                (found[number],) = client.predict([image])
+            except ClientError as error:
+                if error.code not in refused:
+                    raise
+                found[number] = str(error)
+    return [(path, found[number]) for number, path in enumerate(paths)]
+
+
+def _read(path: Path) -> bytes:
+    """Returns what the server takes: TIFF and some BMP become PNG, as replication.predict does."""
+    from tfds_pap import folders
+
+    if not path.is_file():
+        raise runs.RunError("not a file")
+    if path.stat().st_size > _MAX_IMAGE_BYTES.value:
+        raise runs.RunError(
+            f"{path.stat().st_size:,} bytes, expected at most "
+            f"--max_image_bytes={_MAX_IMAGE_BYTES.value}"
+        )
+    data = path.read_bytes()
+    if data.startswith((b"II*\0", b"MM\0*", b"BM")):
+        try:
+            data = folders.decodable_bytes(data)
+        except Exception as error:
+            # PIL raises a dozen types on broken files.
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise runs.RunError(f"not a readable image ({why})") from error
+    return data
+
+
+def _print_table(output: "Output") -> None:
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    header, *rows = output.table()
+    table = rich.table.Table(box=rich.box.SIMPLE)
+    for name in header:
+        table.add_column(name, overflow="fold" if name in ("image", "error") else "ellipsis")
+    for row in rows:
+        # As text: brackets in a file's name are no markup.
+        table.add_row(*map(rich.text.Text, row))
+    console = rich.console.Console()
+    rich.console.Console(width=None if console.is_terminal else 132).print(table)
+
+
+def _print_failures(output: "Output") -> None:
+    summary = output.summary
+    print(
+        f"serving.predict: {summary.failures:,} of {summary.images:,} images have no answer:",
+        file=sys.stderr,
+    )
+    for image, why in summary.shown_failures:
+        shown = image.encode(errors="replace").decode()
+        print(f"  {shown}: {why}", file=sys.stderr)
+    more = summary.failures - len(summary.shown_failures)
+    if more:
+        print(f"  ... and {more:,} more", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app.run(main)
