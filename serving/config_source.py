@@ -1,0 +1,143 @@
+"""Where a server learns which models, versions and labels to serve, and follows their changes."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving import model_config
+from serving.errors import ServingError
+from serving.manager import Manager
+
+_log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Tells a configuration; it may tell another one later."""
+
+    def read(self) -> model_server_config_pb2.ModelServerConfig:
+        """Reads it.
+
+        Raises:
+            ConfigError: If it cannot be read.
+        """
+
+
+class ConfigFile:
+    """A models.config, as `--model_config_file` of TensorFlow Serving takes it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+
+    def read(self) -> model_server_config_pb2.ModelServerConfig:
+        """See `Source`."""
+        return model_config.read(self._path)
+
+
+class ServingDir:
+    """The directory of one model, and what the models.config beside it says of that model.
+
+    That file names the place of the versions in a container; here they lie in the directory.
+    Without such a file, or such a model in it, the newest version is served.
+
+    Args:
+        path: Holds the model's versions.
+        name: The model's name; the directory's by default.
+    """
+
+    def __init__(self, path: str | Path, name: str = "") -> None:
+        self._path = Path(path).absolute()
+        self._name = name or self._path.name
+        self._config_path = self._path.parent / model_config.FILE_NAME
+
+    def read(self) -> model_server_config_pb2.ModelServerConfig:
+        """See `Source`."""
+        found = model_server_config_pb2.ModelServerConfig()
+        own = found.model_config_list.config.add(name=self._name)
+        if self._config_path.exists():
+            for entry in model_config.read(self._config_path).model_config_list.config:
+                if entry.name == self._name:
+                    own.CopyFrom(entry)
+        own.base_path = str(self._path)
+        own.model_platform = "tensorflow"
+        return found
+
+
+class Follower:
+    """Hands a source's changes to a manager, from a thread of its own.
+
+    Args:
+        source: Looked at again and again.
+        manager: Serves what the source said when it was made.
+        seconds: Between two looks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        manager: Manager,
+        applied: model_server_config_pb2.ModelServerConfig,
+        seconds: float,
+    ) -> None:
+        self._source = source
+        self._manager = manager
+        self._applied = applied
+        self._seconds = seconds
+        self._complaint = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="model-config", daemon=True)
+
+    def start(self) -> None:
+        """Follows from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follows no more; a configuration that is being applied still is."""
+        self._ended.set()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self._seconds):
+            try:
+                found = self._source.read()
+                if found != self._applied:
+                    self._apply(found)
+                    self._applied = found
+                self._complaint = ""
+            except (model_config.ConfigError, ServingError, OSError) as error:
+                # Once, not at every look.
+                if str(error) != self._complaint:
+                    _log.error("the configuration stays as it was: %s", error)
+                self._complaint = str(error)
+
+    def _apply(self, config: model_server_config_pb2.ModelServerConfig) -> None:
+        try:
+            self._manager.reload(config)
+        except ServingError as error:
+            if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
+                raise
+            # A label moves to versions that are available: load them first, beside the old ones.
+            between = _before_labels_move(config, self._applied)
+            self._manager.reload(between)
+            self._applied = between
+            self._manager.reload(config)
+
+
+def _before_labels_move(
+    config: model_server_config_pb2.ModelServerConfig,
+    applied: model_server_config_pb2.ModelServerConfig,
+) -> model_server_config_pb2.ModelServerConfig:
+    """The new configuration with the labels as they are, and the versions that they point to."""
+    labels = {model.name: model.version_labels for model in applied.model_config_list.config}
+    between = model_server_config_pb2.ModelServerConfig()
+    between.CopyFrom(config)
+    for model in between.model_config_list.config:
+        kept = dict(labels.get(model.name, {}))
+        model.version_labels.clear()
+        model.version_labels.update(kept)
+        policy = model.model_version_policy
+        if policy.WhichOneof("policy_choice") == "specific":
+            policy.specific.versions[:] = sorted({*policy.specific.versions, *kept.values()})
+    return between
