@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-import grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving import model_config
@@ -103,7 +102,7 @@ class Follower:
             try:
                 found = self._source.read()
                 if found != self._applied:
-                    self._apply(found)
+                    self._manager.reload(found)
                     self._applied = found
                 self._complaint = ""
             except (model_config.ConfigError, ServingError, OSError) as error:
@@ -111,33 +110,3 @@ class Follower:
                 if str(error) != self._complaint:
                     _log.error("the configuration stays as it was: %s", error)
                 self._complaint = str(error)
-
-    def _apply(self, config: model_server_config_pb2.ModelServerConfig) -> None:
-        try:
-            self._manager.reload(config)
-        except ServingError as error:
-            if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
-                raise
-            # A label moves to versions that are available: load them first, beside the old ones.
-            between = _before_labels_move(config, self._applied)
-            self._manager.reload(between)
-            self._applied = between
-            self._manager.reload(config)
-
-
-def _before_labels_move(
-    config: model_server_config_pb2.ModelServerConfig,
-    applied: model_server_config_pb2.ModelServerConfig,
-) -> model_server_config_pb2.ModelServerConfig:
-    """The new configuration with the labels as they are, and the versions that they point to."""
-    labels = {model.name: model.version_labels for model in applied.model_config_list.config}
-    between = model_server_config_pb2.ModelServerConfig()
-    between.CopyFrom(config)
-    for model in between.model_config_list.config:
-        kept = dict(labels.get(model.name, {}))
-        model.version_labels.clear()
-        model.version_labels.update(kept)
-        policy = model.model_version_policy
-        if policy.WhichOneof("policy_choice") == "specific":
-            policy.specific.versions[:] = sorted({*policy.specific.versions, *kept.values()})
-    return between

@@ -65,7 +65,7 @@ class Settings:
     inter_op_threads: int = 0
     token_file: Path | None = None
     tls: tuple[Path, Path] | None = None
-    max_request_bytes: int = 64 * 2**20
+    max_request_bytes: int = 16 * 2**20
     max_concurrent_requests: int = 128
     rest_timeout_seconds: float | None = 30.0
     grpc_threads: int | None = None

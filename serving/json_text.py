@@ -1,8 +1,12 @@
 """JSON as TensorFlow Serving reads and writes it: RapidJSON's rules, offsets and words."""
 
 import codecs
+import collections
+import contextlib
+import gc
 import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -32,9 +36,8 @@ class _Decoder(rapidjson.Decoder):
     def end_object(self, members: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(members)
         if len(found) < len(members):
-            names = [name for name, _ in members]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise invalid(f'JSON Parse error: the key "{twice[:100]}" is there twice.')
+            ((name, _),) = collections.Counter(name for name, _ in members).most_common(1)
+            raise invalid(f'JSON Parse error: the key "{name[:100]}" is there twice.')
         return found
 
 
@@ -68,9 +71,22 @@ def parse(body: bytes) -> dict[str, Any]:
     return document
 
 
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Values of JSON have no cycles; looking for some takes a third of the time of reading them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _load(text: bytes, start: int) -> Any:
     try:
-        return _decode(text)
+        with _without_collections():
+            return _decode(text)
     except rapidjson.JSONDecodeError as error:
         offset, reason = _PARSE_ERROR.fullmatch(str(error)).groups()
         if reason == _MORE_AFTER_ROOT:

@@ -249,7 +249,7 @@ class _TooLongError(Exception):
 
 @contextlib.contextmanager
 def _one_large_body(body: bytes, timeout: float | None) -> Iterator[None]:
-    """Lets one large body at a time become Python objects, which take up to thirty times as much."""
+    """One large body at a time: as Python objects it takes up to thirty times its bytes."""
     if len(body) <= _LARGE_BODY:
         yield
         return

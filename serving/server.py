@@ -102,8 +102,9 @@ _INTER_OP = flags.DEFINE_integer(
 )
 _MAX_BYTES = flags.DEFINE_integer(
     "max_request_bytes",
-    64 * 2**20,
-    "Bytes that a request may have (default: 64 MiB).",
+    16 * 2**20,
+    "Bytes that a request may have; numbers in JSON take forty times as much memory while they are "
+    "read (default: 16 MiB).",
     lower_bound=1,
 )
 _MAX_REQUESTS = flags.DEFINE_integer(

@@ -69,6 +69,7 @@ def over_rest(server, connection, method, path, body):
     return answer.status
 
 
+@pytest.mark.timeout(3600)
 def test_hostile_inputs(server, call, pytestconfig):
     count = 100_000 if pytestconfig.getoption("thorough") else 3_000
     rng = np.random.default_rng(0)

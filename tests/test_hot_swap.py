@@ -117,6 +117,7 @@ def test_hot_swap_under_load(tmp_path, pytestconfig, batching):
         print(f"{len(clients.answers)} answers of {version} versions, none failed, none mixed")
 
 
+@pytest.mark.timeout(3600)
 def test_kills_of_the_publisher_reach_no_client(
     exported_tiny, tiny_run, data_dir, tmp_path, pytestconfig
 ):

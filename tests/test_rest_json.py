@@ -1,6 +1,7 @@
 """REST's bodies: JSON to arrays and back, in TensorFlow Serving's rules and words."""
 
 import base64
+import itertools
 import json
 import math
 import time
@@ -68,10 +69,12 @@ def refused(call, *arguments, **options):
         (b'{"a": 1\0}', "Missing a comma or '}' after an object member. at offset: 7"),
         (b'{"a": 1, "b": 2, "a": 3}', 'the key "a" is there twice.'),
         (b'{"a": [{"b": 1, "b": 1}]}', 'the key "b" is there twice.'),
+        (json.dumps({str(n): 1 for n in range(10**5)})[:-1].encode() + b',"7": 1}', 'the key "7"'),
         (b'{"a": ' + b"[" * 100_000, "Lists and objects are nested too deeply."),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "Lists and objects are nested too"),
         (b'{"a":' * 100_000, "Lists and objects are nested too deeply."),
     ],
+    ids=itertools.count(),
 )
 def test_what_is_no_json(body, message):
     assert refused(json_text.parse, body).startswith(f"JSON Parse error: {message}")
