@@ -9,9 +9,9 @@ python -m serving.deploy writes what it needs.
 
 import gc
 import logging
+import queue
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,9 +133,10 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def main(argv: list[str]) -> None:
     """Listens, loads, says what it serves, and waits to be stopped."""
     _check_flags(argv)
-    stopped = threading.Event()
+    # Not an Event: a second signal would find the first one's handler holding its lock.
+    stopped: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda *_: stopped.put(None))
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
@@ -159,7 +160,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"serving.server: {error}") from None
     server.start()
     _say_what_is_served(server)
-    stopped.wait()
+    stopped.get()
     print(f"Stopping; {server.admission.at_work} requests are at work.", flush=True)
     server.stop()
     print("Stopped.", flush=True)
