@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import markupsafe
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from tensorflow_serving.apis import model_pb2
 
 from replication import pages
 from serving import page_answers
+from serving.bodies import Bodies, TooLongError
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def routes(
     *,
     model_name: str,
     admission: Callable[[], AbstractContextManager[Any]] | None = None,
-    max_request_bytes: int,
+    bodies: Bodies,
     timeout: float | None,
 ) -> list[BaseRoute]:
     """Returns `/`, `/page/model`, `/page/samples/<n>.png` and `/page/predict`.
@@ -59,15 +60,15 @@ def routes(
         admission: Gives a place among the requests at work, shared with the other fronts, for as
             long as its context is held; raises ServingError RESOURCE_EXHAUSTED where none is free.
             None: no bound.
-        max_request_bytes: A larger image is refused with 413.
+        bodies: Reads images, shared with the REST front; a larger one is refused with 413.
         timeout: Seconds that the model has for an image; None: as long as it takes.
 
     Example:
         >>> app = Starlette(routes=routes(manager, model_name="pap_stage2",
-        ...                               max_request_bytes=2**26, timeout=30.0))
+        ...                               bodies=Bodies(2**26), timeout=30.0))
     """
     spec = model_pb2.ModelSpec(name=model_name)
-    html, policy = _render(model_name, max_request_bytes)
+    html, policy = _render(model_name, bodies.limit)
     headers = {
         "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",
@@ -92,9 +93,13 @@ def routes(
 
     @_answered
     async def predict(request: Request) -> Response:
-        image = await _body(request, max_request_bytes)
+        try:
+            image = await bodies.read(request.scope, request.receive)
+        except TooLongError:
+            return _error(413, f"image: expected at most {bodies.limit:,} bytes")
         if image is None:
-            return _error(413, f"image: expected at most {max_request_bytes:,} bytes")
+            # Nobody is left to read it; the number is what nginx logs in this case.
+            return Response(status_code=499)
         # Only now, so that whoever sends slowly takes nobody's place.
         with admission() if admission else nullcontext():
             return _json(await run_in_threadpool(page_answers.ask, manager, spec, image, timeout))
@@ -137,19 +142,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-async def _body(request: Request, limit: int) -> bytes | None:
-    """The body; None if it is longer than the limit, of which no more is read."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        return None
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            return None
-    return bytes(body)
-
-
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -164,9 +156,6 @@ def _answered(handler: _Handler) -> _Handler:
             text = error.message.partition(_GRAPH_NODE)[0]
             asserted = _ASSERTION.fullmatch(text)
             return _error(_HTTP_STATUS.get(error.code, 500), asserted[1] if asserted else text)
-        except ClientDisconnect:
-            # Nobody is left to read it; the number is what nginx logs in this case.
-            return Response(status_code=499)
 
     return answered
 

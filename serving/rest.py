@@ -26,6 +26,7 @@ from tensorflow_serving.apis import (
 
 from serving import bearer, handlers, json_text, monitoring, rest_examples, rest_json
 from serving.admission import Admission
+from serving.bodies import Bodies, TooLongError
 from serving.errors import ServingError
 from serving.manager import Manager
 from serving.monitoring import Metrics
@@ -108,6 +109,7 @@ def app(
         prometheus_path: Where the metrics are; None for nowhere.
         page_model: The model that the page at / asks; None for no page.
     """
+    bodies = Bodies(max_request_bytes)
     routes: list[BaseRoute] = []
     if page_model is not None:
         # Brings matplotlib and the phantoms with it.
@@ -117,10 +119,10 @@ def app(
             manager,
             model_name=page_model,
             admission=admission.place,
-            max_request_bytes=max_request_bytes,
+            bodies=bodies,
             timeout=timeout,
         )
-    api = _Api(manager, admission, metrics, max_request_bytes, timeout, prometheus_path)
+    api = _Api(manager, admission, metrics, bodies, timeout, prometheus_path)
     open_paths = frozenset() if page_model is None else frozenset({"/"})
     guard = [] if token is None else [Middleware(_Guard, token=token, open_paths=open_paths)]
     return Starlette(routes=[*routes, Mount("/", app=api)], middleware=guard)
@@ -155,14 +157,14 @@ class _Api:
         manager: Manager,
         admission: Admission,
         metrics: Metrics,
-        max_request_bytes: int,
+        bodies: Bodies,
         timeout: float | None,
         prometheus_path: str | None,
     ) -> None:
         self._manager = manager
         self._admission = admission
         self._metrics = metrics
-        self._max_request_bytes = max_request_bytes
+        self._bodies = bodies
         self._timeout = timeout
         self._prometheus_path = prometheus_path
         # As many as there are places, so that no request that has one waits for a thread.
@@ -198,8 +200,8 @@ class _Api:
     ) -> _Answer | None:
         spec, api = _model_spec(found), found[4]
         try:
-            body = await self._body(scope, receive)
-        except _TooLongError as error:
+            body = await self._bodies.read(scope, receive)
+        except TooLongError as error:
             return _Answer(413, json_text.dump({"error": str(error)}))
         if body is None:
             return None
@@ -220,28 +222,6 @@ class _Api:
     async def _in_thread(self, function: Callable[..., bytes], *arguments: Any) -> bytes:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *arguments)
-
-    async def _body(self, scope: Mapping[str, Any], receive: _Receive) -> bytes | None:
-        """The body; None if the client went away."""
-        declared = _header(scope, b"content-length") or ""
-        if declared.isdecimal() and int(declared) > self._max_request_bytes:
-            raise _TooLongError(self._max_request_bytes)
-        parts, length = [], 0
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return None
-            parts.append(event.get("body", b""))
-            length += len(parts[-1])
-            if length > self._max_request_bytes:
-                raise _TooLongError(self._max_request_bytes)
-            if not event.get("more_body"):
-                return b"".join(parts)
-
-
-class _TooLongError(Exception):
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"The body of the request is too long, expected {limit} bytes at most.")
 
 
 # -- In a thread ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_status_pb2
 
-from serving import page
+from serving import bodies, page
 from serving.errors import ServingError
 
 LABELS = ["NILM", "LSIL", "HSIL", "SCC"]
@@ -159,7 +159,7 @@ def serving(servable, *, timeout=5.0, middleware=(), admission=None):
         manager,
         model_name="pap_stage2",
         admission=admission,
-        max_request_bytes=LIMIT,
+        bodies=bodies.Bodies(LIMIT),
         timeout=timeout,
     )
     app = Starlette(routes=routes, middleware=[Middleware(each) for each in middleware])
