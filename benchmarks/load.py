@@ -25,12 +25,14 @@ class Load:
         p99: 99th percentile of the latency in milliseconds.
         requests_per_second: Answers of all clients.
         failed: Requests without a good answer.
+        processors: How many processors the clients themselves kept busy.
     """
 
     p50: float
     p99: float
     requests_per_second: float
     failed: int
+    processors: float = 0.0
 
 
 def measure(
@@ -61,16 +63,19 @@ def measure(
                 failed[number] += not good
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    started, busy = time.perf_counter(), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    busy = (time.process_time() - busy) / (time.perf_counter() - started)
     every = sorted(value for own in latencies for value in own)
     return Load(
         p50=statistics.median(every),
         p99=every[int(0.99 * (len(every) - 1))],
         requests_per_second=len(every) / seconds,
         failed=sum(failed),
+        processors=busy,
     )
 
 
