@@ -7,7 +7,6 @@ Stage 1 says how likely a cell is in the middle of the image, stage 2 which clas
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import app, flags
@@ -37,13 +36,14 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
     runs.quiet_logs()
     from replication import results
+    from tfds_pap import folders
 
     try:
-        paths = list(_image_paths(argv[1:]))
+        paths = [Path(path) for path in folders.given_images(argv[1:])]
         run = runs.RunDirectory(Path(_RUN_DIR.value))
         fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
         rows, unreadable = _predict(paths, fits)
-    except runs.RunError as error:
+    except (runs.RunError, folders.TreeError) as error:
         raise SystemExit(f"replication.predict: {error}") from None
     _print(rows)
     if _CSV.value is not None and rows:
@@ -59,22 +59,6 @@ def main(argv: list[str]) -> None:
             f"replication.predict: {len(unreadable)} of {len(paths)} images could not be read:\n"
             + "\n".join(f"  {path}: {why}" for path, why in unreadable[:20])
         )
-
-
-def _image_paths(arguments: Iterable[str]) -> Iterator[Path]:
-    from tfds_pap import folders
-
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = folders.image_paths(path)
-            if not found:
-                raise runs.RunError(f"{path}: holds no image")
-            yield from (Path(image) for image in found)
-        elif path.exists():
-            yield path
-        else:
-            raise runs.RunError(f"{path}: no such file or folder")
 
 
 def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path, str]]]:
@@ -141,6 +125,7 @@ def _print(rows: list[dict]) -> None:
     import rich.box
     import rich.console
     import rich.table
+    import rich.text
 
     if not rows:
         return
@@ -148,7 +133,9 @@ def _print(rows: list[dict]) -> None:
     for name in rows[0]:
         table.add_column(name, overflow="fold" if name == "image" else "ellipsis")
     for row in rows:
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+        # As text: a file's name may hold what rich takes for markup.
+        texts = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
+        table.add_row(*map(rich.text.Text, texts))
     console = rich.console.Console()
     rich.console.Console(width=None if console.is_terminal else 132).print(table)
 

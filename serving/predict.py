@@ -10,7 +10,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,11 +77,12 @@ def main(argv: list[str]) -> None:
     # What is wrong with an image is told in one line at the end.
     warnings.filterwarnings("ignore", module="PIL")
     from serving.prediction_output import RESEARCH_LINE
+    from tfds_pap import folders
 
     try:
-        paths = list(_image_paths(argv[1:]))
+        paths = folders.given_images(argv[1:])
         output, seconds = _predict_all(paths)
-    except runs.RunError as error:
+    except (runs.RunError, folders.TreeError) as error:
         raise SystemExit(f"serving.predict: {error}") from None
     except KeyboardInterrupt as error:
         print(f"serving.predict: interrupted{error}", file=sys.stderr)
@@ -122,22 +122,6 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
         server = f"{_server()}: " if isinstance(error, ClientError) else ""
         raise runs.RunError(f"{server}{error}{until_then}") from error
     return output, seconds
-
-
-def _image_paths(arguments: Iterable[str]) -> Iterator[str]:
-    from tfds_pap import folders
-
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = folders.image_paths(path)
-            if not found:
-                raise runs.RunError(f"{path}: holds no image")
-            yield from map(str, found)
-        elif path.exists():
-            yield argument
-        else:
-            raise runs.RunError(f"{path}: no such file or folder")
 
 
 def _server() -> str:

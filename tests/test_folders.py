@@ -217,3 +217,20 @@ def test_real_trees(shared_data):
         for split in ("train", "validation")
     }
     assert not by_split["train"] & by_split["validation"]
+
+
+def test_images_that_a_command_is_given(tmp_path):
+    save_image(tmp_path / "cells" / "deep" / "b.png", 0)
+    save_image(tmp_path / "cells" / "a.jpg", 1)
+    (tmp_path / "cells" / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    file, cells = str(tmp_path / "cells" / "notes.txt"), str(tmp_path / "cells")
+    assert folders.given_images([file, cells]) == [
+        file,
+        f"{cells}/a.jpg",
+        f"{cells}/deep/b.png",
+    ]
+    with pytest.raises(folders.TreeError, match="empty: holds no image"):
+        folders.given_images([cells, str(tmp_path / "empty")])
+    with pytest.raises(folders.TreeError, match="nowhere: no such file or folder"):
+        folders.given_images(["nowhere"])

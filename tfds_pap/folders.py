@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent import futures
 
@@ -156,6 +157,30 @@ def fingerprint(
 def image_paths(folder: epath.PathLike) -> list[epath.Path]:
     """Returns every image below a folder, sorted; other files are passed over."""
     return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in _FORMATS]
+
+
+def given_images(arguments: Iterable[str]) -> list[str]:
+    """Returns the images that a command was given: files as they are, of folders all below them.
+
+    Args:
+        arguments: Files and folders.
+
+    Raises:
+        TreeError: One does not exist, or is a folder without images.
+    """
+    found = []
+    for argument in arguments:
+        path = epath.Path(argument)
+        if path.is_dir():
+            images = image_paths(path)
+            if not images:
+                raise TreeError(f"{argument}: holds no image")
+            found += map(os.fspath, images)
+        elif path.exists():
+            found.append(argument)
+        else:
+            raise TreeError(f"{argument}: no such file or folder")
+    return found
 
 
 def decodable_bytes(data: bytes) -> bytes:
