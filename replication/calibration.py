@@ -150,7 +150,7 @@ def fit_temperature(predictions_tune: Predictions) -> float:
         True
     """
     p = one_role(predictions_tune, "tune")
-    logits = _logits(p)
+    logits = _logits(p.probabilities)
     true = logits[np.arange(len(p)), p.labels]
     if np.array_equal(true, logits.max(axis=1)):
         return 1.0
@@ -181,10 +181,26 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
     Raises:
         ValueError: The temperature is not a number above 0.
     """
+    probabilities = scaled(predictions.probabilities, temperature)
+    return dataclasses.replace(predictions, probabilities=probabilities)
+
+
+def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Divides the logits of probabilities by a temperature.
+
+    Args:
+        probabilities: ``[..., k]``.
+        temperature: Above 0.
+
+    Returns:
+        float64 ``[..., k]``.
+
+    Raises:
+        ValueError: The temperature is not a number above 0.
+    """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-    probabilities = special.softmax(_logits(predictions) / temperature, axis=1)
-    return dataclasses.replace(predictions, probabilities=probabilities)
+    return special.softmax(_logits(probabilities) / temperature, axis=-1)
 
 
 def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
@@ -334,8 +350,8 @@ def _note(temperature: float | None, tune: Predictions) -> str:
     return note
 
 
-def _logits(predictions: Predictions) -> np.ndarray:
-    return np.log(np.maximum(predictions.probabilities, SMALLEST))
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, SMALLEST))
 
 
 def _normalised(predictions: Predictions) -> np.ndarray:

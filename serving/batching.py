@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from serving.batching_config import BatchingParameters
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[str, Arrays, float | None], dict[str, np.ndarray]]
@@ -95,15 +95,15 @@ class Batcher:
 
     def _rows(self, arrays: Arrays) -> int:
         if not arrays:
-            raise _invalid("Batching Run() must have at least one input tensor")
+            raise invalid("Batching Run() must have at least one input tensor")
         if any(array.ndim == 0 for array in arrays.values()):
-            raise _invalid("Batching Run() input tensors must have at least one dimension")
+            raise invalid("Batching Run() input tensors must have at least one dimension")
         sizes = {len(array) for array in arrays.values()}
         if len(sizes) > 1:
-            raise _invalid("Batching Run() input tensors must have equal 0th-dimension size")
+            raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
         (rows,) = sizes
         if rows > self._parameters.max_batch_size:
-            raise _invalid(
+            raise invalid(
                 f"Task size {rows} is larger than maximum input batch size "
                 f"{self._parameters.max_batch_size}"
             )
@@ -280,7 +280,3 @@ def _too_late() -> ServingError:
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "Run() timeout exceeded while waiting in batching queue",
     )
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)

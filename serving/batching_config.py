@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import grpc
 from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,
@@ -20,7 +19,7 @@ from google.protobuf import (
     wrappers_pb2,
 )
 
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid
 
 
 def _message_class() -> Any:
@@ -88,16 +87,16 @@ class BatchingParameters:
             ("num_batch_threads", 1),
         ):
             if getattr(self, name) < least:
-                raise _invalid(f"{name}: expected {least} or more, got {getattr(self, name)}")
+                raise invalid(f"{name}: expected {least} or more, got {getattr(self, name)}")
         sizes = self.allowed_batch_sizes
         if not sizes:
             return
         if sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
-            raise _invalid(
+            raise invalid(
                 f"allowed_batch_sizes: expected increasing sizes of 1 or more, got {list(sizes)}"
             )
         if sizes[-1] != self.max_batch_size:
-            raise _invalid(
+            raise invalid(
                 "allowed_batch_sizes: Last entry in allowed_batch_sizes must match "
                 f"max_batch_size; last entry was {sizes[-1]}; expected {self.max_batch_size}"
             )
@@ -121,16 +120,16 @@ def read(path: str | Path) -> BatchingParameters:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(f"{path}: cannot be read: {error}") from error
+        raise invalid(f"{path}: cannot be read: {error}") from error
     message = BatchingParametersProto()
     try:
         text_format.Parse(text, message)
     except text_format.ParseError as error:
-        raise _invalid(
+        raise invalid(
             f"{path}: expected a tensorflow.serving.BatchingParameters in text form: {error}"
         ) from error
     if message.pad_variable_length_inputs:
-        raise _invalid(
+        raise invalid(
             f"{path}: pad_variable_length_inputs: this server merges requests of one shape and "
             "pads none, expected false"
         )
@@ -147,8 +146,4 @@ def read(path: str | Path) -> BatchingParameters:
     try:
         return BatchingParameters(**given, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
     except ServingError as error:
-        raise _invalid(f"{path}: {error.message}") from None
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+        raise invalid(f"{path}: {error.message}") from None

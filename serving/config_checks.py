@@ -3,7 +3,7 @@
 import grpc
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid
 
 
 def models(
@@ -26,23 +26,19 @@ def models(
     found: dict[str, model_server_config_pb2.ModelConfig] = {}
     for position, model in enumerate(config.model_config_list.config):
         if not model.name or not model.base_path:
-            raise _invalid(
+            raise invalid(
                 f"model_config_list: config {position}: expected a name and a base_path, "
                 f"got name {model.name!r} and base_path {model.base_path!r}"
             )
         if model.name in found:
-            raise _invalid(f"Illegal to list model {model.name} multiple times in config list")
+            raise invalid(f"Illegal to list model {model.name} multiple times in config list")
         if model.model_platform not in ("", "tensorflow"):
-            raise _invalid(
+            raise invalid(
                 f"Model {model.name} requests unsupported platform {model.model_platform}"
             )
         policy = model.model_version_policy
         if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
-            raise _invalid(f"model {model.name}: model_version_policy: specific: expected versions")
+            raise invalid(f"model {model.name}: model_version_policy: specific: expected versions")
         found[model.name] = model_server_config_pb2.ModelConfig()
         found[model.name].CopyFrom(model)
     return found
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)

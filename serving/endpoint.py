@@ -7,20 +7,16 @@ of the wrong rank can kill a real server.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving import tensor_protos
-from serving.errors import ServingError
+from serving.errors import invalid
 
 #: The signature of a request that names none.
 DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-
-#: TensorFlow Serving cuts its messages here.
-MESSAGE_LIMIT = 1024
 
 
 class _Input(NamedTuple):
@@ -83,7 +79,7 @@ class Endpoint:
             len(inputs) < len(self.inputs) and not self._defaults
         ):
             sent, expected = set(inputs), set(self.inputs)
-            raise _invalid(
+            raise invalid(
                 f"input size does not match signature: {len(sent)}!={len(expected)} "
                 f"len({_names(sent)}) != len({_names(expected)}). "
                 f"Sent extra: {_names(sent - expected)}. "
@@ -96,7 +92,7 @@ class Endpoint:
             elif alias in self._defaults:
                 arrays[alias] = self._defaults[alias]
             else:
-                raise _invalid(
+                raise invalid(
                     f"Signature input alias: {alias}(feed name: {spec.feed_name}) not found in "
                     "request and no default value provided. Inputs expected to be in the request "
                     f"{_names(inputs)}, or default input alias set: "
@@ -104,7 +100,7 @@ class Endpoint:
                 )
         if not inputs.keys() <= self.inputs.keys():
             used = ",".join(sorted(inputs.keys() & self.inputs.keys()))
-            raise _invalid(
+            raise invalid(
                 f"Inputs contains invalid name. Used request inputs: {used}, "
                 f"request input: {','.join(sorted(inputs))}"
             )
@@ -121,12 +117,12 @@ class Endpoint:
         seen = set()
         for alias in output_filter:
             if alias not in self.outputs:
-                raise _invalid(
+                raise invalid(
                     f"output tensor alias not found in signature: {alias} "
                     f"Outputs expected to be in the set {_names(self.outputs)}."
                 )
             if alias in seen:
-                raise _invalid(f"duplicate output tensor alias: {alias}")
+                raise invalid(f"duplicate output tensor alias: {alias}")
             seen.add(alias)
         return output_filter
 
@@ -137,14 +133,14 @@ class Endpoint:
             ServingError: INVALID_ARGUMENT, naming the input.
         """
         if self._no_tensor is not None:
-            raise _invalid(
+            raise invalid(
                 f"Tensor {self._no_tensor}, specified in either feed_devices or fetch_devices was "
                 "not found in the Graph"
             )
         for index, alias in enumerate(self._by_feed_name):
             expected, given = self.inputs[alias].dtype, _dtype(alias, arrays[alias])
             if given != expected:
-                raise _invalid(
+                raise invalid(
                     f"Expects arg[{index}] to be {_dtype_name(expected)} "
                     f"but {_dtype_name(given)} is provided"
                 )
@@ -154,7 +150,7 @@ class Endpoint:
                 len(shape) == len(spec.shape)
                 and all(e in (-1, n) for n, e in zip(shape, spec.shape, strict=True))
             ):
-                raise _invalid(
+                raise invalid(
                     f"Input {alias} has the shape {tensor_protos.shape_text(shape)}, "
                     f"expected {tensor_protos.shape_text(spec.shape)}"
                 )
@@ -170,13 +166,13 @@ def _graph_tensor(graph: tf.Graph, name: str) -> Any:
 
 def _dtype(alias: str, array: np.ndarray) -> int:
     if array.dtype.kind == "O" and not all(isinstance(value, bytes | str) for value in array.flat):
-        raise _invalid(f"Input {alias} holds objects that are neither bytes nor text")
+        raise invalid(f"Input {alias} holds objects that are neither bytes nor text")
     if array.dtype.kind in "OSU":
         return types_pb2.DT_STRING
     try:
         return tf.dtypes.as_dtype(array.dtype).as_datatype_enum
     except TypeError:
-        raise _invalid(f"Input {alias} has the dtype {array.dtype}, which is no tensor's") from None
+        raise invalid(f"Input {alias} has the dtype {array.dtype}, which is no tensor's") from None
 
 
 def _dtype_name(dtype: int) -> str:
@@ -185,7 +181,3 @@ def _dtype_name(dtype: int) -> str:
 
 def _names(names: Iterable[str]) -> str:
     return "{" + ",".join(sorted(names)) + "}"
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message[:MESSAGE_LIMIT])

@@ -75,7 +75,6 @@ def main(argv: list[str]) -> None:
 
 def _export(serving_dir: Path) -> None:
     from replication import results
-    from serving import assemble, metadata, model_config, publish, self_check
 
     run = runs.RunDirectory(Path(_RUN_DIR.value))
     fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
@@ -84,11 +83,13 @@ def _export(serving_dir: Path) -> None:
             f"--run_dir={run.path} holds no finished model of --stage={_STAGE.value}"
         )
     fit = fits[_STAGE.value]
-    decision, missing = metadata.decision(fit)
-    # Loading Keras takes seconds: what can be wrong with the flags was said before.
+    # TensorFlow takes seconds to import: what can be wrong with the flags was said before.
     import keras
 
+    from serving import assemble, metadata, model_config, publish, self_check
     from serving.graph import Graph
+
+    decision, missing = metadata.decision(fit)
 
     model = keras.saving.load_model(fit.model_path)
     graph = Graph(

@@ -24,12 +24,9 @@ from tensorflow_serving.apis import (
 
 from serving import bearer, handlers, listening
 from serving.admission import Admission
-from serving.errors import ServingError
+from serving.errors import MESSAGE_LIMIT, ServingError
 from serving.manager import Manager
 from serving.monitoring import Metrics
-
-#: Bytes of a message; TensorFlow Serving cuts its own here, and headers have a limit.
-_MESSAGE_BYTES = 1024
 
 #: Calls that may wait or stream beside the requests at work: health, status, metadata.
 _OTHER_CALLS = 64
@@ -270,5 +267,6 @@ def _as_serving_error(error: Exception) -> ServingError:
 
 
 def _abort(context: grpc.ServicerContext, failure: ServingError) -> None:
-    message = failure.message.encode()[:_MESSAGE_BYTES].decode(errors="ignore")
+    # Of bytes, as headers have a limit.
+    message = failure.message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
     context.abort(failure.code, message)

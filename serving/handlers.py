@@ -21,8 +21,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving import tensor_protos
-from serving.endpoint import DEFAULT_SIGNATURE, MESSAGE_LIMIT
-from serving.errors import ServingError
+from serving.endpoint import DEFAULT_SIGNATURE
+from serving.errors import MESSAGE_LIMIT, ServingError, invalid
 
 if TYPE_CHECKING:
     from serving.manager import Manager
@@ -86,7 +86,7 @@ def classify_with(
     """`classify` by one version."""
     key, signature = _example_signature(servable, request.model_spec)
     if len(signature.outputs) not in (1, 2):
-        raise _invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+        raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     if "inputs" not in signature.inputs:
         raise _failed(f"No classification inputs found in SignatureDef: {signature}")
     wanted = [name for name in ("classes", "scores") if name in signature.outputs]
@@ -105,21 +105,21 @@ def classify_with(
         if array is None:
             continue
         if array.ndim != 2:
-            raise _invalid(
+            raise invalid(
                 "Expected Tensor shape: [batch_size num_classes] but got "
                 f"{tensor_protos.shape_text(array.shape)}"
             )
         if not is_wanted(array):
-            raise _invalid(
+            raise invalid(
                 f"Expected {name} Tensor of {dtype}. Got: {tensor_protos.dtype_text(array)}"
             )
         if len(array) != len(examples):
-            raise _invalid(
+            raise invalid(
                 f"Expected {name} output batch size of {len(examples)}. Got: {len(array)}"
             )
     classes, scores = outputs.get("classes"), outputs.get("scores")
     if classes is not None and scores is not None and classes.shape != scores.shape:
-        raise _invalid(
+        raise invalid(
             "Tensors class and score should match in dim_size(1). Got "
             f"{classes.shape[1]} vs. {scores.shape[1]}"
         )
@@ -160,7 +160,7 @@ def regress_with(
     """`regress` by one version."""
     key, signature = _example_signature(servable, request.model_spec)
     if len(signature.outputs) != 1:
-        raise _invalid("Expected one output Tensor.")
+        raise invalid("Expected one output Tensor.")
     if "inputs" not in signature.inputs:
         raise _failed(f"No regression inputs found in SignatureDef: {signature}")
     if "outputs" not in signature.outputs:
@@ -168,16 +168,16 @@ def regress_with(
     examples = _serialized_examples(request.input)
     values = servable.run(key, {"inputs": examples}, timeout=timeout)["outputs"]
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
-        raise _invalid(
+        raise invalid(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
             f"{tensor_protos.shape_text(values.shape)}"
         )
     if len(values) != len(examples):
-        raise _invalid(
+        raise invalid(
             f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}"
         )
     if values.dtype != np.float32:
-        raise _invalid(
+        raise invalid(
             f"Expected output Tensor of DT_FLOAT.  Got: {tensor_protos.dtype_text(values)}"
         )
     response = regression_pb2.RegressionResponse()
@@ -197,10 +197,10 @@ def get_model_metadata(
     """
     spec = _model_spec(request)
     if not request.metadata_field:
-        raise _invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
     for field in request.metadata_field:
         if field != "signature_def":
-            raise _invalid(f"Metadata field {field} is not supported")
+            raise invalid(f"Metadata field {field} is not supported")
     with manager.use(spec) as servable:
         signatures = get_model_metadata_pb2.SignatureDefMap()
         for key, signature in servable.meta_graph.signature_def.items():
@@ -232,7 +232,7 @@ def reload_config(
         ServingError: If the config is refused; then everything stays as it was.
     """
     if request.config.WhichOneof("config") != "model_config_list":
-        raise _invalid(
+        raise invalid(
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "
             "Only ModelConfigList is currently supported"
         )
@@ -245,7 +245,7 @@ def reload_config(
 
 def _model_spec(request: object) -> model_pb2.ModelSpec:
     if not request.HasField("model_spec"):
-        raise _invalid("Missing ModelSpec")
+        raise invalid("Missing ModelSpec")
     return request.model_spec
 
 
@@ -260,10 +260,10 @@ def _example_signature(
 ) -> tuple[str, meta_graph_pb2.SignatureDef]:
     key = spec.signature_name or DEFAULT_SIGNATURE
     if key not in servable.meta_graph.signature_def:
-        raise _invalid(f"No signature was found with the name: {key}")
+        raise invalid(f"No signature was found with the name: {key}")
     signature = servable.signature(key)
     if len(signature.inputs) != 1:
-        raise _invalid("Expected one input Tensor.")
+        raise invalid("Expected one input Tensor.")
     return key, signature
 
 
@@ -281,7 +281,7 @@ def _serialized_examples(given: input_pb2.Input) -> np.ndarray:
     else:
         serialized = []
     if not serialized:
-        raise _invalid("Input is empty.")
+        raise invalid("Input is empty.")
     return np.array(serialized, object)
 
 
@@ -289,11 +289,7 @@ def _text(label: bytes) -> str:
     try:
         return label.decode()
     except UnicodeDecodeError:
-        raise _invalid(f"Expected classes in UTF-8, got {label[:32]!r}") from None
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message[:MESSAGE_LIMIT])
+        raise invalid(f"Expected classes in UTF-8, got {label[:32]!r}") from None
 
 
 def _failed(message: str) -> ServingError:

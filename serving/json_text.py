@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import numpy as np
 import rapidjson
 
-from serving.errors import ServingError
+from serving.errors import invalid
 
 #: Characters of a value that a message quotes; TensorFlow Serving cuts its messages here.
 _QUOTED = 1024
@@ -42,11 +41,6 @@ class _Decoder(rapidjson.Decoder):
 
 
 _decode = _Decoder(number_mode=_NUMBERS)
-
-
-def invalid(message: str) -> ServingError:
-    """An INVALID_ARGUMENT with this message."""
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving import config_checks, versions
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid
 
 if TYPE_CHECKING:
     from serving.servable import Servable
@@ -399,7 +399,7 @@ class Manager:
     def _find(self, spec: model_pb2.ModelSpec) -> _Version:
         """The version that answers a request; call it with the lock held."""
         if not spec.name:
-            raise _invalid("ModelSpec has no name specified.")
+            raise invalid("ModelSpec has no name specified.")
         choice = spec.WhichOneof("version_choice")
         config = self._config.get(spec.name)
         if choice is None:
@@ -413,7 +413,7 @@ class Manager:
         elif config is not None and spec.version_label in config.version_labels:
             number = config.version_labels[spec.version_label]
         else:
-            raise _invalid(f"Unrecognized servable version label: {spec.version_label}")
+            raise invalid(f"Unrecognized servable version label: {spec.version_label}")
         version = self._versions.get(spec.name, {}).get(number) if config is not None else None
         if version is None or version.state != State.AVAILABLE:
             raise _not_found(f"Servable not found for request: Specific({spec.name}, {number})")
@@ -475,10 +475,6 @@ class _Use:
             self._version.users -= 1
             if not self._version.users:
                 self._manager._lock.notify_all()
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def _not_found(message: str) -> ServingError:

@@ -7,11 +7,10 @@ is built here, as in TensorFlow Serving's tensorflow_serving/config/monitoring_c
 from pathlib import Path
 from typing import Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from serving import monitoring
-from serving.errors import ServingError
+from serving.errors import invalid
 
 
 def _message_class() -> Any:
@@ -63,18 +62,14 @@ def read(path: str | Path) -> str | None:
     try:
         text_format.Parse(Path(path).read_text(encoding="utf-8"), message)
     except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(f"{path}: cannot be read: {error}") from None
+        raise invalid(f"{path}: cannot be read: {error}") from None
     except text_format.ParseError as error:
-        raise _invalid(
+        raise invalid(
             f"{path}: expected a tensorflow.serving.MonitoringConfig in text form: {error}"
         ) from None
     found = message.prometheus_config
     if not found.enable:
         return None
     if found.path and not found.path.startswith("/"):
-        raise _invalid(f"{path}: prometheus_config: path: expected a /, got {found.path!r}")
+        raise invalid(f"{path}: prometheus_config: path: expected a /, got {found.path!r}")
     return found.path or monitoring.DEFAULT_PATH
-
-
-def _invalid(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import markupsafe
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -23,7 +22,7 @@ from tensorflow_serving.apis import model_pb2
 from replication import pages
 from serving import page_answers
 from serving.bodies import Bodies, TooLongError
-from serving.errors import ServingError
+from serving.errors import HTTP_STATUS, ServingError
 
 if TYPE_CHECKING:
     from serving.manager import Manager
@@ -31,17 +30,6 @@ if TYPE_CHECKING:
 #: What TensorFlow puts around a text, and where in the graph it happened: of no use to a reader.
 _ASSERTION = re.compile(r"assertion failed: \[(.*)\]", re.DOTALL)
 _GRAPH_NODE = "\n\t [[{{"
-
-_HTTP_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
 
 
 def routes(
@@ -155,7 +143,7 @@ def _answered(handler: _Handler) -> _Handler:
         except ServingError as error:
             text = error.message.partition(_GRAPH_NODE)[0]
             asserted = _ASSERTION.fullmatch(text)
-            return _error(_HTTP_STATUS.get(error.code, 500), asserted[1] if asserted else text)
+            return _error(HTTP_STATUS.get(error.code, 500), asserted[1] if asserted else text)
 
     return answered
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 from PIL import Image
-from scipy import special
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
 from replication import calibration
@@ -131,8 +130,7 @@ def _named(
     calibrated = None
     if temperature is not None:
         # As in the graph, which gives HSIL+ and whether to abstain from these alone.
-        logits = np.log(np.maximum(probabilities, calibration.SMALLEST))
-        calibrated = special.softmax(logits / temperature).tolist()
+        calibrated = calibration.scaled(np.array(probabilities), temperature).tolist()
     label = answer["label"].decode("utf-8", "replace")
     hsil_plus, abstain = answer.get("hsil_plus"), answer.get("abstain")
     return {

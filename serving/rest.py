@@ -27,27 +27,9 @@ from tensorflow_serving.apis import (
 from serving import bearer, handlers, json_text, monitoring, rest_examples, rest_json
 from serving.admission import Admission
 from serving.bodies import Bodies, TooLongError
-from serving.errors import ServingError
+from serving.errors import HTTP_STATUS, MESSAGE_LIMIT, ServingError, invalid
 from serving.manager import Manager
 from serving.monitoring import Metrics
-
-#: HTTP status of each canonical code; 500 for any other.
-HTTP_STATUS = {
-    grpc.StatusCode.OK: 200,
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
 
 _ROUTE = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 _MODEL = r"/([^/:]+)"
@@ -56,9 +38,6 @@ _RUN = re.compile(rf"/v1/models{_MODEL}{_VERSION}:(classify|regress|predict)")
 _LOOK = re.compile(rf"/v1/models(?:{_MODEL})?{_VERSION}(?:/(metadata))?")
 
 _LARGEST_VERSION = 2**63 - 1
-
-#: TensorFlow Serving cuts its messages here.
-_MESSAGE_LENGTH = 1024
 
 #: Threads for requests that run no model, beside those for the requests at work.
 _OTHER_THREADS = 4
@@ -193,7 +172,7 @@ class _Api:
             look = _metadata if found[4] else _status
             return _Answer(200, await self._in_thread(look, self._manager, _model_spec(found)))
         target += f"?{query}" if query else ""
-        raise json_text.invalid(f"Malformed request: {method} {target}")
+        raise invalid(f"Malformed request: {method} {target}")
 
     async def _run(
         self, found: re.Match[str], scope: Mapping[str, Any], receive: _Receive
@@ -320,12 +299,12 @@ def _as_json(found: message.Message) -> dict[str, Any]:
 def _model_spec(found: re.Match[str]) -> model_pb2.ModelSpec:
     name, version, label = found[1], found[2], found[3]
     if name is None:
-        raise json_text.invalid("Missing model name in request.")
+        raise invalid("Missing model name in request.")
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(name))
     if version is not None:
         # Length first: whole pages of digits are no number to anybody.
         if len(version.lstrip("0")) > len(str(_LARGEST_VERSION)) or int(version) > _LARGEST_VERSION:
-            raise json_text.invalid(f"Failed to convert version: {version} to numeric.")
+            raise invalid(f"Failed to convert version: {version} to numeric.")
         spec.version.value = int(version)
     elif label is not None:
         spec.version_label = urllib.parse.unquote(label)
@@ -344,7 +323,7 @@ def _error(error: Exception) -> _Answer:
         _log.error("a request failed", exc_info=error)
         status, text = 500, "Internal error; the server's log has it."
     headers = (("retry-after", "1"),) if status in (429, 503) else ()
-    return _Answer(status, json_text.dump({"error": text[:_MESSAGE_LENGTH]}), headers=headers)
+    return _Answer(status, json_text.dump({"error": text[:MESSAGE_LIMIT]}), headers=headers)
 
 
 async def _send_answer(send: _Send, answer: _Answer) -> None:

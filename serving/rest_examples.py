@@ -12,7 +12,8 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
 from serving import json_text, rest_json
-from serving.json_text import invalid, quoted, type_name
+from serving.errors import invalid
+from serving.json_text import quoted, type_name
 
 #: Kinds of a feature's values, as messages name them.
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}

@@ -18,8 +18,8 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving import json_text
-from serving.errors import ServingError
-from serving.json_text import invalid, quoted, type_name
+from serving.errors import ServingError, invalid
+from serving.json_text import quoted, type_name
 
 Signatures = Mapping[str, meta_graph_pb2.SignatureDef]
 Inputs = Mapping[str, meta_graph_pb2.TensorInfo]

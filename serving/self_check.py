@@ -11,7 +11,7 @@ from replication import results, runs, whole_model
 from serving.graph import Graph
 from serving.servable import Servable
 from serving.warmup_requests import example
-from tfds_pap import phantom_set, pipeline
+from tfds_pap import phantom_set, pipeline, taxonomy
 
 #: How far a served probability may be from the `.keras` model's on the same machine.
 TOLERANCE = 1e-5
@@ -51,7 +51,8 @@ def samples(
         chosen = np.unique(np.linspace(0, len(test) - 1, count).astype(int))
         images = pipeline.read_files(builder, [test.ids[number] for number in chosen])
         return Samples(images, test.probabilities[chosen], "test images of the run")
-    drawn = phantom_set.examples(fit.stage, "validation", per_class=-(-count // 4))
+    classes = len(taxonomy.STAGE1_CLASSES if fit.stage == 1 else taxonomy.STAGE2_CLASSES)
+    drawn = phantom_set.examples(fit.stage, "validation", per_class=-(-count // classes))
     images = [phantom_set.encode(picture) for *_, picture in drawn]
     return Samples(images[:count], None, "phantoms, as the run's data are not at hand")
 

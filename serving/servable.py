@@ -20,8 +20,8 @@ from tensorflow.python.client import pywrap_tf_session
 from serving import warmup
 from serving.batching import Batcher
 from serving.batching_config import BatchingParameters
-from serving.endpoint import DEFAULT_SIGNATURE, MESSAGE_LIMIT, Endpoint
-from serving.errors import ServingError
+from serving.endpoint import DEFAULT_SIGNATURE, Endpoint
+from serving.errors import MESSAGE_LIMIT, ServingError, invalid
 
 #: Milliseconds that a RunOptions timeout may have: more than anybody waits.
 _LONGEST_TIMEOUT_MS = 2**31 - 1
@@ -221,8 +221,7 @@ class Servable:
             raise translated(error) from error
         except UnicodeDecodeError as error:
             # The message quotes the request's bytes, and TensorFlow's binding expects text.
-            message = error.object.decode(errors="replace")[:MESSAGE_LIMIT]
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, message) from error
+            raise invalid(error.object.decode(errors="replace")) from error
         finally:
             if options is not None:
                 pywrap_tf_session.TF_DeleteBuffer(options)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from serving.deploy.render import MODELS_DIR, DeployError, Settings, render
+from serving.deploy.render import DeployError, Settings, render
 
 _SERVING_DIR = flags.DEFINE_string(
     "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
@@ -148,7 +148,7 @@ def _ensure_listed(serving_dir: Path) -> None:
         raise DeployError(
             f"--serving_dir={serving_dir}: holds no version; python -m serving.export writes one"
         )
-    config = model_config.ModelConfig(serving_dir, MODELS_DIR)
+    config = model_config.ModelConfig(serving_dir)
     try:
         listed = {}
         if config.path.exists():
@@ -158,11 +158,11 @@ def _ensure_listed(serving_dir: Path) -> None:
             config.publish(versions[-1])
             print(f"{config.path}: lists {config.name} from now on, served is the newest version")
             return
-        base_path = f"{MODELS_DIR}/{config.name}"
+        base_path = f"{model_config.SERVER_MODELS_DIR}/{config.name}"
         if listed[config.name].rstrip("/") != base_path:
             raise DeployError(
                 f"{config.path}: base_path of {config.name}: expected {base_path!r}, as the models "
-                f"are mounted at {MODELS_DIR}, got {listed[config.name]!r}"
+                f"are mounted at {model_config.SERVER_MODELS_DIR}, got {listed[config.name]!r}"
             )
         labels, pinned = config.labels(), config.pinned()
     except (model_config.ConfigError, runs.RunError) as error:

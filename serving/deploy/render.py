@@ -11,11 +11,10 @@ from pathlib import Path
 
 import jinja2
 
+from serving import model_config
+
 #: In this order: the last one holds the first two.
 FILES = ("batching.config", "monitoring.config", "docker-compose.yaml", "kubernetes.yaml")
-
-#: Where the server finds the folder that holds the model's folder and models.config.
-MODELS_DIR = "/models"
 
 # Of a name that may stand in a URL, a file name and, with "_" as "-", in Kubernetes.
 _MODEL_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,38}[A-Za-z0-9])?")
@@ -143,7 +142,7 @@ class Settings:
         return [
             f"--port={self.grpc_port}",
             f"--rest_api_port={self.rest_port}",
-            f"--model_config_file={MODELS_DIR}/models.config",
+            f"--model_config_file={model_config.SERVER_MODELS_DIR}/{model_config.FILE_NAME}",
             f"--model_config_file_poll_wait_seconds={self.poll_seconds}",
             "--allow_version_labels_for_unavailable_models=true",
             "--enable_batching=true",
@@ -194,7 +193,7 @@ def render(settings: Settings) -> dict[str, str]:
         template = environment.get_template(f"{name}.j2")
         digest = hashlib.sha256("".join(found.values()).encode()).hexdigest()
         found[name] = template.render(
-            settings=settings, files=found, digest=digest, models_dir=MODELS_DIR
+            settings=settings, files=found, digest=digest, models_dir=model_config.SERVER_MODELS_DIR
         )
     return found
 
