@@ -7,6 +7,7 @@ errors do not wait for it.
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -164,6 +165,12 @@ def save_model(model: Any, path: Path) -> None:
     partial = path.with_name(f".partial_{path.name}")
     keras.Model(model.inputs, model.outputs, name=model.name).save(partial)
     partial.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,6 @@ There is no silent fall-back: a missing or ill-fitting file ends in one line tha
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import re
@@ -67,7 +66,7 @@ def find(name: str, spec: str) -> Weights:
         return Weights(UNTRAINED, None, f"{UNTRAINED}-{_UNTRAINED_SEED}-keras-{keras.__version__}")
     if spec == IMAGENET:
         path = _download(name, backbone)
-        return Weights(IMAGENET, path, _digest(path))
+        return Weights(IMAGENET, path, runs.sha256(path))
     path = Path(spec).expanduser()
     if path.is_dir():
         if not backbone.weights_file:
@@ -78,7 +77,7 @@ def find(name: str, spec: str) -> Weights:
         path = path / backbone.weights_file
     if not path.is_file():
         raise runs.RunError(f"--weights={spec}: no file {path} for {name}")
-    return Weights(path.name, path, _digest(path))
+    return Weights(path.name, path, runs.sha256(path))
 
 
 def available(name: str, directory: str) -> bool:
@@ -109,11 +108,6 @@ def _download(name: str, backbone: models.Backbone) -> Path:
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build(name: str, weights: Weights, size: int) -> keras.Model:

@@ -86,10 +86,11 @@ def _export(serving_dir: Path) -> None:
     # TensorFlow takes seconds to import: what can be wrong with the flags was said before.
     import keras
 
-    from serving import assemble, metadata, model_config, publish, self_check
+    from replication import decisions
+    from serving import assemble, model_config, publish, self_check
     from serving.graph import Graph
 
-    decision, missing = metadata.decision(fit)
+    decision, missing = decisions.of_fit(fit)
 
     model = keras.saving.load_model(fit.model_path)
     graph = Graph(

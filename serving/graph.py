@@ -4,7 +4,6 @@ Decoding and resizing are the function that training uses, traced. Every endpoin
 cannot answer as a whole: a batch is never partly wrong.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from replication import calibration
+from replication.decisions import ROUNDING, Decision
 from replication.gradcam import GradCam
 from replication.positive import positive_members
 from serving import image_guard
@@ -23,27 +23,9 @@ MAX_BATCH = 256
 #: Images decoded at the same time, which bounds what decoding a batch allocates.
 _DECODED_AT_ONCE = 8
 
-#: Confidences are compared with this slack, as the threshold is itself an image's confidence.
-_ROUNDING = 1e-9
-
 _EXAMPLE = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
 
 Outputs = dict[str, tf.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """What turns probabilities into an answer; all of it was fitted on tune images.
-
-    Attributes:
-        labels: Class names, in the order of the probabilities.
-        temperature: Of the calibration; None where none was fitted.
-        threshold: Calibrated confidence below which the model abstains; None where there is none.
-    """
-
-    labels: tuple[str, ...]
-    temperature: float | None
-    threshold: float | None
 
 
 class Graph:
@@ -192,7 +174,7 @@ class Graph:
             score = tf.reduce_sum(tf.gather(calibrated, positive[1], axis=-1), axis=-1)
             answer["hsil_plus"] = tf.cast(score, tf.float32)
         if self._decision.threshold is not None:
-            sure = tf.reduce_max(calibrated, axis=-1) >= self._decision.threshold - _ROUNDING
+            sure = tf.reduce_max(calibrated, axis=-1) >= self._decision.threshold - ROUNDING
             answer["abstain"] = tf.cast(tf.logical_not(sure), tf.int64)
         return answer
 

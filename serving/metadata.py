@@ -4,9 +4,9 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from replication import model_card, pages, results, runs
+from replication import decisions, model_card, pages, results, runs
 from serving import image_guard
-from serving.graph import Decision, Graph
+from serving.graph import Graph
 
 FILE_NAME = "metadata.json"
 FORMAT = 1
@@ -18,26 +18,6 @@ INTENDED_USE = (
 )
 
 
-def decision(fit: results.Fit) -> tuple[Decision, list[str]]:
-    """Returns how a fit turns probabilities into an answer, and what it cannot say, in sentences.
-
-    Args:
-        fit: A finished fit; calibration and threshold were chosen on its tune images.
-
-    Raises:
-        runs.RunError: Its metrics hold neither.
-    """
-    triage = _metrics(fit)["triage"]
-    temperature = triage["calibration"]["temperature"]
-    threshold = triage["risk_coverage"]["threshold"]
-    missing = []
-    if temperature is None:
-        missing.append(f"hsil_plus is not calibrated: {triage['calibration']['note']}")
-    if threshold is None:
-        missing.append(f"No output abstain: {triage['risk_coverage']['note']}")
-    return Decision(tuple(fit.info["class_names"]), temperature, threshold), missing
-
-
 def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any]:
     """Returns the content of `assets.extra/metadata.json`.
 
@@ -46,7 +26,7 @@ def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str
         fit: What is exported.
         graph: How it is served.
     """
-    manifest, metrics, info = run.manifest(), _metrics(fit), fit.info
+    manifest, metrics, info = run.manifest(), decisions.metrics(fit), fit.info
     environment = dict(manifest.get("environment", {}))
     if "command" in environment:
         environment["command"] = model_card.without_folders(environment["command"])
@@ -100,11 +80,3 @@ def write(version: Path, run: runs.RunDirectory, fit: results.Fit, graph: Graph)
     card = run.path / "model_card.md"
     if card.exists():
         runs.write_atomically(extra / card.name, card.read_bytes())
-
-
-def _metrics(fit: results.Fit) -> dict[str, Any]:
-    path = fit.directory / "metrics.json"
-    metrics = runs.read_json(path)
-    if "triage" not in metrics:
-        raise runs.RunError(f"{path}: expected calibration and threshold; run the command again")
-    return metrics

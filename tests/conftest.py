@@ -142,12 +142,12 @@ def exported_tiny(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A serving directory with the model of `tiny_run` as version 1; do not change it."""
     import keras
 
-    from replication import results, runs
-    from serving import assemble, graph, metadata, publish
+    from replication import decisions, results, runs
+    from serving import assemble, graph, publish
 
     run = runs.RunDirectory(tiny_run)
     fit = results.choose_fits(run, "clean")[2]
-    decision, _ = metadata.decision(fit)
+    decision, _ = decisions.of_fit(fit)
     built = graph.Graph(keras.saving.load_model(fit.model_path), "bilinear", decision)
     serving_dir = tmp_path_factory.mktemp("served") / "pap_stage2"
     publish.publish(

@@ -15,8 +15,8 @@ import tensorflow as tf
 from commands import command
 from PIL import Image
 
-from replication import calibration, results, runs, triage
-from serving import graph, metadata, publish, self_check
+from replication import calibration, decisions, results, runs, triage
+from serving import graph, publish, self_check
 from serving.errors import ServingError
 from serving.servable import Servable
 from serving.warmup_requests import example
@@ -92,7 +92,7 @@ def test_every_test_image_is_answered_as_in_the_report(servable, fit, data_dir):
         tested.class_names[row] for row in tested.predicted
     ]
     np.testing.assert_array_equal(answer["class_id"], tested.predicted)
-    found = metadata.decision(fit)[0]
+    found = decisions.of_fit(fit)[0]
     calibrated = calibration.apply_temperature(tested, found.temperature).probabilities
     np.testing.assert_allclose(answer["hsil_plus"], calibrated[:, 2:].sum(axis=1), atol=1e-5)
     np.testing.assert_array_equal(answer["abstain"], calibrated.max(axis=1) < found.threshold)
@@ -234,7 +234,7 @@ def test_metadata_is_that_of_the_report(exported, fit, tiny_run):
     assert found["metrics"]["accuracy"].keys() >= {"value", "low", "high", "method"}
     assert "not a medical device" in found["intended_use"]
     assert "not the papers' images" in found["announcement"]
-    assert found["calibration"]["temperature"] == metadata.decision(fit)[0].temperature
+    assert found["calibration"]["temperature"] == decisions.of_fit(fit)[0].temperature
     assert found["limits"]["formats"] == ["JPEG", "PNG", "BMP", "GIF"]
     assert (
         found["run"]["identity"] == json.loads((tiny_run / "manifest.json").read_text())["identity"]
@@ -288,7 +288,7 @@ def test_all_variables_once(exported, model):
 
 def test_a_version_that_answers_otherwise_is_not_published(tmp_path, model, fit):
     other = keras.models.clone_model(model)
-    built = graph.Graph(other, "bilinear", metadata.decision(fit)[0])
+    built = graph.Graph(other, "bilinear", decisions.of_fit(fit)[0])
     built.save(tmp_path / "version")
     images = [FILES["JPEG"], FILES["PNG"]]
     found = self_check.Samples(images, np.full((2, 4), 0.25), "images")

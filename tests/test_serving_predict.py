@@ -231,6 +231,8 @@ def test_an_interrupt_ends_at_once_and_keeps_what_was_done(folder, tmp_path, del
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A suite that a shell runs in the background ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         end = time.monotonic() + 30
         while len(model.requests) < (8 if delay < 1 else 2) and time.monotonic() < end:

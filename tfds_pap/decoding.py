@@ -66,23 +66,47 @@ def decode_and_resize(data: tf.Tensor, size: int, method: str = "bilinear") -> t
         >>> decode_and_resize(white, 2).shape
         TensorShape([2, 2, 3])
     """
-    if method not in RESIZE_METHODS:
-        raise ValueError(f"resize method {method!r}: expected one of {', '.join(RESIZE_METHODS)}")
+    check_method(method)
     image = decode(data)
     # Most published images have the model's size already.
     image = tf.cond(
         tf.reduce_all(tf.equal(tf.shape(image)[:2], size)),
         lambda: image,
-        lambda: _resize(image, size, method),
+        lambda: resize(image, size, size, method),
     )
     return tf.ensure_shape(image, [size, size, 3])
 
 
-def _resize(image: tf.Tensor, size: int, method: str) -> tf.Tensor:
+def check_method(method: str) -> None:
+    """Refuses an unknown resize method.
+
+    Args:
+        method: One of `RESIZE_METHODS`.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if method not in RESIZE_METHODS:
+        raise ValueError(f"resize method {method!r}: expected one of {', '.join(RESIZE_METHODS)}")
+
+
+def resize(images: tf.Tensor, height: int, width: int, method: str) -> tf.Tensor:
+    """Resizes images as `decode_and_resize` does; a size may be a tensor.
+
+    Args:
+        images: uint8 `[..., h, w, 3]`, with one dimension more at most.
+        height: Pixels.
+        width: Pixels.
+        method: One of `RESIZE_METHODS`.
+
+    Returns:
+        uint8 `[..., height, width, 3]`; interpolated values are rounded half to even.
+    """
     if method == "nearest":
         # tf.image.resize divides in float32 and misses pixels that lie on a boundary.
-        height, width = tf.unstack(tf.shape(image)[:2])
-        image = tf.gather(image, (2 * tf.range(size) + 1) * height // (2 * size), axis=0)
-        return tf.gather(image, (2 * tf.range(size) + 1) * width // (2 * size), axis=1)
-    resized = tf.image.resize(image, [size, size], method=RESIZE_METHODS[method])
+        before = tf.shape(images)[-3:-1]
+        for axis, old, new in ((-3, before[0], height), (-2, before[1], width)):
+            images = tf.gather(images, (2 * tf.range(new) + 1) * old // (2 * new), axis=axis)
+        return images
+    resized = tf.image.resize(images, [height, width], method=RESIZE_METHODS[method])
     return tf.saturate_cast(tf.round(tf.cast(resized, tf.float32)), tf.uint8)
