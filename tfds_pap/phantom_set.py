@@ -103,3 +103,25 @@ def write_tree(
                 csv.writer(table, lineterminator="\n").writerows(rows)
         for _, name, _ in trees:
             Path(scratch, name).rename(root / name)
+
+
+def write_fields(folder: Path, count: int, seed: int = 0) -> None:
+    """Draws whole fields, each of a slide of its own, and the truth of each.
+
+    No picture of `examples` is of one of these slides.
+
+    Args:
+        folder: Gets `phantom_00.jpg` and so on, and `nuclei.csv` (`field,x,y,label`: every nucleus,
+            in pixels).
+        count: How many fields.
+        seed: Number of the first field and slide.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [("field", "x", "y", "label")]
+    for number in range(seed, seed + count):
+        path = folder / f"phantom_{number:02d}.jpg"
+        image, truth = phantom.draw_field(number, slide=number)
+        rows += [(path.name, cell.x, cell.y, cell.label) for cell in truth]
+        path.write_bytes(encode(image))
+    with (folder / "nuclei.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -34,6 +34,9 @@ _LOCAL = (
     keras.layers.Dropout,
 )
 
+#: Rows of phases that are convolved at the same time, which bounds memory at small strides.
+_PHASES_AT_ONCE = 1
+
 #: ROIs that `crops` scores at a time.
 _CROPS = 1024
 
@@ -164,28 +167,33 @@ class Stage1:
 
     def _all_phases(self, field: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         every = self._every
-        # Windows that each phase holds; those beyond the field are cut off at the end.
+        # Phases hold one window more or less: all get the size of the first, and what lies beyond
+        # the field is cut off at the end.
         down, across = -(-rows // every), -(-columns // every)
-        height, width = self._spans(down), self._spans(across)
-        last = (every - 1) * self.stride
-        field = _padded(field, last + height[0], last + width[0])
+        height, width = self._samples(down), self._samples(across)
 
-        def one_row_of_phases(top: tf.Tensor) -> tf.Tensor:
-            images = [
-                decoding.resize(
-                    field[top : top + height[0], left : left + width[0]],
-                    height[1],
-                    width[1],
-                    self._resize,
-                )
-                for left in range(0, every * self.stride, self.stride)
-            ]
-            found = self._convolve(tf.stack(images), self._step // self._pooling)
+        def image(rows_from: tf.Tensor, columns_from: int) -> tf.Tensor:
+            top, pixels_down, samples_down = self._span(rows, rows_from)
+            left, pixels_across, samples_across = self._span(columns, columns_from)
+            resized = decoding.resize(
+                field[top : top + pixels_down, left : left + pixels_across],
+                samples_down,
+                samples_across,
+                self._resize,
+            )
+            missing = [[0, height - samples_down], [0, width - samples_across], [0, 0]]
+            return tf.pad(resized, missing)
+
+        def one_row_of_phases(rows_from: tf.Tensor) -> tf.Tensor:
+            images = tf.stack([image(rows_from, number) for number in range(every)])
+            found = self._convolve(images, self._step // self._pooling)
             return tf.reshape(tf.transpose(found, [1, 2, 0]), [down, across * every])
 
-        tops = tf.range(every) * self.stride
         found = tf.map_fn(
-            one_row_of_phases, tops, fn_output_signature=tf.TensorSpec([None, None], tf.float32)
+            one_row_of_phases,
+            tf.range(every),
+            fn_output_signature=tf.TensorSpec([None, None], tf.float32),
+            parallel_iterations=_PHASES_AT_ONCE,
         )
         interleaved = tf.reshape(tf.transpose(found, [1, 0, 2]), [down * every, across * every])
         return interleaved[:rows, :columns]
@@ -209,10 +217,16 @@ class Stage1:
         found = tf.gather(found, nearest(rows, tf.shape(found)[0]))
         return tf.gather(found, nearest(columns, tf.shape(found)[1]), axis=1)
 
-    def _spans(self, windows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """What a phase covers of the field: pixels, and samples."""
+    def _span(self, count: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the ROIs `first`, `first + every`, ... cover: first pixel, pixels, samples."""
+        # A phase without any ROI computes that of the last one, which is cut off.
+        first = tf.minimum(first, count - 1)
+        windows = (count - 1 - first) // self._every + 1
         pixels = (windows - 1) * self._every * self.stride + self.roi
-        return pixels, (windows - 1) * self._step + self._size
+        return first * self.stride, pixels, self._samples(windows)
+
+    def _samples(self, windows: tf.Tensor) -> tf.Tensor:
+        return (windows - 1) * self._step + self._size
 
     def _convolve(self, images: tf.Tensor, stride: int) -> tf.Tensor:
         """From uint8 `[b, h, w, 3]` to the scores of windows `stride` pooled places apart."""
@@ -246,12 +260,6 @@ def roi_pixels(field: np.ndarray, tops: np.ndarray, lefts: np.ndarray, roi: int)
     for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         found[number] = field[top : top + roi, left : left + roi]
     return found
-
-
-def _padded(field: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    shape = tf.shape(field)
-    missing = [tf.maximum(0, height - shape[0]), tf.maximum(0, width - shape[1])]
-    return tf.pad(field, [[0, missing[0]], [0, missing[1]], [0, 0]])
 
 
 def _convolutional(

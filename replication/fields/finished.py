@@ -1,0 +1,53 @@
+"""What a scan directory holds, read back.
+
+A scan directory:
+
+    manifest.json             identity (models and settings), environment, fields, unreadable
+    fields/<id>/              cells.csv  scores.npy  pictures  field.json (written last: finished)
+    cells.csv  fields.csv  slides.csv  evaluation.json  report.html
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replication import runs
+from replication.fields.cells import Cells
+
+#: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
+FOLDER = "scan"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One finished field of a scan directory.
+
+    Attributes:
+        folder: Where its files lie.
+        info: `field.json`.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def cells(self) -> Cells:
+        """The cells that were found."""
+        return Cells.read(self.folder / "cells.csv")
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The score of each ROI, float32 `[rows, columns]`."""
+        return np.load(self.folder / "scores.npy")
+
+
+def finished(run: runs.RunDirectory) -> list[Finished]:
+    """Returns the fields of the last scan, in the order given.
+
+    Args:
+        run: A scan directory.
+    """
+    folders = [run.path / "fields" / name for name in run.manifest().get("fields", ())]
+    return [Finished(folder, runs.read_json(folder / "field.json")) for folder in folders]
