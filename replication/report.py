@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replication import evaluation, figures, pages, published, results, runs, triage_section
+from replication import (
+    evaluation,
+    fields_section,
+    figures,
+    pages,
+    published,
+    results,
+    runs,
+    triage_section,
+)
 from replication.gallery import HeatMaps, Pixels, gallery
 from replication.predictions import ROLES
 from replication.shown import (
@@ -117,6 +126,7 @@ def write(
         several_seeds=any(row.summary["accuracy"].seeds > 1 for row in rows),
         stages=stages,
         stage_names=_STAGES,
+        fields=fields_section.section(run),
         data=_data(_mapping(manifest.get("data"))),
         time=_plain(environment.get("time")).replace("T", " ").replace("+00:00", " UTC"),
         environment={

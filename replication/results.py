@@ -66,13 +66,16 @@ def read_fits(run: runs.RunDirectory) -> list[Fit]:
     return sorted(fits, key=lambda fit: (fit.stage, fit.protocol != "paper", fit.seed))
 
 
-def choose_fits(run: runs.RunDirectory, protocol: str, seed: int | None = None) -> dict[int, Fit]:
+def choose_fits(
+    run: runs.RunDirectory, protocol: str, seed: int | None = None, *, flag: str = "run_dir"
+) -> dict[int, Fit]:
     """Returns the finished fit of each stage.
 
     Args:
         run: The run.
         protocol: 'paper' or 'clean'.
         seed: None takes the run's first.
+        flag: That names the run, for messages.
 
     Raises:
         runs.RunError: This is no run, or there is no such fit in it.
@@ -83,7 +86,7 @@ def choose_fits(run: runs.RunDirectory, protocol: str, seed: int | None = None) 
         fits = [fit for fit in fits if fit.seed == seed]
     if not fits:
         raise runs.RunError(
-            f"--run_dir={run.path} holds no finished model of --protocol={protocol}"
+            f"--{flag}={run.path} holds no finished model of --protocol={protocol}"
             + (f" --seed={seed}" if seed is not None else "")
         )
     # Fits are sorted by seed: the first of each stage wins.

@@ -70,6 +70,13 @@ _PREVALENCE = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
+_SCAN_FIELDS = flags.DEFINE_integer(
+    "scan_fields",
+    3,
+    "Whole fields that the trained stages read at the end: phantoms, or the first in fields/ below "
+    "--manual_dir where it exists (default: 3; 0: none).",
+    lower_bound=0,
+)
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a TensorBoard profile of steps 5 to 15 of each fit (default: off)."
 )
@@ -78,7 +85,7 @@ flags.adopt_module_key_flags(device_flags)
 
 
 def main(argv: list[str]) -> None:
-    """Prepares the data, trains both stages in both protocols, scores, and writes the report."""
+    """Prepares the data, trains both stages in both protocols, reads fields, writes the report."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
@@ -89,6 +96,7 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     runs.quiet_logs()
     from replication import experiment, recipes, results
+    from replication.fields import whole_fields
     from tfds_pap import folders, pipeline, roles
 
     try:
@@ -134,6 +142,7 @@ def main(argv: list[str]) -> None:
                         profile=_PROFILE.value,
                         prevalence=_PREVALENCE.value,
                     )
+        whole_fields.scan_of_run(run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
         page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
     except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.run: {error}") from None

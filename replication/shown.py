@@ -91,11 +91,12 @@ def confusion_words(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> st
     )
 
 
-def thumbnail(image: np.ndarray) -> str:
+def thumbnail(image: np.ndarray, *, longest: int = _THUMBNAIL) -> str:
     """Makes a picture small enough for the page.
 
     Args:
         image: uint8 RGB ``[height, width, 3]``.
+        longest: Longer side at most, pixels.
 
     Returns:
         A data URI.
@@ -108,7 +109,7 @@ def thumbnail(image: np.ndarray) -> str:
             f"picture: expected uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
         )
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     # A picture of few pixels is drawn large, where JPEG's own errors would show.
     coarse = max(picture.size) < COARSE

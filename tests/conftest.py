@@ -1,6 +1,7 @@
 """Fixtures that several tests share: small trees of class folders."""
 
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -134,6 +135,23 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
     experiment.describe(run, {2: builder}, policy)
     experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     model_card.write(run)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_stage_run(
+    tiny_run: Path, manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run of `tiny_run` with the stage-1 CNN beside it, trained for a moment."""
+    from replication import experiment, recipes, runs
+    from tfds_pap import pipeline
+
+    folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "two_stages")
+    builder = pipeline.prepare("pap_db3", "original", manual_dir, data_dir)
+    run = runs.RunDirectory.open(folder, {"data of stage 1": "tiny"})
+    policy = runs.configure_devices()
+    recipe = recipes.plan("clean", 1, phantoms=True, epochs=3)
+    experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     return folder
 
 

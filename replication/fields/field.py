@@ -1,9 +1,14 @@
 """A field as the two stages see it: pixels that are read piece by piece."""
 
 import abc
+from collections.abc import Callable
 from types import TracebackType
 
+import cv2
 import numpy as np
+
+#: Side of what is read at a time where all of a field is looked at, pixels.
+_BLOCK = 4096
 
 
 class FieldError(ValueError):
@@ -19,6 +24,7 @@ class Field(abc.ABC):
         height: Pixels as read.
         scale: Pixels of the file per pixel as read; 1 where nothing is rescaled.
         mpp: Micrometres per pixel as read; None where the pixel size is not known.
+        notes: Sentences on how it is read.
     """
 
     name: str
@@ -26,6 +32,7 @@ class Field(abc.ABC):
     height: int
     scale: float = 1.0
     mpp: float | None = None
+    notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def read(self, left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -53,12 +60,7 @@ class Field(abc.ABC):
         Returns:
             uint8 RGB `[height, width, 3]`.
         """
-        import cv2
-
-        pixels = self.read(0, 0, self.width, self.height)
-        shrink = min(1.0, longest / max(self.width, self.height))
-        size = (max(1, round(self.width * shrink)), max(1, round(self.height * shrink)))
-        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        return shrunken(self.read, self.width, self.height, longest)
 
     def close(self) -> None:
         """Gives the file back; nothing to do for a field in memory."""
@@ -97,3 +99,39 @@ class ArrayField(Field):
     def read(self, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `Field.read`; a view, not a copy."""
         return self._pixels[top : top + height, left : left + width]
+
+
+def shrunken(
+    read: Callable[[int, int, int, int], np.ndarray], width: int, height: int, longest: int
+) -> np.ndarray:
+    """Shrinks pixels that need not fit into memory, block by block.
+
+    Args:
+        read: From left, top, width and height to uint8 RGB.
+        width: Of all pixels.
+        height: Of all pixels.
+        longest: Longer side of the result at most.
+
+    Returns:
+        uint8 RGB; each pixel is the mean of its area.
+    """
+    reduction = max(1.0, max(width, height) / longest)
+    found = np.empty(
+        (max(1, round(height / reduction)), max(1, round(width / reduction)), 3), np.uint8
+    )
+    step = max(1, int(_BLOCK / reduction))
+    for top in range(0, found.shape[0], step):
+        for left in range(0, found.shape[1], step):
+            part = found[top : top + step, left : left + step]
+            rows, columns = (
+                np.array([first, first + count]) * whole // total
+                for first, count, whole, total in (
+                    (top, part.shape[0], height, found.shape[0]),
+                    (left, part.shape[1], width, found.shape[1]),
+                )
+            )
+            pixels = read(
+                int(columns[0]), int(rows[0]), int(np.diff(columns)[0]), int(np.diff(rows)[0])
+            )
+            part[:] = cv2.resize(pixels, part.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return found

@@ -18,13 +18,10 @@ from replication.fields import suppression
 from replication.fields.cells import Cells
 from replication.fields.field import Field
 from replication.fields.lattice import Lattice
-from replication.fields.stages import Stages
+from replication.fields.stages import BATCH, Stages
 
 #: Side of a block in pixels, at least one ROI.
 BLOCK = 4096
-
-#: Kept ROIs that one task of stage 2 names.
-_NAMED_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +82,7 @@ def scan(
         advance(0.5 * len(found) / len(kept))
         return found
 
-    parts = [slice(n, n + _NAMED_AT_ONCE) for n in range(0, len(kept), _NAMED_AT_ONCE)]
+    parts = [slice(n, n + BATCH) for n in range(0, len(kept), BATCH)]
     named = [np.zeros((0, 4)), *pool.map(name, parts)]
     if not parts:
         advance(0.5)

@@ -16,7 +16,7 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 ROI = 150
 
 #: ROIs that stage 2 names at a time.
-_BATCH = 32
+BATCH = 32
 
 
 class Stage2:
@@ -64,8 +64,8 @@ class Stage2:
             FieldError: If the field is damaged at one of them.
         """
         found = [np.zeros((0, len(STAGE2_CLASSES)))]
-        for first in range(0, len(tops), _BATCH):
-            part = slice(first, first + _BATCH)
+        for first in range(0, len(tops), BATCH):
+            part = slice(first, first + BATCH)
             crops = [
                 field.read(int(left), int(top), self._roi, self._roi)
                 for top, left in zip(tops[part], lefts[part], strict=True)

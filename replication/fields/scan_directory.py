@@ -1,0 +1,269 @@
+"""Scans fields into a directory: field by field, resumed where it was left, and summed up."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tqdm
+
+from replication import runs
+from replication.fields import pictures, reader, scanner, summary
+from replication.fields.cells import Cells
+from replication.fields.field import Field, FieldError
+from replication.fields.finished import finished
+from replication.fields.stages import ROI, Stages
+
+TRUTH = "nuclei.csv"
+GROUPS = "groups.csv"
+
+#: Fields are counted in fractions, as one slide may take longer than all the others.
+_BAR = "Fields: {percentage:3.0f} %|{bar}| {elapsed}<{remaining}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a scan depends on beside its models.
+
+    Attributes:
+        roi: Side of the ROI, pixels as read.
+        stride: Pixels as read from one ROI to the next.
+        threshold: Stage-1 score of a detection at least.
+        radius: Of suppression, pixels as read.
+        method: One of `dense.METHODS`.
+        mpp: Micrometres per pixel that fields are read at; None reads every pixel of the file.
+        file_mpp: Pixel size of files that do not state theirs; None where it is not known.
+    """
+
+    roi: int = ROI
+    stride: int = 25
+    threshold: float = 0.5
+    radius: float = 50.0
+    method: str = "exact"
+    mpp: float | None = None
+    file_mpp: float | None = None
+
+
+def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
+    """Returns what the results of a scan depend on.
+
+    Args:
+        stages: The networks.
+        settings: The rest.
+    """
+    models = {stage: about["sha256"] for stage, about in stages.about.items()}
+    decision = dataclasses.asdict(stages.stage2.decision)
+    return {"models": models, "decision": decision, **dataclasses.asdict(settings)}
+
+
+def scan(
+    run: runs.RunDirectory,
+    paths: Sequence[str],
+    stages: Stages,
+    settings: Settings,
+    *,
+    workers: int,
+    truth: Path | None = None,
+) -> None:
+    """Scans every field that is not finished yet, and says so in the manifest.
+
+    Args:
+        run: Made with `identity`.
+        paths: Of the fields.
+        stages: The networks.
+        settings: As in `identity`.
+        workers: Fields, and blocks of large fields, that are worked on at the same time.
+        truth: File of the annotated nuclei; None takes the `nuclei.csv` beside a field.
+    """
+    unreadable: list[dict[str, str]] = []
+    stop, lock = threading.Event(), threading.Lock()
+    with (
+        tqdm.tqdm(total=len(paths), bar_format=_BAR) as bar,
+        futures.ThreadPoolExecutor(workers) as blocks,
+        futures.ThreadPoolExecutor(workers) as fields,
+    ):
+
+        def advance(share: float) -> None:
+            if stop.is_set():
+                raise _StoppedError
+            with lock:
+                bar.update(min(share, bar.total - bar.n))
+
+        def one(path: str) -> None:
+            folder = run.path / "fields" / field_id(path)
+            if _finished(folder, path, truth):
+                advance(1.0)
+                return
+            try:
+                with reader.open_field(path, mpp=settings.mpp, file_mpp=settings.file_mpp) as field:
+                    found = scanner.scan(
+                        field,
+                        stages,
+                        threshold=settings.threshold,
+                        radius=settings.radius,
+                        pool=blocks,
+                        advance=advance,
+                    )
+                    start = time.perf_counter()
+                    pictures.write_pictures(
+                        folder,
+                        field,
+                        found.lattice,
+                        found.scores,
+                        found.cells,
+                        threshold=settings.threshold,
+                    )
+                    seconds = {**found.seconds, "pictures": time.perf_counter() - start}
+            except FieldError as error:
+                unreadable.append({"path": path, "reason": str(error)})
+                return
+            _write(folder, path, field, found, seconds, truth)
+
+        waiting = [fields.submit(one, path) for path in paths]
+        try:
+            for done in futures.as_completed(waiting):
+                done.result()
+        except BaseException:
+            stop.set()
+            fields.shutdown(wait=False, cancel_futures=True)
+            blocks.shutdown(wait=False, cancel_futures=True)
+            raise
+    order = {path: number for number, path in enumerate(paths)}
+    unreadable.sort(key=lambda entry: order[entry["path"]])
+    bad = {entry["path"] for entry in unreadable}
+    ids = [field_id(path) for path in paths if path not in bad]
+    run.update_manifest(fields=list(dict.fromkeys(ids)), unreadable=unreadable)
+
+
+class _StoppedError(RuntimeError):
+    """Ends the threads of a scan that was interrupted."""
+
+
+def field_id(path: str) -> str:
+    """Returns a name for a field's folder: safe in any file system, and one for each file.
+
+    Args:
+        path: Of the field.
+    """
+    digest = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(path).stem)[:60]}-{digest}"
+
+
+def sum_up(run: runs.RunDirectory) -> pd.DataFrame:
+    """Writes cells.csv (of all fields), fields.csv, and slides.csv where groups are known.
+
+    A field belongs to the slide that the `groups.csv` (`file,group`) beside it names.
+
+    Args:
+        run: A scan directory.
+
+    Returns:
+        The table of fields.
+    """
+    done = finished(run)
+    cells = {one.info["id"]: one.cells for one in done}
+    rows = [
+        {
+            "field": one.info["path"],
+            "slide": _slide(Path(one.info["path"])),
+            "rois": one.info["rois"],
+            "detections": one.info["detections"],
+            **summary.flat(one.info),
+        }
+        for one in done
+    ]
+    table = pd.DataFrame(rows)
+    runs.write_atomically(run.path / "fields.csv", table.to_csv(index=False))
+    tables = [cells[one.info["id"]].table().assign(field=one.info["path"]) for one in done]
+    if tables:
+        every = pd.concat(tables)
+        every.insert(0, "field", every.pop("field"))
+        text = every.to_csv(index=False, float_format="%.6g")
+        runs.write_atomically(run.path / "cells.csv", text)
+    slides: dict[str, list[Cells]] = {}
+    for one, row in zip(done, rows, strict=True):
+        if row["slide"]:
+            slides.setdefault(row["slide"], []).append(cells[one.info["id"]])
+    if slides:
+        lines = [
+            {"slide": name, "fields": len(some)}
+            | summary.flat(summary.summary(summary.together(some)))
+            for name, some in slides.items()
+        ]
+        runs.write_atomically(run.path / "slides.csv", pd.DataFrame(lines).to_csv(index=False))
+    return table
+
+
+def _slide(path: Path) -> str:
+    groups = path.parent / GROUPS
+    if not groups.exists():
+        return ""
+    with groups.open(newline="") as file:
+        found = {row.get("file"): row.get("group") or "" for row in csv.DictReader(file)}
+    return found.get(path.name, "")
+
+
+def _finished(folder: Path, path: str, truth: Path | None) -> bool:
+    done = folder / "field.json"
+    if not done.exists():
+        return False
+    info = runs.read_json(done)
+    return info["file"] == _state(path) and info["truth"] == _truth(path, truth)
+
+
+def _state(path: str) -> dict[str, int]:
+    """What tells a file from the one that was scanned; a slide's gigabytes are not read for it."""
+    found = Path(path).stat()
+    return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def _truth(path: str, given: Path | None) -> str | None:
+    if given is not None:
+        return str(given)
+    beside = Path(path).parent / TRUTH
+    return str(beside) if beside.exists() else None
+
+
+def _write(
+    folder: Path,
+    path: str,
+    field: Field,
+    found: scanner.FieldScan,
+    seconds: dict[str, float],
+    truth: Path | None,
+) -> None:
+    found.cells.write(folder / "cells.csv")
+    scores = io.BytesIO()
+    np.save(scores, found.scores)
+    runs.write_atomically(folder / "scores.npy", scores.getvalue())
+    notes = list(field.notes)
+    if not found.lattice.rois:
+        notes.append(f"smaller than an ROI of {found.lattice.roi} px: there was nothing to read")
+    info = {
+        "id": folder.name,
+        "name": field.name,
+        "path": path,
+        "file": _state(path),
+        "width": round(field.width * field.scale),
+        "height": round(field.height * field.scale),
+        "scale": field.scale,
+        "mpp": None if field.mpp is None else field.mpp / field.scale,
+        "lattice": dataclasses.asdict(found.lattice),
+        "rois": found.lattice.rois,
+        "detections": found.detections,
+        **summary.summary(found.cells),
+        "seconds": {name: round(spent, 4) for name, spent in seconds.items()},
+        "truth": _truth(path, truth),
+        "notes": notes,
+    }
+    runs.write_json(folder / "field.json", info)

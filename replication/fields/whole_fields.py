@@ -1,0 +1,228 @@
+"""From trained models and fields to a report: what `replication.scan` and `replication.run` do."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from replication import results, runs
+from replication.fields import reader, scan_directory, scan_evaluation, scan_report, stages
+from replication.fields.finished import FOLDER
+from replication.fields.scan_directory import Settings
+from tfds_pap import phantom_set
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+_TRAINED_ON = {
+    "phantom": "drawings made by this package",
+    "stand-in": "images that are not the authors' own",
+    "original": "the authors' images",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Which trained models read the fields.
+
+    Attributes:
+        stage1: Run that holds stage 1.
+        stage2: Run that holds stage 2; may be the same.
+        protocol: 'paper' or 'clean'.
+        seed: None takes each run's first.
+    """
+
+    stage1: Path
+    stage2: Path
+    protocol: str = "clean"
+    seed: int | None = None
+
+    def load(self, settings: Settings) -> stages.Stages:
+        """Loads both.
+
+        Args:
+            settings: Of the scan.
+
+        Raises:
+            runs.RunError: If a run does not hold that model.
+        """
+        found = []
+        for stage, path in ((1, self.stage1), (2, self.stage2)):
+            flag = f"stage{stage}"
+            run = runs.RunDirectory(path)
+            fits = results.choose_fits(run, self.protocol, self.seed, flag=flag)
+            if stage not in fits:
+                raise runs.RunError(f"--{flag}={path} holds no finished model of stage {stage}")
+            found.append(fits[stage])
+        return stages.load(*found, roi=settings.roi, stride=settings.stride, method=settings.method)
+
+    def announcement(self, phantoms: bool) -> tuple[str, str]:
+        """Returns the source of the least real images, and the sentence for the top of the page.
+
+        Args:
+            phantoms: Whether the fields are drawings.
+        """
+        sources = [
+            runs.RunDirectory(p).manifest().get("source") for p in (self.stage1, self.stage2)
+        ]
+        trained = [_TRAINED_ON.get(source, "images of unknown origin") for source in sources]
+        both = trained[0] if trained[0] == trained[1] else f"{trained[0]} and on {trained[1]}"
+        if sources == ["original", "original"] and not phantoms:
+            return "original", ""
+        drawn = "The fields are drawings made by this package. " if phantoms else ""
+        return (
+            "phantom" if phantoms or "phantom" in sources else "stand-in",
+            f"{drawn}The models were trained on {both}. No figure below may be called a "
+            "replication of a published one.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a scan.
+
+    Attributes:
+        page: The report.
+        fields: How many fields were read.
+        unreadable: Those that were not: "path" and "reason".
+    """
+
+    page: Path
+    fields: int
+    unreadable: list[dict[str, str]]
+
+
+def scan_and_report(
+    path: Path,
+    models: Models,
+    arguments: Sequence[str],
+    *,
+    settings: Settings,
+    policy: runs.DevicePolicy,
+    phantoms: int = 0,
+    workers: int,
+    truth: Path | None = None,
+    complete_truth: bool = False,
+    match_radius: float | None = None,
+    program: str = "replication.scan",
+    flag: str = "scan_dir",
+) -> Outcome:
+    """Scans fields into a directory, measures them against truth, and writes the report.
+
+    Args:
+        path: The scan directory.
+        models: The networks.
+        arguments: Files and folders of fields.
+        settings: Of the scan.
+        policy: The device policy in force.
+        phantoms: Above 0: draw so many fields instead.
+        workers: Threads.
+        truth: File of annotated nuclei; None takes the `nuclei.csv` beside a field.
+        complete_truth: Whether every cell is annotated.
+        match_radius: Farthest that a detection lies from its nucleus, pixels of the file; None: the
+            default of the evaluation.
+        program: For the manifest.
+        flag: That names the directory, for messages.
+
+    Raises:
+        runs.RunError: If models, directory or truth cannot be used.
+        folders.TreeError: If there is no field.
+    """
+    both = models.load(settings)
+    run = runs.RunDirectory.open(path, scan_directory.identity(both, settings), flag=flag)
+    if phantoms:
+        arguments = _phantoms(path / "phantoms", phantoms)
+    paths = reader.given_fields(arguments)
+    source, announcement = models.announcement(phantoms > 0)
+    run.update_manifest(
+        source=source,
+        announcement=announcement,
+        environment=runs.environment(policy, program),
+        settings=dataclasses.asdict(settings) | {"method": both.stage1.method},
+        models=both.about,
+    )
+    scan_directory.scan(run, paths, both, settings, workers=workers, truth=truth)
+    table = scan_directory.sum_up(run)
+    _print(table)
+    evaluation = scan_evaluation.evaluate_scan(
+        run, complete=complete_truth, match_radius=match_radius
+    )
+    for line in evaluation.lines() if evaluation else ():
+        print(line)
+    page = scan_report.write_report(run)
+    return Outcome(page, len(table), run.manifest()["unreadable"])
+
+
+def _phantoms(folder: Path, count: int) -> list[str]:
+    """Returns drawn fields; those that are there already are kept, since they never change."""
+    paths = [folder / f"phantom_{number:02d}.jpg" for number in range(count)]
+    if not all(path.exists() for path in (*paths, folder / scan_directory.TRUTH)):
+        phantom_set.write_fields(folder, count)
+    return [str(path) for path in paths]
+
+
+def scan_of_run(
+    run: runs.RunDirectory, manual_dir: str | None, count: int, policy: runs.DevicePolicy
+) -> None:
+    """Scans a few fields with a run's own models, so that its report shows the whole method.
+
+    Args:
+        run: A run of `replication.run`. Where it has no model of both stages there is nothing to
+            scan with, and nothing is done.
+        manual_dir: Its `fields/` is scanned, where there is one; None draws phantoms.
+        count: Fields at most.
+        policy: The device policy in force.
+
+    Raises:
+        runs.RunError: If the run's scan was made with other models.
+    """
+    fits = results.read_fits(run)
+    both = [
+        protocol
+        for protocol in ("clean", "paper")
+        if {fit.stage for fit in fits if fit.protocol == protocol} == {1, 2}
+    ]
+    folder = Path(manual_dir or "") / "fields"
+    if not both or not count:
+        return
+    if manual_dir is not None and not folder.is_dir():
+        print(f"No field is scanned: {folder} does not exist")
+        return
+    print(f"Whole fields, {both[0]} protocol:")
+    scan_and_report(
+        run.path / f"{FOLDER}_{both[0]}",
+        Models(run.path, run.path, both[0]),
+        [] if manual_dir is None else reader.given_fields([str(folder)])[:count],
+        settings=Settings(),
+        policy=policy,
+        phantoms=count if manual_dir is None else 0,
+        workers=os.cpu_count() or 1,
+        complete_truth=manual_dir is None,
+        program="replication.run",
+        flag="run_dir",
+    )
+
+
+def _print(table: pd.DataFrame) -> None:
+    """Prints a line a field."""
+    if table.empty:
+        return
+    shown = rich.table.Table(box=rich.box.SIMPLE)
+    for name in ("field", "cells", *STAGE2_CLASSES, "most severe", "slide-level score"):
+        shown.add_column(name, overflow="fold")
+    for row in table.to_dict("records"):
+        score = row["slide_score"]
+        texts = (
+            Path(row["field"]).name,
+            *(str(row[name]) for name in ("cells", *STAGE2_CLASSES)),
+            row["most_severe"] or "none",
+            "none" if score == "" else f"{score:.3f}",
+        )
+        # As text: a file's name may hold what rich takes for markup.
+        shown.add_row(*map(rich.text.Text, texts))
+    console = rich.console.Console()
+    rich.console.Console(width=None if console.is_terminal else 132).print(shown)

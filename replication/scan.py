@@ -1,0 +1,150 @@
+"""Reads whole fields in two stages, as the papers describe it and their scripts never did.
+
+    python -m replication.scan --stage1=RUN --stage2=RUN field.jpg slide.svs folder/
+    python -m replication.scan --stage1=RUN --stage2=RUN --phantom
+
+An ROI slides over the field; stage 1 keeps those with a cell in their middle; of kept ones that lie
+together the most probable stays; stage 2 names it. Running the same command again resumes.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from replication import runs
+
+_STAGE1 = flags.DEFINE_string("stage1", None, "Run whose stage 1 finds cells.", required=True)
+_STAGE2 = flags.DEFINE_string(
+    "stage2", None, "Run whose stage 2 names them (default: that of --stage1)."
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "clean", ["paper", "clean"], "Which of the runs' models (default: clean)."
+)
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the models (default: each run's first).")
+_PHANTOM = flags.DEFINE_bool(
+    "phantom", False, "Scan fields that are drawn on the spot, with their truth (default: off)."
+)
+_PHANTOM_FIELDS = flags.DEFINE_integer(
+    "phantom_fields", 3, "Fields that --phantom draws (default: 3).", lower_bound=1
+)
+_SCAN_DIR = flags.DEFINE_string(
+    "scan_dir", None, "Where the scan is written (default: runs/scan, runs/scan_phantom)."
+)
+_STRIDE = flags.DEFINE_integer(
+    "stride", 25, "Pixels from one ROI to the next (default: 25).", lower_bound=1
+)
+_ROI = flags.DEFINE_integer("roi", 150, "Side of the ROI in pixels (default: 150).", lower_bound=1)
+_THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    0.5,
+    "Stage-1 probability of a cell, 0 to 1, at which an ROI is kept (default: 0.5).",
+    lower_bound=0,
+    upper_bound=1,
+)
+_SUPPRESSION_RADIUS = flags.DEFINE_float(
+    "suppression_radius",
+    50.0,
+    "Of kept ROIs nearer than this to each other only the most probable stays, pixels (default: "
+    "50).",
+    lower_bound=0,
+)
+_METHOD = flags.DEFINE_enum(
+    "method",
+    "exact",
+    ["exact", "fast", "crops"],
+    "Stage 1 convolves the field once per sub-pixel phase, with the scores of single ROIs (exact, "
+    "default); or once, with those of the nearest window (fast: changes decisions, see README); or "
+    "scores ROIs one by one in batches (crops).",
+)
+_MPP = flags.DEFINE_float(
+    "mpp",
+    None,
+    "Micrometres per pixel that the models were trained at; a field whose file states another "
+    "pixel size is rescaled (default: every pixel of the file is read as it is).",
+)
+_FIELD_MPP = flags.DEFINE_float(
+    "field_mpp", None, "Micrometres per pixel of files that do not state it (default: not known)."
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Threads that read and scan (default: one a core).", lower_bound=1
+)
+_TRUTH = flags.DEFINE_string(
+    "truth",
+    None,
+    "CSV of annotated nuclei, field,x,y,label in pixels (default: nuclei.csv beside a field).",
+)
+_COMPLETE_TRUTH = flags.DEFINE_bool(
+    "complete_truth",
+    False,
+    "Every cell is annotated, so that false positives and precision can be told (default: off; on "
+    "for phantoms).",
+)
+_MATCH_RADIUS = flags.DEFINE_float(
+    "match_radius",
+    None,
+    "Farthest that a kept ROI's middle lies from the nucleus that it found, pixels of the file "
+    "(default: 32 px as read).",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Loads both stages, scans the fields, measures them against truth, writes the report."""
+    _check(argv)
+    start = time.perf_counter()
+    runs.quiet_logs()
+    from replication.fields import scan_directory, whole_fields
+    from tfds_pap import folders
+
+    try:
+        outcome = whole_fields.scan_and_report(
+            Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan")),
+            whole_fields.Models(
+                stage1=Path(_STAGE1.value),
+                stage2=Path(_STAGE2.value or _STAGE1.value),
+                protocol=_PROTOCOL.value,
+                seed=_SEED.value,
+            ),
+            argv[1:],
+            settings=scan_directory.Settings(
+                roi=_ROI.value,
+                stride=_STRIDE.value,
+                threshold=_THRESHOLD.value,
+                radius=_SUPPRESSION_RADIUS.value,
+                method=_METHOD.value,
+                mpp=_MPP.value,
+                file_mpp=_FIELD_MPP.value,
+            ),
+            policy=runs.configure_devices(precision="float32"),
+            phantoms=_PHANTOM_FIELDS.value if _PHANTOM.value else 0,
+            workers=_WORKERS.value or os.cpu_count() or 1,
+            truth=Path(_TRUTH.value) if _TRUTH.value else None,
+            complete_truth=_COMPLETE_TRUTH.value or _PHANTOM.value,
+            match_radius=_MATCH_RADIUS.value,
+        )
+    except (runs.RunError, folders.TreeError) as error:
+        raise SystemExit(f"replication.scan: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("replication.scan: interrupted; the same command resumes") from None
+    print(f"{outcome.fields} fields, {time.perf_counter() - start:.0f} s")
+    print(f"Report: {outcome.page}")
+    if outcome.unreadable:
+        lines = [f"  {entry['reason']}" for entry in outcome.unreadable]
+        count = outcome.fields + len(lines)
+        raise SystemExit(
+            f"replication.scan: {len(lines)} of {count} fields could not be read:\n"
+            + "\n".join(lines[:20])
+        )
+
+
+def _check(argv: list[str]) -> None:
+    if _PHANTOM.value == (len(argv) > 1):
+        raise app.UsageError("expected fields (field.jpg slide.svs folder/ ...), or --phantom")
+    for flag in (_MPP, _FIELD_MPP, _MATCH_RADIUS):
+        if flag.value is not None and not flag.value > 0:
+            raise app.UsageError(f"--{flag.name}={flag.value}: expected a number above 0")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,203 @@
+"""How stride, threshold and suppression radius move recall against cost, on annotated fields.
+
+    python -m replication.scan_sweep --stage1=RUN --stage2=RUN --phantom
+    python -m replication.scan_sweep --stage1=RUN --stage2=RUN folder/
+
+A field is annotated by the `nuclei.csv` beside it. Writes sweep.csv, sweep.svg and sweep.png, and
+prints the table.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from replication import runs
+
+_STAGE1 = flags.DEFINE_string("stage1", None, "Run whose stage 1 finds cells.", required=True)
+_STAGE2 = flags.DEFINE_string(
+    "stage2", None, "Run whose stage 2 names them (default: that of --stage1)."
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "clean", ["paper", "clean"], "Which of the runs' models (default: clean)."
+)
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the models (default: each run's first).")
+_PHANTOM = flags.DEFINE_bool(
+    "phantom", False, "Sweep over fields that are drawn on the spot (default: off)."
+)
+_PHANTOM_FIELDS = flags.DEFINE_integer(
+    "phantom_fields", 10, "Fields that --phantom draws (default: 10).", lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string("output", "runs/sweep", "Where it is written (default: runs/sweep).")
+_STRIDES = flags.DEFINE_list(
+    "strides", ["10", "25", "50", "75"], "Pixels from ROI to ROI (default: 10,25,50,75)."
+)
+_THRESHOLDS = flags.DEFINE_list(
+    "thresholds",
+    ["0.1", "0.3", "0.5", "0.7", "0.9"],
+    "Stage-1 probabilities of a cell, 0 to 1 (default: 0.1,0.3,0.5,0.7,0.9).",
+)
+_RADII = flags.DEFINE_list(
+    "radii", ["30", "50", "75"], "Suppression radii in pixels (default: 30,50,75)."
+)
+_TRUTH = flags.DEFINE_string(
+    "truth",
+    None,
+    "CSV of annotated nuclei, field,x,y,label in pixels (default: nuclei.csv beside a field).",
+)
+_COMPLETE_TRUTH = flags.DEFINE_bool(
+    "complete_truth",
+    False,
+    "Every cell is annotated, so that precision can be told (default: off; on for phantoms).",
+)
+_MATCH_RADIUS = flags.DEFINE_float(
+    "match_radius",
+    None,
+    "Farthest that a detection lies from its nucleus, pixels of the file (default: 32 px as read).",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Reads annotated fields in every setting; writes and prints what that finds and costs."""
+    if _PHANTOM.value == (len(argv) > 1):
+        raise app.UsageError("expected annotated fields (field.jpg folder/ ...), or --phantom")
+    if _MATCH_RADIUS.value is not None and not _MATCH_RADIUS.value > 0:
+        raise app.UsageError(f"--match_radius={_MATCH_RADIUS.value}: expected a number above 0")
+    strides = [int(number) for number in _numbers(_STRIDES, lowest=1, whole=True)]
+    thresholds = _numbers(_THRESHOLDS, lowest=0, highest=1)
+    radii = _numbers(_RADII, lowest=0)
+    runs.quiet_logs()
+    import tqdm
+
+    from replication.fields import sweep, sweep_figure, whole_fields
+    from replication.fields.field import FieldError
+    from replication.fields.field_results import plural
+    from replication.fields.scan_directory import Settings
+    from tfds_pap import folders
+
+    output = Path(_OUTPUT.value)
+    runs.configure_devices(precision="float32")
+    models = whole_fields.Models(
+        Path(_STAGE1.value), Path(_STAGE2.value or _STAGE1.value), _PROTOCOL.value, _SEED.value
+    )
+    complete = _COMPLETE_TRUTH.value or _PHANTOM.value
+    try:
+        annotated = _annotated(_fields(argv[1:], output))
+        stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
+        with (
+            futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm.tqdm(total=len(annotated), unit="field") as bar,
+        ):
+            rows = sweep.sweep(
+                _opened(annotated),
+                stages,
+                radii=radii,
+                thresholds=thresholds,
+                pool=pool,
+                complete=complete,
+                match_radius=_MATCH_RADIUS.value,
+                advance=bar.update,
+            )
+    except (runs.RunError, folders.TreeError, FieldError) as error:
+        raise SystemExit(f"replication.scan_sweep: {error}") from None
+    runs.write_atomically(output / "sweep.csv", sweep.table(rows))
+    for form in ("svg", "png"):
+        runs.write_atomically(output / f"sweep.{form}", sweep_figure.sweep_figure(rows, form))
+    print(models.announcement(_PHANTOM.value)[1])
+    _print(rows)
+    if not complete:
+        print("Precision is not reliable: an unannotated cell counts as a false positive.")
+    read = f"{plural(len(annotated), 'field')}, {plural(len(rows), 'setting')}"
+    print(f"{read}: {output / 'sweep.csv'}, {output / 'sweep.svg'}")
+
+
+def _numbers(
+    flag: flags.FlagHolder, *, lowest: float, highest: float = float("inf"), whole: bool = False
+) -> list[float]:
+    """Returns what a list of numbers holds, each once, in ascending order."""
+    try:
+        numbers = sorted({float(text) for text in flag.value})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(lowest <= n <= highest and n % 1 <= 1 - whole for n in numbers):
+        kind = "whole numbers" if whole else "numbers"
+        limits = f"from {lowest:g}" + (f" to {highest:g}" if highest < float("inf") else "")
+        given = ",".join(flag.value)
+        raise app.UsageError(f"--{flag.name}={given}: expected {kind} {limits}")
+    return numbers
+
+
+def _fields(arguments: Sequence[str], output: Path) -> list[str]:
+    """Returns the paths of the fields; drawn ones are written first."""
+    from replication.fields import reader
+    from tfds_pap import phantom_set
+
+    if _PHANTOM.value:
+        phantom_set.write_fields(output / "phantoms", _PHANTOM_FIELDS.value)
+        arguments = [
+            str(output / "phantoms" / f"phantom_{n:02d}.jpg") for n in range(_PHANTOM_FIELDS.value)
+        ]
+    return reader.given_fields(arguments)
+
+
+def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
+    """Returns the fields that have truth, with it."""
+    from replication.fields import scan_directory, truth
+
+    tables: dict[Path, Any] = {}
+    found = []
+    for path in paths:
+        table = Path(_TRUTH.value) if _TRUTH.value else Path(path).parent / scan_directory.TRUTH
+        if table not in tables:
+            tables[table] = truth.read_nuclei(table)
+        if Path(path).name in tables[table]:
+            found.append((path, tables[table][Path(path).name]))
+    if not found:
+        raise runs.RunError(f"{', '.join(map(str, tables))}: none of the given fields is annotated")
+    return found
+
+
+def _opened(annotated: Sequence[tuple[str, Any]]) -> Iterator[tuple[Any, Any]]:
+    from replication.fields import reader
+
+    return ((reader.open_field(path), nuclei) for path, nuclei in annotated)
+
+
+def _print(rows: Sequence[Any]) -> None:
+    """Prints a line a setting."""
+    import rich.box
+    import rich.console
+    import rich.table
+
+    from replication import shown
+    from replication.fields.sweep import DEFAULT
+
+    table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
+    names = ("stride", "radius", "threshold", "recall", "by chance", "precision", "kept ROIs")
+    for name in (*names, "stage 1", "stage 2", "HSIL+ right"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        recall = shown.shown(row.recall, row.recall_low, row.recall_high)
+        severe = shown.shown(
+            row.hsil_plus_sensitivity, row.hsil_plus_low, row.hsil_plus_high, missing="none"
+        )
+        table.add_row(
+            *(f"{value:g}" for value in (row.stride, row.radius, row.threshold)),
+            f"{recall.value} {recall.interval}",
+            shown.shown(row.recall_by_chance, 0, 0).value,
+            shown.shown(row.precision, 0, 0, missing="none").value,
+            f"{row.kept_per_field:.1f}",
+            f"{1000 * row.stage1_seconds:.1f} ms",
+            f"{1000 * row.stage2_seconds:.0f} ms",
+            f"{severe.value} {severe.interval}",
+            style="bold" if row.setting == DEFAULT else None,
+        )
+    console = rich.console.Console()
+    rich.console.Console(width=None if console.is_terminal else 132).print(table)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,104 @@
+"""Annotated nuclei: read as they stand, and refused with the line that is wrong."""
+
+import collections
+import csv
+
+import numpy as np
+import pytest
+
+from replication import runs
+from replication.fields import truth
+from tfds_pap import phantom, phantom_set
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+
+def read(tmp_path, text):
+    path = tmp_path / "nuclei.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return truth.read_nuclei(path)
+
+
+def test_nuclei_are_read_field_by_field(tmp_path):
+    found = read(
+        tmp_path,
+        "field,x,y,label\nb.jpg,10,20.5,HSIL\na.jpg,0,3,ASC-US\n\nb.jpg,11,20.5,NILM\n",
+    )
+    assert list(found) == ["b.jpg", "a.jpg"]
+    assert found["b.jpg"].x.tolist() == [10, 11]
+    assert found["b.jpg"].y.tolist() == [20.5, 20.5]
+    assert found["b.jpg"].labels.tolist() == ["HSIL", "NILM"]
+    assert found["b.jpg"].label_ids.tolist() == [2, 0]
+    assert found["a.jpg"].label_ids.tolist() == [4]
+    assert (len(found["b.jpg"]), len(found["a.jpg"])) == (2, 1)
+
+
+def test_a_spreadsheet_may_have_written_it(tmp_path):
+    text = '\ufefflabel, y ,x,reader,field\r\n" SCC ",2,1,"Dr. A, B","a ""b"" ü.jpg"\r\n'
+    found = read(tmp_path, text.encode("utf-8"))
+    assert list(found) == ['a "b" ü.jpg']
+    (nuclei,) = found.values()
+    assert (nuclei.x.tolist(), nuclei.y.tolist(), nuclei.labels.tolist()) == ([1], [2], ["SCC"])
+
+
+def test_classes_of_stage_2_come_first():
+    assert truth.LABELS[: len(STAGE2_CLASSES)] == STAGE2_CLASSES
+    assert not set(truth.ATYPICAL) & set(STAGE2_CLASSES)
+
+
+HEADER = "field,x,y,label\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: expected the columns field, x, y, label; no field, x, y, label"),
+        ("field,x,y\na,1,2\n", "line 1: expected the columns field, x, y, label; no label"),
+        (HEADER, "expected a line for each annotated nucleus, got none"),
+        (HEADER + "a,1,2,NILM\na,one,2,NILM\n", "line 3: x: expected pixels, .* got 'one'"),
+        (HEADER + "a,1,,NILM\n", "line 2: y: expected pixels, 0 or more, got ''"),
+        (HEADER + "a,1,nan,NILM\n", "line 2: y: expected pixels, 0 or more, got 'nan'"),
+        (HEADER + "a,inf,1,NILM\n", "line 2: x: expected pixels, 0 or more, got 'inf'"),
+        (HEADER + "a,1,-0.5,NILM\n", "line 2: y: expected pixels, 0 or more, got '-0.5'"),
+        (HEADER + "a,1,2,hsil\n", "line 2: expected one of the labels NILM, .*ASC-H, got 'hsil'"),
+        (HEADER + "a,1,2,\n", "line 2: expected one of the labels .* got ''"),
+        (HEADER + "a,1,2\n", "line 2: expected 4 values, got 3"),
+        (HEADER + "a,1,2,NILM,3\n", "line 2: expected 4 values, got 5"),
+        (HEADER + " ,1,2,NILM\n", "line 2: expected the name of a field, got none"),
+        (HEADER + "a,1,2,NILM\nb,1,2,NILM\na,1.0,2,SCC\n", "line 4: the same .* as in line 2"),
+        (HEADER + 'a,1,2,"NILM\n', "line 2: expected CSV"),
+        (b"field,x,y,label\n\xff\xfe,1,2,NILM\n", "expected UTF-8 text"),
+    ],
+)
+def test_a_bad_table_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(runs.RunError, match=message) as caught:
+        read(tmp_path, text)
+    assert "nuclei.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(runs.RunError, match=r"none\.csv: No such file"):
+        truth.read_nuclei(tmp_path / "none.csv")
+    with pytest.raises(runs.RunError, match="Is a directory"):
+        truth.read_nuclei(tmp_path)
+
+
+def test_the_truth_of_a_phantom_is_what_it_writes(tmp_path):
+    phantom_set.write_fields(tmp_path, 1)
+    found = truth.read_nuclei(tmp_path / "nuclei.csv")
+    drawn = truth.Nuclei.of_phantom(phantom.draw_field(0, slide=0)[1])
+    assert list(found) == ["phantom_00.jpg"]
+    for name in ("x", "y", "labels"):
+        np.testing.assert_array_equal(getattr(found["phantom_00.jpg"], name), getattr(drawn, name))
+    assert set(drawn.labels) <= set(STAGE2_CLASSES)
+
+
+def test_real_fields_keep_their_six_labels(shared_data):
+    path = shared_data / "fields" / "nuclei.csv"
+    found = truth.read_nuclei(path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = collections.Counter(label for one in found.values() for label in one.labels)
+    assert counts == collections.Counter(row["label"] for row in rows)
+    assert set(counts) == set(truth.LABELS)
+    assert sum(map(len, found.values())) == len(rows)

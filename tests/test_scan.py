@@ -1,0 +1,204 @@
+"""`python -m replication.scan`: what it writes, resumes, refuses and survives."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from commands import command
+
+from replication import runs
+from replication.fields import scan_directory, whole_fields
+from replication.fields.cells import Cells
+from tfds_pap import phantom, phantom_set
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """Three small fields with truth, and one file that is none."""
+    folder = tmp_path_factory.mktemp("fields")
+    rows = [("field", "x", "y", "label")]
+    for number, name in enumerate(("a.jpg", "b <i> ü.jpg", "c.jpg")):
+        image, truth = phantom.draw_field(number, slide=number, width=420, height=330, cells=12)
+        (folder / name).write_bytes(phantom_set.encode(image))
+        rows += [(name, cell.x, cell.y, cell.label) for cell in truth]
+    with (folder / "nuclei.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+def scan(run, paths, scan_dir, **changed):
+    return whole_fields.scan_and_report(
+        scan_dir,
+        whole_fields.Models(run, run),
+        [str(path) for path in paths],
+        settings=scan_directory.Settings(**{"threshold": 0.4, **changed}),
+        policy=runs.configure_devices(),
+        workers=2,
+        complete_truth=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def scanned(two_stage_run, fields, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scan") / "scan"
+    return scan(two_stage_run, [fields], folder), folder
+
+
+def contents(folder):
+    """Every table and score of a scan, without times."""
+    found = {}
+    for path in sorted(folder.rglob("*.csv")) + sorted(folder.rglob("*.npy")):
+        found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def test_what_a_scan_leaves(scanned, fields):
+    outcome, folder = scanned
+    assert (outcome.fields, outcome.unreadable) == (3, [])
+    names = {path.name for path in folder.iterdir()}
+    expected = {"manifest.json", "cells.csv", "fields.csv", "evaluation.json", "report.html"}
+    assert expected <= names
+    assert "slides.csv" not in names
+    with (folder / "fields.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["field"] for row in rows] == [
+        str(fields / name) for name in sorted(path.name for path in fields.glob("*.jpg"))
+    ]
+    for row, one in zip(rows, sorted((folder / "fields").iterdir()), strict=True):
+        info = json.loads((one / "field.json").read_text())
+        cells = Cells.read(one / "cells.csv")
+        assert info["cells"] == len(cells) == int(row["cells"]) > 0
+        assert info["counts"] == {name: cells.labels.count(name) for name in info["counts"]}
+        assert (info["width"], info["height"], info["rois"]) == (420, 330, 11 * 8)
+        assert np.load(one / "scores.npy").shape == (8, 11)
+        assert ((cells.x >= 75) & (cells.x <= 420 - 75)).all()
+
+
+def test_running_again_does_nothing_again(scanned, two_stage_run, fields):
+    _, folder = scanned
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("fields/*/*")}
+    scan(two_stage_run, [fields], folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("fields/*/*")} == before
+
+
+def test_a_changed_file_is_scanned_again(two_stage_run, fields, tmp_path):
+    copy = shutil.copytree(fields, tmp_path / "fields")
+    scan(two_stage_run, [copy / "a.jpg"], tmp_path / "scan")
+    before = contents(tmp_path / "scan")
+    shutil.copy(fields / "c.jpg", copy / "a.jpg")
+    os.utime(copy / "a.jpg", (1, 1))
+    scan(two_stage_run, [copy / "a.jpg"], tmp_path / "scan")
+    after = contents(tmp_path / "scan")
+    assert before.keys() == after.keys()
+    assert before["cells.csv"] != after["cells.csv"]
+
+
+def test_other_settings_need_another_directory(scanned, two_stage_run, fields):
+    with pytest.raises(runs.RunError, match=r"--scan_dir=.* was made with stride=25, not 50"):
+        scan(two_stage_run, [fields], scanned[1], stride=50)
+
+
+def test_slides_are_summed_up_where_groups_are_known(two_stage_run, fields, tmp_path):
+    copy = shutil.copytree(fields, tmp_path / "fields")
+    (copy / "groups.csv").write_text("file,group\na.jpg,one\nb <i> ü.jpg,two\nc.jpg,one\n")
+    scan(two_stage_run, [copy], tmp_path / "scan")
+    with (tmp_path / "scan" / "slides.csv").open(newline="") as file:
+        slides = {row["slide"]: row for row in csv.DictReader(file)}
+    with (tmp_path / "scan" / "fields.csv").open(newline="") as file:
+        by_field = [(row["slide"], int(row["cells"])) for row in csv.DictReader(file)]
+    assert {name: int(row["fields"]) for name, row in slides.items()} == {"one": 2, "two": 1}
+    for name, row in slides.items():
+        assert int(row["cells"]) == sum(count for slide, count in by_field if slide == name)
+
+
+def test_a_field_smaller_than_an_roi_is_noted(two_stage_run, fields, tmp_path):
+    small = tmp_path / "small.png"
+    small.write_bytes(phantom_set.encode(np.zeros((100, 500, 3), np.uint8)))
+    small = small.rename(tmp_path / "small.jpg")
+    outcome = scan(two_stage_run, [small], tmp_path / "scan")
+    (info,) = (tmp_path / "scan" / "fields").glob("*/field.json")
+    assert outcome.fields == 1
+    assert "smaller than an ROI of 150 px" in json.loads(info.read_text())["notes"][0]
+
+
+SCAN = [sys.executable, "-m", "replication.scan"]
+
+
+def test_an_unreadable_field_does_not_stop_the_rest(two_stage_run, fields, tmp_path):
+    copy = shutil.copytree(fields, tmp_path / "fields")
+    (copy / "broken.jpg").write_bytes(b"no picture")
+    done = command(
+        "replication.scan",
+        f"--stage1={two_stage_run}",
+        f"--scan_dir={tmp_path}/scan",
+        "--threshold=0.4",
+        copy,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-2] == "replication.scan: 1 of 4 fields could not be read:"
+    assert "broken.jpg" in lines[-1]
+    assert len(list((tmp_path / "scan" / "fields").glob("*/field.json"))) == 3
+    page = (tmp_path / "scan" / "report.html").read_text()
+    assert "broken.jpg" in page
+    assert "b <i>" not in page
+
+
+def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp_path):
+    # Absolute paths name the folders of fields: the same fields are scanned.
+    arguments = [f"--stage1={two_stage_run}", f"--scan_dir={tmp_path}/scan", "--threshold=0.4"]
+    arguments += ["--workers=1", "--complete_truth", str(fields)]
+    process = subprocess.Popen(SCAN + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("scan/fields/*/field.json")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "scan" / "report.html").exists()
+    assert command("replication.scan", *arguments).returncode == 0
+    assert contents(tmp_path / "scan") == contents(scanned[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "expected fields (field.jpg slide.svs folder/ ...), or --phantom"),
+        (["--phantom", "a.jpg"], "expected fields (field.jpg slide.svs folder/ ...), or --phantom"),
+        (["--mpp=0", "a.jpg"], "--mpp=0.0: expected a number above 0"),
+        (["--threshold=1.5", "a.jpg"], "--threshold"),
+    ],
+)
+def test_usage_errors(arguments, said):
+    done = command("replication.scan", "--stage1=runs/none", *arguments)
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+
+
+def test_models_that_are_not_there(two_stage_run, tiny_run, fields, tmp_path):
+    with pytest.raises(runs.RunError, match=r"--stage1=.* holds no finished model of stage 1"):
+        scan(tiny_run, [fields], tmp_path / "scan")
+    with pytest.raises(runs.RunError, match="not a run directory"):
+        scan(tmp_path / "none", [fields], tmp_path / "scan")
+    assert not (tmp_path / "scan").exists()
+
+
+def test_phantoms_are_drawn_once_and_announced(two_stage_run, tmp_path):
+    done = command(
+        "replication.scan",
+        f"--stage1={two_stage_run}",
+        "--phantom",
+        "--phantom_fields=1",
+        f"--scan_dir={tmp_path}/scan",
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "scan" / "manifest.json").read_text())
+    assert manifest["announcement"].startswith("The fields are drawings made by this package.")
+    assert manifest["source"] == "phantom"
+    assert "phantom_00.jpg" in done.stdout
