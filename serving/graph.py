@@ -15,7 +15,8 @@ from replication.decisions import ROUNDING, Decision
 from replication.gradcam import GradCam
 from replication.positive import positive_members
 from serving import image_guard
-from tfds_pap import pipeline
+from serving.detection import Detection
+from tfds_pap import decoding, pipeline
 
 #: Images a request may hold: a kilobyte of flat PNG becomes a hundred as pixels.
 MAX_BATCH = 256
@@ -37,12 +38,14 @@ class Graph:
         decision: Its labels, calibration and threshold.
         max_pixels: Pixels that an image may announce.
         max_batch: Images that a request may hold.
+        detection: How cells are found in whole fields; None: the graph has no `detect`.
 
     Attributes:
         size: Height and width of the model's input in pixels.
         resize: As given, like the next two.
         max_pixels: Pixels.
         max_batch: Images.
+        detection: As given.
         feature_layer: Name of the layer that `features` answers.
     """
 
@@ -54,6 +57,7 @@ class Graph:
         *,
         max_pixels: int = image_guard.MAX_PIXELS,
         max_batch: int = MAX_BATCH,
+        detection: Detection | None = None,
     ) -> None:
         self.size = model.inputs[0].shape[1]
         self._model = model
@@ -61,6 +65,7 @@ class Graph:
         self._decision = decision
         self.max_pixels = max_pixels
         self.max_batch = max_batch
+        self.detection = detection
         self._features, self.feature_layer = _feature_extractor(model)
         self._grad_cam = _grad_cam(model)
         # Traced once and called by every endpoint, which halves the file and the time to write it.
@@ -77,7 +82,8 @@ class Graph:
             "classify": self.classify,
             "features": self.features,
         }
-        return found | ({"explain": self.explain} if self._grad_cam else {})
+        found |= {"explain": self.explain} if self._grad_cam else {}
+        return found | ({"detect": self.detect} if self.detection else {})
 
     def input_signature(self, endpoint: str) -> tf.TensorSpec:
         """Returns the one input of an endpoint; its name is part of the contract."""
@@ -132,6 +138,24 @@ class Graph:
         answer = self._answer(self._probabilities(image))
         heat = self._grad_cam.heat(image, answer["class_id"])
         return {**answer, "image": image, "heat": heat}
+
+    def detect(self, image_bytes: tf.Tensor) -> Outputs:
+        """From the bytes of whole fields, string `[b]`, to their cells; see `Detection.detect`."""
+        labels = self._decision.labels
+
+        def answer(image: tf.Tensor) -> Outputs:
+            return self._answer(self._probabilities(image))
+
+        def cells(data: tf.Tensor) -> Outputs:
+            field = decoding.decode(image_guard.checked(data, self.max_pixels))
+            return self.detection.detect(field, self.size, self.resize, answer, len(labels))
+
+        return tf.map_fn(
+            cells,
+            self._bounded(image_bytes),
+            fn_output_signature=self.detection.signature(labels),
+            parallel_iterations=1,
+        )
 
     def _decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
         """float32 RGB `[b, size, size, 3]`, 0..255, exactly as training saw it."""

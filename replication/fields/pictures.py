@@ -197,7 +197,7 @@ def _heat(scores: np.ndarray) -> np.ndarray:
     """uint8 RGBA of each ROI: the colour of its score, and the more opaque the higher."""
     levels = (scores * 255).round().astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-    opacity = (60 + 0.55 * levels.astype(np.float32)).astype(np.uint8)
+    opacity = (40 + 0.45 * levels.astype(np.float32)).astype(np.uint8)
     return np.dstack([colours, opacity])
 
 

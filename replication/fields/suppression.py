@@ -34,9 +34,8 @@ def keep(scores: np.ndarray, threshold: float, radius: float, stride: int) -> np
     if not scores.size:
         return np.zeros((0, 2), np.int64)
     disk = tf.constant(footprint(radius, stride))
-    return tf.where(
-        _kept(tf.constant(scores, tf.float32), tf.constant(threshold, tf.float32), disk)
-    ).numpy()
+    found = kept(tf.constant(scores, tf.float32), tf.constant(threshold, tf.float32), disk)
+    return tf.where(found).numpy()
 
 
 def footprint(radius: float, stride: int) -> np.ndarray:
@@ -62,8 +61,17 @@ def footprint(radius: float, stride: int) -> np.ndarray:
         tf.TensorSpec([None, None, 1], tf.int32),
     ]
 )
-def _kept(scores: tf.Tensor, threshold: tf.Tensor, disk: tf.Tensor) -> tf.Tensor:
-    """Returns which ROIs are kept, bool `[rows, columns]`."""
+def kept(scores: tf.Tensor, threshold: tf.Tensor, disk: tf.Tensor) -> tf.Tensor:
+    """The same in TensorFlow's operations.
+
+    Args:
+        scores: float32 `[rows, columns]`.
+        threshold: float32 scalar.
+        disk: From `footprint`.
+
+    Returns:
+        Whether each ROI is kept, bool `[rows, columns]`.
+    """
     places = tf.where(scores >= threshold)
     count = tf.shape(places)[0]
     # Ties go to the first in reading order, as the sort is stable.
@@ -76,14 +84,14 @@ def _kept(scores: tf.Tensor, threshold: tf.Tensor, disk: tf.Tensor) -> tf.Tensor
         found = tf.nn.dilation2d(values[None, ..., None], disk, [1] * 4, "SAME", "NHWC", [1] * 4)
         return found[0, ..., 0]
 
-    def step(undecided: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(undecided: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         winners = (undecided > 0) & (undecided == best_nearby(undecided))
         beaten = best_nearby(tf.cast(winners, tf.int32)) > 0
-        return tf.where(beaten, 0, undecided), kept | winners
+        return tf.where(beaten, 0, undecided), found | winners
 
-    _, kept = tf.while_loop(
-        lambda undecided, kept: tf.reduce_any(undecided > 0),
+    _, found = tf.while_loop(
+        lambda undecided, found: tf.reduce_any(undecided > 0),
         step,
         [ranks, tf.zeros(tf.shape(scores), tf.bool)],
     )
-    return kept
+    return found
