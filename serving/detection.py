@@ -51,6 +51,17 @@ class Detection:
                 "this stride, expected one such as 25 for which stage 1 can run densely"
             )
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what metadata says of it."""
+        return {
+            "roi": self.stage1.roi,
+            "stride": self.stage1.stride,
+            "threshold": self.threshold,
+            "suppression_radius": self.radius,
+            "max_detections": self.maximum,
+            "stage1": dict(self.about),
+        }
+
     def signature(self, labels: tuple[str, ...]) -> dict[str, tf.TensorSpec]:
         """Returns the outputs for one field.
 

@@ -8,10 +8,15 @@ model, and only then renamed to the next number; a failed check or a kill change
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
 from replication import runs
+
+if TYPE_CHECKING:
+    from replication import results
+    from serving.detection import Detection
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose model is exported.", required=True)
 _SERVING_DIR = flags.DEFINE_string(
@@ -50,6 +55,31 @@ _CHECK_IMAGES = flags.DEFINE_integer(
     "Images that the version is checked on: test images of the run where they are prepared here, "
     "else phantoms (default: 16).",
     lower_bound=1,
+)
+_STAGE1_RUN_DIR = flags.DEFINE_string(
+    "stage1_run_dir",
+    None,
+    "Run whose stage 1 finds the cells of whole fields for the signature detect (default: "
+    "--run_dir, where it holds one; without any there is no detect).",
+)
+_STRIDE = flags.DEFINE_integer(
+    "stride", 25, "Of detect: pixels from one ROI to the next (default: 25).", lower_bound=1
+)
+_THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    0.5,
+    "Of detect: stage-1 probability of a cell at least, 0 to 1 (default: 0.5).",
+    lower_bound=0,
+    upper_bound=1,
+)
+_SUPPRESSION_RADIUS = flags.DEFINE_float(
+    "suppression_radius",
+    50.0,
+    "Of detect: of kept ROIs nearer than this only the most probable stays, pixels (default: 50).",
+    lower_bound=0,
+)
+_MAX_DETECTIONS = flags.DEFINE_integer(
+    "max_detections", 256, "Of detect: cells that are answered at most (default: 256).", 1
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
@@ -91,6 +121,8 @@ def _export(serving_dir: Path) -> None:
     from serving.graph import Graph
 
     decision, missing = decisions.of_fit(fit)
+    detection, why = _detection(run, fit)
+    missing += [why] if why else []
 
     model = keras.saving.load_model(fit.model_path)
     graph = Graph(
@@ -99,6 +131,7 @@ def _export(serving_dir: Path) -> None:
         decision,
         max_pixels=_MAX_PIXELS.value,
         max_batch=_MAX_BATCH.value,
+        detection=detection,
     )
     found = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
     said = []
@@ -119,6 +152,36 @@ def _export(serving_dir: Path) -> None:
         f"Published: {serving_dir / str(version)}"
         + (f", label {_LABEL.value}" if _LABEL.value else "")
     )
+
+
+def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection | None", str]:
+    """Returns how fields are searched, or why they are not."""
+    import keras
+
+    from replication import results
+    from replication.fields.dense import Stage1
+    from serving.detection import Detection
+
+    if fit.stage != 2:
+        return None, ""
+    given = _STAGE1_RUN_DIR.value
+    stage1_run = runs.RunDirectory(Path(given)) if given else run
+    fits = results.choose_fits(
+        stage1_run, fit.protocol, None if given else fit.seed, flag="stage1_run_dir"
+    )
+    if 1 not in fits:
+        if given:
+            raise runs.RunError(f"--stage1_run_dir={given} holds no finished model of stage 1")
+        return None, f"No signature detect: --run_dir={run.path} holds no stage 1 of this seed"
+    model = keras.saving.load_model(fits[1].model_path, compile=False)
+    about = {key: fits[1].info[key] for key in ("name", "protocol", "seed", "size", "resize")}
+    return Detection(
+        Stage1(model, fits[1].info["resize"], stride=_STRIDE.value),
+        threshold=_THRESHOLD.value,
+        radius=_SUPPRESSION_RADIUS.value,
+        maximum=_MAX_DETECTIONS.value,
+        about=about | {"sha256": runs.sha256(fits[1].model_path)},
+    ), ""
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class Graph:
         resize: As given, like the next two.
         max_pixels: Pixels.
         max_batch: Images.
-        detection: As given.
+        decision: As given, like the next.
+        detection: None where there is no `detect`.
         feature_layer: Name of the layer that `features` answers.
     """
 
@@ -62,7 +63,7 @@ class Graph:
         self.size = model.inputs[0].shape[1]
         self._model = model
         self.resize = resize
-        self._decision = decision
+        self.decision = decision
         self.max_pixels = max_pixels
         self.max_batch = max_batch
         self.detection = detection
@@ -121,7 +122,7 @@ class Graph:
     def classify(self, inputs: tf.Tensor) -> Outputs:
         """From serialised `tf.Example`s, string `[b]`, to classes and scores, most benign first."""
         probabilities = self._probabilities(self._decoded(_encoded_images(inputs)))
-        labels = tf.constant(self._decision.labels)
+        labels = tf.constant(self.decision.labels)
         return {
             "classes": tf.tile(labels[None], [tf.shape(probabilities)[0], 1]),
             "scores": probabilities,
@@ -141,7 +142,7 @@ class Graph:
 
     def detect(self, image_bytes: tf.Tensor) -> Outputs:
         """From the bytes of whole fields, string `[b]`, to their cells; see `Detection.detect`."""
-        labels = self._decision.labels
+        labels = self.decision.labels
 
         def answer(image: tf.Tensor) -> Outputs:
             return self._answer(self._probabilities(image))
@@ -186,19 +187,19 @@ class Graph:
         return tf.cast(self._model(image, training=False), tf.float32)
 
     def _answer(self, probabilities: tf.Tensor) -> Outputs:
-        labels, positive = self._decision.labels, positive_members(self._decision.labels)
+        labels, positive = self.decision.labels, positive_members(self.decision.labels)
         class_id = tf.argmax(probabilities, axis=-1)
         answer = {
             "probabilities": probabilities,
             "class_id": class_id,
             "label": tf.gather(tf.constant(labels), class_id),
         }
-        calibrated = calibrate(probabilities, self._decision.temperature)
+        calibrated = calibrate(probabilities, self.decision.temperature)
         if positive is not None and positive[0] == "HSIL+":
             score = tf.reduce_sum(tf.gather(calibrated, positive[1], axis=-1), axis=-1)
             answer["hsil_plus"] = tf.cast(score, tf.float32)
-        if self._decision.threshold is not None:
-            sure = tf.reduce_max(calibrated, axis=-1) >= self._decision.threshold - ROUNDING
+        if self.decision.threshold is not None:
+            sure = tf.reduce_max(calibrated, axis=-1) >= self.decision.threshold - ROUNDING
             answer["abstain"] = tf.cast(tf.logical_not(sure), tf.int64)
         return answer
 

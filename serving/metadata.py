@@ -53,6 +53,7 @@ def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str
             "max_batch": graph.max_batch,
             "formats": list(image_guard.MAGIC),
         },
+        "detection": None if graph.detection is None else graph.detection.facts(),
         "metrics": metrics,
         "announcement": pages.announcement(manifest),
         "intended_use": INTENDED_USE,

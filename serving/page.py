@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _ASSERTION = re.compile(r"assertion failed: \[(.*)\]", re.DOTALL)
 _GRAPH_NODE = "\n\t [[{{"
 
+Handler = Callable[[Request], Awaitable[Response]]
+
 
 def routes(
     manager: "Manager",
@@ -40,7 +42,7 @@ def routes(
     bodies: Bodies,
     timeout: float | None,
 ) -> list[BaseRoute]:
-    """Returns `/`, `/page/model`, `/page/samples/<n>.png` and `/page/predict`.
+    """Returns `/`, `/page/model`, `/page/samples/<n>.png`, `/page/predict` and `/page/detect`.
 
     Args:
         manager: Holds the versions.
@@ -79,24 +81,28 @@ def routes(
         picture = await run_in_threadpool(page_answers.sample_png, number)
         return Response(picture, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
 
-    @_answered
-    async def predict(request: Request) -> Response:
-        try:
-            image = await bodies.read(request.scope, request.receive)
-        except TooLongError:
-            return _error(413, f"image: expected at most {bodies.limit:,} bytes")
-        if image is None:
-            # Nobody is left to read it; the number is what nginx logs in this case.
-            return Response(status_code=499)
-        # Only now, so that whoever sends slowly takes nobody's place.
-        with admission() if admission else nullcontext():
-            return _json(await run_in_threadpool(page_answers.ask, manager, spec, image, timeout))
+    def about_an_image(answer: Callable[..., Mapping[str, Any]]) -> Handler:
+        @_answered
+        async def answered(request: Request) -> Response:
+            try:
+                image = await bodies.read(request.scope, request.receive)
+            except TooLongError:
+                return _error(413, f"image: expected at most {bodies.limit:,} bytes")
+            if image is None:
+                # Nobody is left to read it; the number is what nginx logs in this case.
+                return Response(status_code=499)
+            # Only now, so that whoever sends slowly takes nobody's place.
+            with admission() if admission else nullcontext():
+                return _json(await run_in_threadpool(answer, manager, spec, image, timeout))
+
+        return answered
 
     return [
         Route("/", page),
         Route("/page/model", model),
         Route("/page/samples/{number:int}.png", sample),
-        Route("/page/predict", predict, methods=["POST"]),
+        Route("/page/predict", about_an_image(page_answers.ask), methods=["POST"]),
+        Route("/page/detect", about_an_image(page_answers.detect), methods=["POST"]),
     ]
 
 
@@ -130,10 +136,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-_Handler = Callable[[Request], Awaitable[Response]]
-
-
-def _answered(handler: _Handler) -> _Handler:
+def _answered(handler: Handler) -> Handler:
     """Turns a `ServingError` into the answer that TensorFlow Serving's REST would give."""
 
     @functools.wraps(handler)

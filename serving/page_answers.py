@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from serving.manager import Manager
     from serving.servable import Servable
 
-_EXPLAIN, _DEFAULT = "explain", "serving_default"
+_EXPLAIN, _DEFAULT, _DETECT = "explain", "serving_default", "detect"
 
 #: Classes that a sample is drawn of; a model is offered those that it knows.
 SAMPLES = STAGE2_CLASSES + STAGE1_CLASSES
@@ -44,6 +44,7 @@ def describe(manager: "Manager", spec: model_pb2.ModelSpec) -> dict[str, Any]:
     """
     with manager.use(spec) as servable:
         version, path, endpoint = servable.version, servable.path, _endpoint(servable)
+        detects = _DETECT in servable.meta_graph.signature_def
     states = {
         each.version: get_model_status_pb2.ModelVersionStatus.State.Name(each.state)
         for each in manager.status(spec).model_version_status
@@ -56,6 +57,7 @@ def describe(manager: "Manager", spec: model_pb2.ModelSpec) -> dict[str, Any]:
         "state": states.get(version, "UNKNOWN"),
         "takes_images": endpoint is not None,
         "explains": endpoint == _EXPLAIN,
+        "detects": detects and facts.get("detection") is not None,
         "samples": [
             {"label": SAMPLES[n], "url": f"page/samples/{n}.png"}
             for n in known or range(len(STAGE2_CLASSES))
@@ -103,6 +105,59 @@ def ask(
         "version": version,
         "milliseconds": round(1000 * seconds, 1),
         **_pictures(answer),
+    }
+
+
+def detect(
+    manager: "Manager", spec: model_pb2.ModelSpec, image: bytes, timeout: float | None
+) -> dict[str, Any]:
+    """Asks the model about a whole field.
+
+    Args:
+        manager: Holds the versions.
+        spec: Which model.
+        image: The file's bytes.
+        timeout: Seconds; None: as long as it takes.
+
+    Returns:
+        `cells` (the most suspicious first, each with `box` as left, top, width and height in pixels
+        of the field, `label`, `score`, `probabilities` as pairs, `hsil_plus`, `abstain`), `found`
+        (how many there are, which may be more), `counts` by class, `version`, `milliseconds`.
+
+    Raises:
+        ServingError: The image is broken, or the model cannot answer.
+    """
+    with manager.use(spec) as servable:
+        if _DETECT not in servable.meta_graph.signature_def:
+            raise ServingError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"Model {spec.name} does not find cells in whole fields.",
+            )
+        start = time.perf_counter()
+        found = servable.run(_DETECT, {"image_bytes": np.array([image], object)}, timeout=timeout)
+        seconds = time.perf_counter() - start
+        version, labels = servable.version, page_facts.read(servable.path)["labels"]
+    cells = []
+    for number in range(int(found["count"][0])):
+        top, left, bottom, right = (float(edge) for edge in found["boxes"][0, number])
+        probabilities = [float(value) for value in found["probabilities"][0, number]]
+        cells.append(
+            {
+                "box": [left, top, right - left, bottom - top],
+                "label": found["classes"][0, number].decode("utf-8", "replace"),
+                "score": float(found["scores"][0, number]),
+                "probabilities": list(zip(labels, probabilities, strict=True)),
+                "hsil_plus": float(found["hsil_plus"][0, number]),
+                "abstain": bool(found["abstain"][0, number]),
+            }
+        )
+    named = [cell["label"] for cell in cells]
+    return {
+        "cells": cells,
+        "found": int(found["found"][0]),
+        "counts": {label: named.count(label) for label in labels},
+        "version": version,
+        "milliseconds": round(1000 * seconds, 1),
     }
 
 

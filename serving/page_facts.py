@@ -40,7 +40,8 @@ def read(version: Path) -> dict[str, Any]:
     Returns:
         `unknown`: why nothing is known, "" where something is. Then `title`, `details`, `labels`,
         `metrics` (each with `name`, `value`, `low`, `high`, `count` and the rounded `text`),
-        `methods` (of the intervals), `test_images` (by class), `temperature`, `threshold`, `notes`,
+        `methods` (of the intervals), `test_images` (by class), `temperature`, `threshold`,
+        `detection` (None where whole fields are not read; else `roi` in pixels, `words`), `notes`,
         `limits`, `announcement`, `intended_use`, `audit` and `exported`; of an unknown version only
         the empty `labels`.
 
@@ -94,6 +95,7 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "test_images": {label: int(of["support"]) for label, of in per_class.items()},
         "temperature": temperature,
         "threshold": abstention["threshold"],
+        "detection": _detection(metadata.get("detection")),
         "notes": [str(each["note"]) for each in (calibration, abstention) if each["note"]],
         "limits": {
             "formats": [str(name) for name in metadata["limits"]["formats"]],
@@ -103,6 +105,22 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "intended_use": str(metadata["intended_use"]),
         "audit": [str(line) for line in metadata["audit"]],
         "exported": str(metadata["exported"]["time"]),
+    }
+
+
+def _detection(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How fields are read; None where they are not, as of versions from before there was this."""
+    if found is None:
+        return None
+    roi, stride = int(found["roi"]), int(found["stride"])
+    return {
+        "roi": roi,
+        "words": (
+            f"{found['stage1']['name']} looks at regions of {roi} × {roi} px every {stride} px and "
+            f"keeps those with a probability of a cell of {float(found['threshold']):g} or more; "
+            f"of kept ones nearer than {float(found['suppression_radius']):g} px only the most "
+            f"probable stays. At most {int(found['max_detections'])} cells are answered."
+        ),
     }
 
 

@@ -1,6 +1,7 @@
 """Checks a written version before it is published: what it answers must be what was evaluated."""
 
 import dataclasses
+from concurrent import futures
 from pathlib import Path
 
 import keras
@@ -8,10 +9,13 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 
 from replication import results, runs, whole_model
+from replication.fields import scanner
+from replication.fields.field import ArrayField
+from replication.fields.stages import Stage2, Stages
 from serving.graph import Graph
 from serving.servable import Servable
 from serving.warmup_requests import example
-from tfds_pap import phantom_set, pipeline, taxonomy
+from tfds_pap import decoding, phantom, phantom_set, pipeline, taxonomy
 
 #: How far a served probability may be from the `.keras` model's on the same machine.
 TOLERANCE = 1e-5
@@ -97,8 +101,9 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
         "features": {"image_bytes": encoded},
         "explain": {"image_bytes": encoded},
     }
+    asked = [name for name in graph.endpoints() if name in inputs]
     worst = 0.0
-    for name in graph.endpoints():
+    for name in asked:
         answer = servable.run(name, inputs[name])
         for output, values in answer.items():
             if len(values) != len(encoded):
@@ -116,7 +121,7 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
             f"{TOLERANCE:g}"
         )
     lines = [
-        f"{len(graph.endpoints())} signatures on {len(encoded)} {found.source}: probabilities "
+        f"{len(asked)} signatures on {len(encoded)} {found.source}: probabilities "
         f"differ by at most {worst:.2g} from the .keras model's"
     ]
     if found.reported is not None:
@@ -127,7 +132,36 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
                 f"expected at most {whole_model.TOLERANCE:g}"
             )
         lines.append(f"they differ by at most {far:.2g} from the run's predictions.csv")
+    if graph.detection is not None:
+        lines.append(_check_detection(servable, model, graph))
     return lines
+
+
+def _check_detection(servable: Servable, model: keras.Model, graph: Graph) -> str:
+    """Compares `detect` with the scan of a drawn field."""
+    picture, _ = phantom.draw_field(0, width=640, height=480, cells=20)
+    encoded, detection = phantom_set.encode(picture), graph.detection
+    field = ArrayField("phantom", decoding.decode(encoded).numpy())
+    stage2 = Stage2(model, graph.resize, graph.decision, roi=detection.stage1.roi)
+    with futures.ThreadPoolExecutor(1) as pool:
+        cells = scanner.scan(
+            field,
+            Stages(detection.stage1, stage2, {}),
+            threshold=detection.threshold,
+            radius=detection.radius,
+            pool=pool,
+        ).cells
+    answer = servable.run("detect", {"image_bytes": np.array([encoded], object)})
+    count = int(answer["count"][0])
+    if count != min(len(cells), detection.maximum) or int(answer["found"][0]) != len(cells):
+        raise runs.RunError(f"detect: {count} cells of a drawn field, expected {len(cells)}")
+    # Those with the highest scores are answered.
+    chosen = cells.select(np.argsort(-cells.scores, kind="stable")[:count]).sorted()
+    found = np.sort(answer["hsil_plus"][0][:count])
+    worst = float(np.abs(found - np.sort(chosen.hsil_plus)).max(initial=0))
+    if not worst <= TOLERANCE:
+        raise runs.RunError(f"detect: HSIL+ differs by {worst:.2g} from the scan's")
+    return f"detect finds the {count} cells that a scan of a drawn field finds"
 
 
 def _prepared(

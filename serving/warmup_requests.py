@@ -16,7 +16,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.graph import Graph
-from tfds_pap import phantom_set, pipeline
+from tfds_pap import phantom, phantom_set, pipeline
 
 #: A single image, and a batch of a size that batching servers form.
 _BATCHES = (1, 8)
@@ -34,11 +34,14 @@ def requests(
     """
     drawn = phantom_set.examples(stage, "validation", per_class=1)
     images = [phantom_set.encode(picture) for *_, picture in drawn]
+    field = phantom_set.encode(phantom.draw_field(0, width=400, height=300, cells=8)[0])
     for endpoint in graph.endpoints():
         spec = model_pb2.ModelSpec(name=model_name, signature_name=endpoint)
-        # Pixels are large, and what follows them is warm by then.
-        for count in _BATCHES if endpoint != "pixels" else _BATCHES[:1]:
+        # Pixels are large and what follows them is warm by then; fields are read one by one.
+        for count in _BATCHES if endpoint not in ("pixels", "detect") else _BATCHES[:1]:
             batch = [images[number % len(images)] for number in range(count)]
+            if endpoint == "detect":
+                batch = [field] * count
             if endpoint == "classify":
                 yield _classification(spec, batch)
                 continue
