@@ -2,7 +2,6 @@
 
     python benchmarks/field_scan.py
     python benchmarks/field_scan.py --growth=1,4,16,64
-    python benchmarks/field_scan.py --slide=100000
 
 The field is drawn, 2048 x 1536 px, and read at a stride of 25 px with the networks of the papers
 (random weights: the time does not depend on them, agreement is told for trained ones with --run).
@@ -37,9 +36,6 @@ _REPEATS = flags.DEFINE_integer("repeats", 9, "Timed repeats of the other ways (
 _GROWTH = flags.DEFINE_list(
     "growth", None, "Megapixels of fields, to show how the cost grows (default: not shown)."
 )
-_SLIDE = flags.DEFINE_integer(
-    "slide", None, "Side in pixels of a tiled slide that is drawn and scanned (default: none)."
-)
 _STRIDE, _ROI = 25, 150
 
 
@@ -47,9 +43,7 @@ def main(argv: list[str]) -> None:
     """Times every way of stage 1, then both stages; prints tables."""
     del argv
     runs.quiet_logs()
-    if _SLIDE.value:
-        _slide(_SLIDE.value)
-    elif _GROWTH.value:
+    if _GROWTH.value:
         _growth([float(size) for size in _GROWTH.value])
     else:
         _ways()

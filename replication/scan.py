@@ -127,7 +127,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"replication.scan: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("replication.scan: interrupted; the same command resumes") from None
-    print(f"{outcome.fields} fields, {time.perf_counter() - start:.0f} s")
+    seconds, memory = time.perf_counter() - start, runs.peak_memory_mib()
+    print(f"{outcome.fields} fields, {seconds:.0f} s, peak memory {memory:,.0f} MiB")
     print(f"Report: {outcome.page}")
     if outcome.unreadable:
         lines = [f"  {entry['reason']}" for entry in outcome.unreadable]

@@ -153,6 +153,7 @@ def scan_and_report(
     )
     for line in evaluation.lines() if evaluation else ():
         print(line)
+    run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
     page = scan_report.write_report(run)
     return Outcome(page, len(table), run.manifest()["unreadable"])
 
