@@ -4,7 +4,6 @@ The form is RFC 7946 with QuPath's properties (0.4 and newer): `objectType`, `cl
 name and an RGB colour, and `measurements` as an object from name to number.
 """
 
-import io
 import json
 import uuid
 from pathlib import Path
@@ -27,21 +26,20 @@ def write(path: Path, cells: Cells, side: float, name: str) -> None:
         side: Of the ROI, pixels of the file.
         name: Of the field; a part of the ids.
     """
-    text = io.StringIO()
-    text.write('{"type": "FeatureCollection", "features": [')
-    for number in range(len(cells)):
-        text.write(",\n" if number else "\n")
-        json.dump(_feature(cells, number, side, name), text, allow_nan=False)
-    text.write("\n]}\n")
-    runs.write_atomically(path, text.getvalue())
+    class_ids = cells.class_ids
+    features = ",\n".join(
+        json.dumps(_feature(cells, number, int(class_ids[number]), side, name), allow_nan=False)
+        for number in range(len(cells))
+    )
+    text = f'{{"type": "FeatureCollection", "features": [\n{features}\n]}}\n'
+    runs.write_atomically(path, text)
 
 
-def _feature(cells: Cells, number: int, side: float, name: str) -> dict[str, object]:
+def _feature(cells: Cells, number: int, class_id: int, side: float, name: str) -> dict[str, object]:
     x, y, half = float(cells.x[number]), float(cells.y[number]), side / 2
     left, right, top, bottom = (round(end, 3) for end in (x - half, x + half, y - half, y + half))
     # The y axis of pictures points down: this ring is RFC 7946's right-hand one by its numbers.
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    class_id = int(cells.class_ids[number])
     label = STAGE2_CLASSES[class_id]
     probabilities = zip(STAGE2_CLASSES, cells.probabilities[number], strict=True)
     return {

@@ -78,9 +78,10 @@ def overlay(picture: np.ndarray, field: Field, roi: int, cells: Cells) -> np.nda
     drawn, shrink = picture.copy(), picture.shape[1] / field.width
     unit = max(picture.shape[:2]) / 1280
     width = max(1, round(1.6 * unit))
+    class_ids = cells.class_ids.tolist()
     # The most suspicious last, so that nothing covers them.
     for number in range(len(cells) - 1, -1, -1):
-        class_id = int(cells.class_ids[number])
+        class_id = class_ids[number]
         x, y = (shrink * axis[number] / field.scale for axis in (cells.x, cells.y))
         # Boxes of half the ROI: whole ones would hide each other.
         half = shrink * roi / 4
@@ -116,7 +117,9 @@ def _outline(
             continue
         ends = np.linspace(start, end, 8).round().astype(int)
         for first, last in zip(ends[:-1:2], ends[1::2], strict=True):
-            cv2.line(picture, tuple(map(int, first)), tuple(map(int, last)), colour, width)
+            cv2.line(
+                picture, tuple(map(int, first)), tuple(map(int, last)), colour, width, cv2.LINE_AA
+            )
 
 
 def _legend(width: int, texts: list[tuple[str, tuple]], unit: float) -> np.ndarray:

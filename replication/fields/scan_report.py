@@ -89,8 +89,8 @@ def _gallery(fields: Sequence[Finished]) -> list[dict[str, Any]]:
     """The most suspicious cells of all fields."""
     found = []
     for place, one in enumerate(fields):
-        cells = one.cells
-        for number in range(min(len(cells), _GALLERY, THUMBNAILS)):
+        cells = one.cells.select(slice(min(_GALLERY, THUMBNAILS)))
+        for number in range(len(cells)):
             class_id = int(cells.class_ids[number])
             found.append(
                 {
