@@ -21,7 +21,7 @@ from replication.fields.lattice import Lattice
 from replication.fields.stages import BATCH, Stages
 
 #: Side of a block in pixels, at least one ROI.
-BLOCK = 4096
+BLOCK = 2048
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
