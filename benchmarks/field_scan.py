@@ -212,36 +212,32 @@ def _growth(megapixels: list[float]) -> None:
     from replication.fields import scanner
     from replication.fields.field import ArrayField
 
-    tile = _field()
-    stages = _stages()
-    workers = os.cpu_count() or 1
-    print("| megapixels | ROIs | kept | stage 1 s | suppression s | stage 2 s | wall s | s a MP |")
-    print("|---|---|---|---|---|---|---|---|")
+    tile, stages, workers = _field(), _stages(), os.cpu_count() or 1
+    threshold = 0.5 if _RUN.value else float(np.quantile(stages.stage1.scores(tile), 0.9))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        threshold = float(np.quantile(stages.stage1.scores(tile), 0.9)) if not _RUN.value else 0.5
-        for size in [megapixels[0], *megapixels]:
+
+        def scan(pixels: np.ndarray) -> tuple[scanner.FieldScan, float]:
+            start, field = time.perf_counter(), ArrayField("drawn", pixels)
+            found = scanner.scan(field, stages, threshold=threshold, radius=50, pool=pool)
+            return found, time.perf_counter() - start
+
+        scan(tile)  # Traces the graphs.
+        print(
+            "| megapixels | ROIs | kept | stage 1 s | suppression s | stage 2 s | wall s | s a MP |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        for size in megapixels:
             side = round((size * 1e6) ** 0.5)
             repeats = [-(-side // tile.shape[axis]) for axis in (0, 1)]
-            pixels = np.tile(tile, (*repeats, 1))[:side, :side].copy()
-            start = time.perf_counter()
-            found = scanner.scan(
-                ArrayField("drawn", pixels), stages, threshold=threshold, radius=50, pool=pool
-            )
-            wall = time.perf_counter() - start
-            # The first one traces the graphs, and is read twice.
-            if size == megapixels[0] and side not in _warm:
-                _warm.add(side)
-                continue
+            found, wall = scan(np.tile(tile, (*repeats, 1))[:side, :side].copy())
+            spent = found.seconds
             print(
                 f"| {size:g} | {found.lattice.rois:,} | {len(found.cells):,} | "
-                f"{found.seconds['stage1']:.3f} | {found.seconds['suppression']:.3f} | "
-                f"{found.seconds.get('stage2', 0):.3f} | {wall:.3f} | {wall / size:.3f} |"
+                f"{spent['stage1']:.3f} | {spent['suppression']:.3f} | "
+                f"{spent.get('stage2', 0):.3f} | {wall:.3f} | {wall / size:.3f} |"
             )
     print(f"\nStages: seconds summed over {workers} workers; the last row's rate makes ", end="")
     print(f"{1000 * wall / megapixels[-1]:,.0f} s a gigapixel.")
-
-
-_warm: set[int] = set()
 
 
 def _stages():

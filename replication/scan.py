@@ -13,16 +13,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import runs
+from replication import field_flags, runs
 
-_STAGE1 = flags.DEFINE_string("stage1", None, "Run whose stage 1 finds cells.", required=True)
-_STAGE2 = flags.DEFINE_string(
-    "stage2", None, "Run whose stage 2 names them (default: that of --stage1)."
-)
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", "clean", ["paper", "clean"], "Which of the runs' models (default: clean)."
-)
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the models (default: each run's first).")
 _PHANTOM = flags.DEFINE_bool(
     "phantom", False, "Scan fields that are drawn on the spot, with their truth (default: off)."
 )
@@ -70,28 +62,17 @@ _FIELD_MPP = flags.DEFINE_float(
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Threads that read and scan (default: one a core).", lower_bound=1
 )
-_TRUTH = flags.DEFINE_string(
-    "truth",
-    None,
-    "CSV of annotated nuclei, field,x,y,label in pixels (default: nuclei.csv beside a field).",
-)
-_COMPLETE_TRUTH = flags.DEFINE_bool(
-    "complete_truth",
-    False,
-    "Every cell is annotated, so that false positives and precision can be told (default: off; on "
-    "for phantoms).",
-)
-_MATCH_RADIUS = flags.DEFINE_float(
-    "match_radius",
-    None,
-    "Farthest that a kept ROI's middle lies from the nucleus that it found, pixels of the file "
-    "(default: 32 px as read).",
-)
+
+flags.adopt_module_key_flags(field_flags)
 
 
 def main(argv: list[str]) -> None:
     """Loads both stages, scans the fields, measures them against truth, writes the report."""
-    _check(argv)
+    if _PHANTOM.value == (len(argv) > 1):
+        raise app.UsageError("expected fields (field.jpg slide.svs folder/ ...), or --phantom")
+    for flag in (_MPP, _FIELD_MPP):
+        field_flags.check_positive(flag)
+    match_radius = field_flags.match_radius()
     start = time.perf_counter()
     runs.quiet_logs()
     from replication.fields import scan_directory, whole_fields
@@ -100,12 +81,7 @@ def main(argv: list[str]) -> None:
     try:
         outcome = whole_fields.scan_and_report(
             Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan")),
-            whole_fields.Models(
-                stage1=Path(_STAGE1.value),
-                stage2=Path(_STAGE2.value or _STAGE1.value),
-                protocol=_PROTOCOL.value,
-                seed=_SEED.value,
-            ),
+            whole_fields.Models(**field_flags.models()),
             argv[1:],
             settings=scan_directory.Settings(
                 roi=_ROI.value,
@@ -119,9 +95,9 @@ def main(argv: list[str]) -> None:
             policy=runs.configure_devices(precision="float32"),
             phantoms=_PHANTOM_FIELDS.value if _PHANTOM.value else 0,
             workers=_WORKERS.value or os.cpu_count() or 1,
-            truth=Path(_TRUTH.value) if _TRUTH.value else None,
-            complete_truth=_COMPLETE_TRUTH.value or _PHANTOM.value,
-            match_radius=_MATCH_RADIUS.value,
+            truth=field_flags.truth(),
+            complete_truth=field_flags.complete_truth() or _PHANTOM.value,
+            match_radius=match_radius,
         )
     except (runs.RunError, folders.TreeError) as error:
         raise SystemExit(f"replication.scan: {error}") from None
@@ -137,14 +113,6 @@ def main(argv: list[str]) -> None:
             f"replication.scan: {len(lines)} of {count} fields could not be read:\n"
             + "\n".join(lines[:20])
         )
-
-
-def _check(argv: list[str]) -> None:
-    if _PHANTOM.value == (len(argv) > 1):
-        raise app.UsageError("expected fields (field.jpg slide.svs folder/ ...), or --phantom")
-    for flag in (_MPP, _FIELD_MPP, _MATCH_RADIUS):
-        if flag.value is not None and not flag.value > 0:
-            raise app.UsageError(f"--{flag.name}={flag.value}: expected a number above 0")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,8 @@ from typing import Any
 
 from absl import app, flags
 
-from replication import runs
+from replication import field_flags, runs
 
-_STAGE1 = flags.DEFINE_string("stage1", None, "Run whose stage 1 finds cells.", required=True)
-_STAGE2 = flags.DEFINE_string(
-    "stage2", None, "Run whose stage 2 names them (default: that of --stage1)."
-)
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", "clean", ["paper", "clean"], "Which of the runs' models (default: clean)."
-)
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the models (default: each run's first).")
 _PHANTOM = flags.DEFINE_bool(
     "phantom", False, "Sweep over fields that are drawn on the spot (default: off)."
 )
@@ -43,29 +35,15 @@ _THRESHOLDS = flags.DEFINE_list(
 _RADII = flags.DEFINE_list(
     "radii", ["30", "50", "75"], "Suppression radii in pixels (default: 30,50,75)."
 )
-_TRUTH = flags.DEFINE_string(
-    "truth",
-    None,
-    "CSV of annotated nuclei, field,x,y,label in pixels (default: nuclei.csv beside a field).",
-)
-_COMPLETE_TRUTH = flags.DEFINE_bool(
-    "complete_truth",
-    False,
-    "Every cell is annotated, so that precision can be told (default: off; on for phantoms).",
-)
-_MATCH_RADIUS = flags.DEFINE_float(
-    "match_radius",
-    None,
-    "Farthest that a detection lies from its nucleus, pixels of the file (default: 32 px as read).",
-)
+
+flags.adopt_module_key_flags(field_flags)
 
 
 def main(argv: list[str]) -> None:
     """Reads annotated fields in every setting; writes and prints what that finds and costs."""
     if _PHANTOM.value == (len(argv) > 1):
         raise app.UsageError("expected annotated fields (field.jpg folder/ ...), or --phantom")
-    if _MATCH_RADIUS.value is not None and not _MATCH_RADIUS.value > 0:
-        raise app.UsageError(f"--match_radius={_MATCH_RADIUS.value}: expected a number above 0")
+    match_radius = field_flags.match_radius()
     strides = [int(number) for number in _numbers(_STRIDES, lowest=1, whole=True)]
     thresholds = _numbers(_THRESHOLDS, lowest=0, highest=1)
     radii = _numbers(_RADII, lowest=0)
@@ -80,10 +58,8 @@ def main(argv: list[str]) -> None:
 
     output = Path(_OUTPUT.value)
     runs.configure_devices(precision="float32")
-    models = whole_fields.Models(
-        Path(_STAGE1.value), Path(_STAGE2.value or _STAGE1.value), _PROTOCOL.value, _SEED.value
-    )
-    complete = _COMPLETE_TRUTH.value or _PHANTOM.value
+    models = whole_fields.Models(**field_flags.models())
+    complete = field_flags.complete_truth() or _PHANTOM.value
     try:
         annotated = _annotated(_fields(argv[1:], output))
         stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
@@ -98,7 +74,7 @@ def main(argv: list[str]) -> None:
                 thresholds=thresholds,
                 pool=pool,
                 complete=complete,
-                match_radius=_MATCH_RADIUS.value,
+                match_radius=match_radius,
                 advance=bar.update,
             )
     except (runs.RunError, folders.TreeError, FieldError) as error:
@@ -150,7 +126,7 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
     tables: dict[Path, Any] = {}
     found = []
     for path in paths:
-        table = Path(_TRUTH.value) if _TRUTH.value else Path(path).parent / scan_directory.TRUTH
+        table = field_flags.truth() or Path(path).parent / scan_directory.TRUTH
         if table not in tables:
             tables[table] = truth.read_nuclei(table)
         if Path(path).name in tables[table]:
