@@ -194,16 +194,9 @@ def _peak(name: str, argv: list[str]) -> float:
     way(field[:_ROI, :_ROI])
     # Linux alone forgets a peak; what importing TensorFlow took would hide the rest.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _high_water()
+    before = runs.peak_memory_mib()
     way(field)
-    return _high_water() - before
-
-
-def _high_water() -> float:
-    """Peak memory in MiB since it was last forgotten."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in status if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return runs.peak_memory_mib() - before
 
 
 def _growth(megapixels: list[float]) -> None:
