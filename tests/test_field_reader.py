@@ -17,7 +17,7 @@ from PIL import Image
 
 from replication.fields import reader, whole_slide
 from replication.fields.field import FieldError
-from tfds_pap import decoding, folders, phantom, phantom_slide
+from tfds_pap import decoding, folders, phantom, drawn_slide
 
 
 @pytest.fixture(scope="module")
@@ -424,13 +424,13 @@ def test_ten_gigapixels_take_little_memory(tmp_path):
     assert told["peak"] < 350
 
 
-def test_phantom_slides_are_read(tmp_path):
+def test_drawn_slides_are_read(tmp_path):
     path = tmp_path / "slide.tif"
     # Each tile of the field has a colour of its own: what is read tells where it was read.
-    side = 4 * phantom_slide.TILE
-    rows, columns = np.mgrid[:side, :side] // phantom_slide.TILE
+    side = 4 * drawn_slide.TILE
+    rows, columns = np.mgrid[:side, :side] // drawn_slide.TILE
     drawn = np.dstack([60 * rows, 60 * columns, np.full_like(rows, 90)]).astype(np.uint8)
-    phantom_slide.write_tiles(path, drawn, 100_000, 90_000, mpp=0.25)
+    drawn_slide.write_tiles(path, drawn, 100_000, 90_000, mpp=0.25)
     assert path.stat().st_size < 10e6
     with whole_slide.open_slide(path) as field:
         assert (field.width, field.height, field.mpp) == (100_000, 90_000, 0.25)

@@ -304,7 +304,7 @@ def test_labels_and_roll_backs_act_on_the_server(serving_dir, caplog):
         eventually(lambda: "the configuration stays as it was" in caplog.text)
         time.sleep(0.3)
         assert caplog.text.count("the configuration stays as it was") == 1
-        assert answers(server, "stable", 10)
+        eventually(lambda: answers(server, "stable", 10))
         config.path.unlink()
         eventually(lambda: server.available("tiny") == [2])
 

@@ -3,7 +3,7 @@
 A field is drawn once and repeated: tiles that look alike are stored once, and the file's directory
 points to them many times. So a slide of 100,000 x 100,000 px is written in seconds.
 
-    python -m tfds_pap.phantom_slide --file=slide.tif --side=20000
+    python -m tfds_pap.drawn_slide --file=slide.tif --side=20000
 """
 
 import struct
