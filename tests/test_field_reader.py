@@ -17,7 +17,7 @@ from PIL import Image
 
 from replication.fields import reader, whole_slide
 from replication.fields.field import FieldError
-from tfds_pap import decoding, folders, phantom, drawn_slide
+from tfds_pap import decoding, drawn_slide, folders, phantom
 
 
 @pytest.fixture(scope="module")
