@@ -5,6 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from conftest import make_tree, save_image
 from PIL import Image
 
@@ -125,6 +126,14 @@ def test_sixteen_bit_tiff_is_refused_and_png_is_not(tree):
     assert offenders(tree) == [
         "train/1/deep.tif: more than 8 bits a channel (mode I;16); convert it first"
     ]
+
+
+def test_deep_colours_are_refused(tree):
+    tifffile.imwrite(
+        tree / "train/1/deep.tif", np.full((8, 8, 3), 40_000, np.uint16), photometric="rgb"
+    )
+    (said,) = offenders(tree)
+    assert said.startswith("train/1/deep.tif: more than 8 bits a channel")
 
 
 def test_several_pages_are_refused(tree):

@@ -27,6 +27,9 @@ _FORMATS = {
 }
 #: Files that commonly lie beside images; they are not data.
 _SIDECARS = frozenset({".csv", ".txt", ".json", ".xml", ".md", ".ini", ".db", ".yaml", ".yml"})
+#: Tag of a TIFF: bits of each channel.
+_BITS = 258
+
 #: PIL modes with 8 bits a channel or less.
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _SHOWN_OFFENDERS = 20
@@ -293,7 +296,10 @@ def _why_unusable(path: epath.Path, data: bytes) -> str:
             found = "JPEG" if image.format == "MPO" else image.format
             if found != expected:
                 return f"wrongly named: holds {found}, not {expected}"
-            if found == "TIFF" and image.mode not in _EIGHT_BIT_MODES:
+            # Pillow opens colours of 16 bits as if they had 8; the tag tells.
+            if found == "TIFF" and (
+                image.mode not in _EIGHT_BIT_MODES or max(image.tag_v2.get(_BITS, (1,))) > 8
+            ):
                 return f"more than 8 bits a channel (mode {image.mode}); convert it first"
             if found != "JPEG" and getattr(image, "n_frames", 1) > 1:
                 return f"holds {image.n_frames} pictures, expected one"
