@@ -29,7 +29,7 @@ from replication.fields.field_results import (
     plural,
 )
 from replication.fields.truth import LABELS
-from replication.intervals import Interval, percentile_bootstrap
+from replication.intervals import Interval, percentile_bootstrap, wilson
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: False positives per field at which recall is read off. LUNA16's 1/8 to 8 suit scans with one
@@ -210,18 +210,21 @@ class _Described:
     unit: str = "share"
     missing: str = "no such nucleus is annotated"
     counts_false_positives: bool = False
+    #: A share of `count` nuclei or ROIs, each of which is in or out.
+    counted: bool = False
 
 
 def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Described]:
     annotated = _sum(one.annotated for one in counts)
     nuclei, kept = int(annotated.sum()), sum(one.detections for one in counts)
     reachable = int(_sum(one.reachable for one in counts).sum())
-    yield _Described("recall", "Nuclei found (recall of stage 1)", nuclei)
+    yield _Described("recall", "Nuclei found (recall of stage 1)", nuclei, counted=True)
     yield _Described(
         "recall_reachable",
         "Nuclei found, of those that an ROI can be centred on",
         reachable,
         missing="no ROI can be centred on a nucleus",
+        counted=True,
     )
     yield _Described(
         "recall_by_chance",
@@ -234,6 +237,7 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
         kept,
         missing="no ROI was kept",
         counts_false_positives=True,
+        counted=True,
     )
     yield _Described(
         "f1", "F1 of stage 1", 0, missing="no nucleus and no kept ROI", counts_false_positives=True
@@ -242,15 +246,16 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
         name, words = f"false_positives_per_{unit}", f"False positives per {unit}"
         yield _Described(name, words, count, unit=f"per {unit}", counts_false_positives=True)
     for label, count in zip(LABELS, annotated.tolist(), strict=True):
-        yield _Described(f"found {label}", f"{label} nuclei found", count)
+        yield _Described(f"found {label}", f"{label} nuclei found", count, counted=True)
     if _named(counts):
         for label, count in zip(STAGE2_CLASSES, annotated.tolist(), strict=False):
             words = f"{label} nuclei found and named {label}"
-            yield _Described(f"sensitivity {label}", words, count)
+            yield _Described(f"sensitivity {label}", words, count, counted=True)
         yield _Described(
             "sensitivity HSIL+",
             "HSIL and SCC nuclei found and named HSIL or SCC",
             int(annotated[_SEVERE].sum()),
+            counted=True,
         )
 
 
@@ -272,17 +277,23 @@ def _described_over_thresholds(nuclei: int) -> Iterable[_Described]:
 def _figure(what: _Described, value: float, interval: Interval, complete: bool) -> Figure:
     reliable = complete or not what.counts_false_positives
     note = "" if reliable else UNANNOTATED
+    low, high, method = interval.low, interval.high, interval.method.replace("group", "field")
+    if what.counted and math.isfinite(low) and math.isfinite(value):
+        # Fields that agree by chance, as at 0 of 8, must not pass for certainty.
+        ends = wilson(value * what.count, what.count)
+        low, high = min(low, ends[0]), max(high, ends[1])
+        method += "; stretched to hold Wilson's interval"
     return Figure(
         name=what.name,
         words=what.words,
         unit=what.unit,
         value=value,
-        low=interval.low,
-        high=interval.high,
+        low=low,
+        high=high,
         count=what.count,
         reliable=reliable,
         note=note if math.isfinite(value) else what.missing,
-        method=interval.method.replace("group", "field"),
+        method=method,
     )
 
 
