@@ -97,6 +97,18 @@ def test_abstained_boxes_are_dashed():
     assert 0.3 * inked[0] < inked[1] < 0.8 * inked[0]
 
 
+def test_boxes_too_small_to_be_told_apart_are_points():
+    white = np.full((400, 400, 3), 255, np.uint8)
+    field = ArrayField("a", np.full((8000, 8000, 3), 255, np.uint8))
+    cells = cells_at([(2000, 2000), (6000, 6000)], [2, 2], abstain=[False, True])
+    drawn = pictures.overlay(white, field, 150, cells)[:400]
+    assert np.abs(drawn[100, 100].astype(int) - COLOURS[2]).sum() < 30
+    # Hollow, and no letter beside either.
+    assert (drawn[300, 300] > 200).all()
+    rows, columns = np.nonzero((drawn < 200).any(axis=2))
+    assert set(rows // 10) | set(columns // 10) <= {9, 10, 29, 30}
+
+
 def test_the_scale_bar_has_its_length():
     white = np.full((400, 800, 3), 255, np.uint8)
     drawn = pictures.overlay(white, ArrayField("a", white, mpp=0.5), 150, Cells.empty())[:400]
@@ -153,6 +165,7 @@ def test_geojson_of_many_cells_is_quick(tmp_path):
     places = rng.uniform(0, 1e5, (20_000, 2))
     start = time.process_time()
     geojson.write(tmp_path / "a.geojson", cells_at(places, rng.integers(0, 4, 20_000)), 150, "a")
+    # About half a second; growing with the square of the cells it would take minutes.
     assert time.process_time() - start < 20
     assert len(json.loads((tmp_path / "a.geojson").read_text())["features"]) == 20_000
 

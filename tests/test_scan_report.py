@@ -32,7 +32,7 @@ def scan(tmp_path_factory):
         scores = rng.random((lattice.rows, lattice.columns), np.float32)
         places = np.array([[200, 200], [600, 400], [1000, 600], [400, 650]]) * 2.0
         probabilities = rng.dirichlet(np.ones(4), 4)
-        hsil = np.array([0.9, 0.6, 0.3, 0.1])
+        hsil = np.array([0.9, 0.6, 0.3, 0.1 + 0.1 * number])
         abstain = np.array([False, True, False, False])
         cells = Cells(*places.T, np.full(4, 0.8), probabilities, hsil, abstain)
         folder = run.path / "fields" / f"field-{number}"
@@ -153,11 +153,11 @@ def test_walking_through_a_field(browser, scan):
     # The first, by its place; then the next by key, and by button.
     point(tab, width / 2 - 400 * fit, height / 2 - 200 * fit)
     assert tab.text("#place") == "400, 400"
-    tab.run(f"{canvas}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'n'}}))")
+    tab.run(f"{canvas}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'n', bubbles: true}}))")
     assert tab.text("#place") == "1200, 800"
     tab.click("#next")
     assert tab.text("#place") == "2000, 1200"
-    assert tab.run("location.hash") == "#field=0&cell=2"
+    assert tab.run("location.hash") == "#field=field-0&cell=2"
     assert not tab.logged()
 
 
@@ -217,17 +217,70 @@ def test_choosing_what_is_shown(browser, scan, served):
     )
     tab.wait_for("document.getElementById('shown').textContent.startsWith('2 of 4')")
     assert not any("heat_" in path for path in asked)
+    shown = "document.getElementById('opaque').checkVisibility()"
+    assert not tab.run(shown)
     tab.run("document.getElementById('heat').click()")
     wait_for(lambda: any("heat_layer.png" in path for path in asked))
+    assert tab.run(shown)
+
+
+@needs_browser
+def test_the_heat_lies_over_the_field_as_opaque_as_asked(browser, served):
+    tab = opened(browser, served[0])
+    for check in range(4):
+        tab.run(f"document.querySelectorAll('input.class')[{check}].click()")
+    tab.wait_for("document.getElementById('shown').textContent.startsWith('0 of 4')")
+    middle = (
+        "(() => {const c = document.getElementById('canvas'); return [...c.getContext('2d')"
+        ".getImageData(c.width / 2, c.height / 2, 1, 1).data];})()"
+    )
+    wait_for(lambda: len(set(tab.run(middle)[:3])) > 1)  # A tile is there.
+    plain = np.array(tab.run(middle)[:3])
+    tab.run("document.getElementById('heat').click()")
+    wait_for(lambda: tab.run(middle)[:3] != plain.tolist())
+    full = tab.run(middle)[:3] - plain
+    tab.run(
+        "(() => {const e = document.getElementById('opacity'); e.value = 50;"
+        "e.dispatchEvent(new Event('input'));})()"
+    )
+    wait_for(lambda: tab.run(middle)[:3] != (plain + full).tolist())
+    np.testing.assert_allclose(tab.run(middle)[:3] - plain, full / 2, atol=1.5)
+
+
+@needs_browser
+def test_the_table_is_sorted_by_its_headings(browser, scan):
+    tab = opened(browser, scan[1])
+    links = "[...document.querySelectorAll('#fields tbody th > a')].map((e) => e.hash)"
+    scores = [
+        json.loads((scan[0].path / "fields" / name / "field.json").read_text())["slide_score"]
+        for name in ("field-0", "field-1")
+    ]
+    assert scores[0]["value"] < scores[1]["value"]
+    assert tab.run(links) == ["#field=field-0", "#field=field-1"]
+    heading = "#fields thead th:nth-last-child(2)"
+    tab.click(f"{heading} button")
+    assert tab.run(links) == ["#field=field-1", "#field=field-0"]
+    assert tab.run(f"document.querySelector('{heading}').ariaSort") == "descending"
+    tab.click(f"{heading} button")
+    assert tab.run(links) == ["#field=field-0", "#field=field-1"]
+    tab.click("#fields thead th:first-child button")
+    # By name: the hostile one begins with a sign, which comes before letters.
+    assert tab.run(links) == ["#field=field-1", "#field=field-0"]
 
 
 @needs_browser
 def test_the_gallery_and_a_link_lead_to_a_cell(browser, scan):
-    tab = opened(browser, scan[1], "#field=1&cell=3", width=360, height=800, dark=True)
+    tab = opened(browser, scan[1], "#field=field-1&cell=3", width=360, height=800, dark=True)
     tab.wait_for("document.getElementById('place').textContent === '800, 1300'")
     assert tab.run("document.getElementById('field').selectedIndex") == 1
     assert tab.run("document.querySelectorAll('#field option')[1].textContent") == NAMES[1]
     assert tab.run("document.documentElement.scrollWidth") == 360
+    tab.run("document.querySelector('#gallery a').click()")
+    tab.wait_for("document.getElementById('place').textContent === '400, 400'")
+    # The same link again leads back to its cell, though the address stays the same.
+    tab.click("#next")
+    tab.wait_for("document.getElementById('place').textContent === '1200, 800'")
+    tab.run("history.replaceState(null, '', document.querySelector('#gallery a').hash)")
     tab.run("document.querySelector('#gallery a').click()")
     tab.wait_for("document.getElementById('place').textContent === '400, 400'")
     assert tab.run("document.querySelectorAll('b[onmouseover]').length") == 0

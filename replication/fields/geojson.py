@@ -44,7 +44,7 @@ def _feature(cells: Cells, number: int, class_id: int, side: float, name: str) -
     probabilities = zip(STAGE2_CLASSES, cells.probabilities[number], strict=True)
     return {
         "type": "Feature",
-        "id": str(uuid.uuid5(_NAMESPACE, f"{name} {x:g} {y:g}")),
+        "id": str(uuid.uuid5(_NAMESPACE, f"{name} {x:.3f} {y:.3f}")),
         "geometry": {"type": "Polygon", "coordinates": [ring]},
         "properties": {
             "objectType": "detection",

@@ -9,7 +9,7 @@ import numpy as np
 from replication import runs
 from replication.fields import geojson, pyramid
 from replication.fields.cells import Cells
-from replication.fields.colours import COLOURS, LETTERS
+from replication.fields.colours import COLOURS, LETTERS, is_light
 from replication.fields.field import Field
 from replication.fields.lattice import Lattice
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -23,9 +23,12 @@ THUMBNAILS, _THUMBNAIL = 200, 150
 #: Lengths of scale bars, micrometres.
 _BARS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
+#: Half of a box below which cells are points, pixels of a picture of up to 1280 px; more in larger.
+_POINT = 5
+
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 88]
-_INK = (40, 40, 40)
+_INK, _HALO = (40, 40, 40), (255, 255, 255)
 
 
 def write_pictures(
@@ -70,29 +73,23 @@ def overlay(picture: np.ndarray, field: Field, roi: int, cells: Cells) -> np.nda
         picture: The whole field at any size, uint8 RGB.
         field: Its true size, and its pixel size.
         roi: Side of the ROI, pixels as read.
-        cells: Boxes to draw; those that the model abstained on are dashed.
+        cells: Drawn as boxes, dashed where the model abstained; or as points, hollow where it
+            abstained, if boxes would be too small to be told apart.
 
     Returns:
         uint8 RGB, with a legend below the field.
     """
     drawn, shrink = picture.copy(), picture.shape[1] / field.width
     unit = max(picture.shape[:2]) / 1280
-    width = max(1, round(1.6 * unit))
+    # Boxes of half the ROI: whole ones would hide each other.
+    half = shrink * roi / 4
+    small = half < _POINT * max(1, unit)
+    draw = _point if small else _box
     class_ids = cells.class_ids.tolist()
     # The most suspicious last, so that nothing covers them.
     for number in range(len(cells) - 1, -1, -1):
-        class_id = class_ids[number]
-        x, y = (shrink * axis[number] / field.scale for axis in (cells.x, cells.y))
-        # Boxes of half the ROI: whole ones would hide each other.
-        half = shrink * roi / 4
-        corners = [(round(x + i * half), round(y + j * half)) for i, j in _SQUARE]
-        _outline(drawn, corners, COLOURS[class_id], width, dashed=bool(cells.abstain[number]))
-        if class_id:
-            place = (corners[0][0] + width, corners[0][1] - 2 * width)
-            cv2.putText(
-                drawn, LETTERS[class_id], place, _FONT, 0.5 * unit, COLOURS[class_id], width,
-                cv2.LINE_AA,
-            )  # fmt: skip
+        middle = tuple(shrink * axis[number] / field.scale for axis in (cells.x, cells.y))
+        draw(drawn, middle, half, unit, class_ids[number], abstain=bool(cells.abstain[number]))
     if field.mpp is not None:
         _scale_bar(drawn, field.mpp / shrink, unit)
     counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES)) if len(cells) else None
@@ -101,25 +98,51 @@ def overlay(picture: np.ndarray, field: Field, roi: int, cells: Cells) -> np.nda
         for i, (name, letter) in enumerate(zip(STAGE2_CLASSES, LETTERS, strict=True))
     ]
     if cells.abstain.any():
-        texts.append((f"dashed: abstained {cells.abstain.sum()}", _INK))
+        look = "hollow" if small else "dashed"
+        texts.append((f"{look}: abstained {cells.abstain.sum()}", _INK))
     return np.vstack([drawn, _legend(drawn.shape[1], texts, unit)])
 
 
 _SQUARE = ((-1, -1), (1, -1), (1, 1), (-1, 1))
 
 
-def _outline(
-    picture: np.ndarray, corners: list, colour: tuple, width: int, *, dashed: bool
+def _box(
+    picture: np.ndarray, middle: tuple, half: float, unit: float, class_id: int, *, abstain: bool
 ) -> None:
-    for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
-        if not dashed:
-            cv2.line(picture, start, end, colour, width, cv2.LINE_AA)
-            continue
-        ends = np.linspace(start, end, 8).round().astype(int)
-        for first, last in zip(ends[:-1:2], ends[1::2], strict=True):
-            cv2.line(
-                picture, tuple(map(int, first)), tuple(map(int, last)), colour, width, cv2.LINE_AA
-            )
+    width = max(1, round(1.6 * unit))
+    corners = np.array(middle) + half * np.array(_SQUARE)
+    lines = [corners.round().astype(np.int32)]
+    if abstain:
+        sides = np.linspace(corners, np.roll(corners, -1, axis=0), 8, axis=1)
+        # The first of each two of the seven parts of a side.
+        lines = list(sides.reshape(-1, 2, 2).round().astype(np.int32))
+    colour = COLOURS[class_id]
+    if class_id:
+        # What is not NILM stands out by a light rim: stained cells have colours of their own.
+        cv2.polylines(picture, lines, not abstain, _HALO, 3 * width, cv2.LINE_AA)
+    cv2.polylines(picture, lines, not abstain, colour, width, cv2.LINE_AA)
+    if class_id:
+        left, bottom = map(int, lines[0][0])
+        text, size, edge = LETTERS[class_id], 0.45 * unit, 2 * width
+        (wide, high), _ = cv2.getTextSize(text, _FONT, size, width)
+        cv2.rectangle(
+            picture, (left, bottom - high - 2 * edge), (left + wide + 2 * edge, bottom), colour, -1
+        )
+        ink = _INK if is_light(class_id) else _HALO
+        cv2.putText(
+            picture, text, (left + edge, bottom - edge), _FONT, size, ink, width, cv2.LINE_AA
+        )
+
+
+def _point(
+    picture: np.ndarray, middle: tuple, half: float, unit: float, class_id: int, *, abstain: bool
+) -> None:
+    radius = max(2, round(max(2.5 * unit, half)))
+    place = tuple(map(round, middle))
+    if abstain:
+        cv2.circle(picture, place, radius, _HALO, -1, cv2.LINE_AA)
+    width = max(1, round(unit)) if abstain else -1
+    cv2.circle(picture, place, radius, COLOURS[class_id], width, cv2.LINE_AA)
 
 
 def _legend(width: int, texts: list[tuple[str, tuple]], unit: float) -> np.ndarray:
@@ -191,8 +214,7 @@ def heat_map(
         # Pixels of both pictures are squares, not points.
         matrix[:, 2] += (matrix[:, :2].sum(axis=1) - 1) / 2
         laid = cv2.warpAffine(heat, matrix, picture.shape[1::-1], flags=cv2.INTER_NEAREST)
-        alpha = laid[..., 3:].astype(np.float32) / 255
-        faded = (faded * (1 - alpha) + laid[..., :3] * alpha).astype(np.uint8)
+        faded = _laid(faded, laid)
     return np.vstack([faded, _colour_bar(picture.shape[1], threshold, unit)])
 
 
@@ -204,15 +226,22 @@ def _heat(scores: np.ndarray) -> np.ndarray:
     return np.dstack([colours, opacity])
 
 
+def _laid(ground: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    alpha = heat[..., 3:].astype(np.float32) / 255
+    return (ground * (1 - alpha) + heat[..., :3] * alpha).astype(np.uint8)
+
+
 def _colour_bar(width: int, threshold: float, unit: float) -> np.ndarray:
     bar = np.full((round(58 * unit), width, 3), 255, np.uint8)
     left, right = round(20 * unit), min(width - round(20 * unit), round(420 * unit))
     if right - left < 2:
         return bar
     ramp = np.linspace(0, 255, right - left).round().astype(np.uint8)[None]
-    colours = cv2.cvtColor(cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    heat = _heat(ramp / np.float32(255))
     top, bottom = round(8 * unit), round(24 * unit)
-    bar[top:bottom, left:right] = colours
+    # As opaque as in the picture, whose ground is faded to about this grey.
+    ground = np.full((bottom - top, right - left, 3), 215, np.uint8)
+    bar[top:bottom, left:right] = _laid(ground, heat)
     mark = round(left + threshold * (right - left))
     cv2.line(
         bar,

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from replication import pages, runs
-from replication.fields.colours import COLOURS, LETTERS
+from replication.fields.colours import COLOURS, LETTERS, is_light
 from replication.fields.field_figures import NAMES
 from replication.fields.finished import Finished, finished
 from replication.fields.pictures import THUMBNAILS
@@ -51,8 +51,13 @@ def write_report(run: runs.RunDirectory) -> Path:
         unreadable=manifest.get("unreadable", ()),
         gallery=_gallery(fields),
         classes=[
-            {"name": name, "letter": letter, "colour": "rgb({}, {}, {})".format(*colour)}
-            for name, letter, colour in zip(STAGE2_CLASSES, LETTERS, COLOURS, strict=True)
+            {
+                "name": name,
+                "letter": LETTERS[i],
+                "colour": "rgb({}, {}, {})".format(*COLOURS[i]),
+                "light": is_light(i),
+            }
+            for i, name in enumerate(STAGE2_CLASSES)
         ],
         evaluation=found,
         figures={
@@ -66,6 +71,7 @@ def write_report(run: runs.RunDirectory) -> Path:
             "classes": STAGE2_CLASSES,
             "letters": LETTERS,
             "colours": COLOURS,
+            "light": [is_light(i) for i in range(len(STAGE2_CLASSES))],
         },
     )
     path = run.path / "report.html"
@@ -88,13 +94,13 @@ def _field(info: Mapping[str, Any]) -> dict[str, Any]:
 def _gallery(fields: Sequence[Finished]) -> list[dict[str, Any]]:
     """The most suspicious cells of all fields."""
     found = []
-    for place, one in enumerate(fields):
+    for one in fields:
         cells = one.cells.select(slice(min(_GALLERY, THUMBNAILS)))
         for number in range(len(cells)):
             class_id = int(cells.class_ids[number])
             found.append(
                 {
-                    "field": place,
+                    "field": one.info["id"],
                     "name": one.info["name"],
                     "number": number,
                     "picture": f"fields/{quote(one.info['id'])}/thumbnails/{number}.jpg",
