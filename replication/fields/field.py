@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 #: Side of what is read at a time where all of a field is looked at, pixels.
-_BLOCK = 4096
+_BLOCK = 1024
 
 
 class FieldError(ValueError):
