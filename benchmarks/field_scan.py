@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
 from replication import runs
+from tfds_pap import commands
 
 _RUN = flags.DEFINE_string(
     "run", None, "Run of trained models (default: none, the papers' networks with random weights)."
@@ -42,7 +43,7 @@ _STRIDE, _ROI = 25, 150
 def main(argv: list[str]) -> None:
     """Times every way of stage 1, then both stages; prints tables."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     if _GROWTH.value:
         _growth([float(size) for size in _GROWTH.value])
     else:
@@ -188,7 +189,7 @@ def _memory_of(name: str) -> float:
 
 def _peak(name: str, argv: list[str]) -> float:
     flags.FLAGS(argv)
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     way, field = _way(name), _field()
     # The first ROIs bring in TensorFlow's own buffers.
     way(field[:_ROI, :_ROI])

@@ -14,7 +14,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from tfds_pap import commands
 
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Batches that are timed (default: 20).")
 _SHAPE = (32, 250, 250, 3)
@@ -23,7 +23,7 @@ _SHAPE = (32, 250, 250, 3)
 def main(argv: list[str]) -> None:
     """Times both ways on the same batch."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import numpy as np
     import tensorflow as tf
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
 from replication import runs
+from tfds_pap import commands
 
 _BACKBONES = flags.DEFINE_list(
     "backbones", ["mobilenetv2", "resnet50"], "Backbones (default: mobilenetv2,resnet50)."
@@ -31,7 +32,7 @@ _SHOWN = (1, 2, 5, 10, 20, 50, 100)
 def main(argv: list[str]) -> None:
     """Times both ways for each backbone."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import keras
     import numpy as np
 

@@ -19,7 +19,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from tfds_pap import commands
 
 _IMAGES = flags.DEFINE_integer("images", 4_800, "Images in the tree (default: 4800, as DB_4).")
 _PASSES = flags.DEFINE_integer("passes", 3, "Timed passes of each way (default: 3).")
@@ -30,7 +30,7 @@ _BATCH = 32
 def main(argv: list[str]) -> None:
     """Draws the tree, times each way, prints one table."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import cv2
     import keras
     import numpy as np

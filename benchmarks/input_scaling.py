@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
 from replication import runs
+from tfds_pap import commands
 
 _EPOCHS = flags.DEFINE_integer("epochs", 7, "Epochs of each training (default: 7).")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of each training (default: 0).")
@@ -25,7 +26,7 @@ _SCALINGS = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, 
 def main(argv: list[str]) -> None:
     """Trains once for each scaling and prints the tune accuracy of every epoch."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import keras
 
     from replication import models, recipes, training

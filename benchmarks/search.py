@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
 from replication import runs
+from tfds_pap import commands
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet152", "Backbone (default: resnet152).")
 _IMAGES = flags.DEFINE_integer(
@@ -44,7 +45,7 @@ _EPOCHS = flags.DEFINE_integer("epochs", 30, "Epochs at most (default: the paper
 def main(argv: list[str]) -> None:
     """Measures the authors' way, runs the searches, prints one table."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import numpy as np
 
     from finetune import collect, oracles, recipes, scoring, space, tuner

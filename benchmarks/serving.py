@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import load
 import machine
 
-from replication import runs
+from tfds_pap import commands
 
 # From here on `serving` is the package and not this script.
 sys.path[:] = [place for place in sys.path if place != sys.path[0]]
@@ -58,7 +58,7 @@ _LABELS = ("NILM", "LSIL", "HSIL", "SCC")
 def main(argv: list[str]) -> None:
     """Writes a version, measures the bare graph, then every server, and prints the table."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     print(machine.describe())
     with contextlib.ExitStack() as stack:
         place = Path(_KEEP.value or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -162,7 +162,7 @@ def _in_a_process(function: Callable, *arguments: object) -> object:
 
 
 def _bare_graph(place: Path, image: bytes, seconds: float) -> dict[str, load.Load]:
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import numpy as np
 
     from serving.servable import Servable
@@ -178,7 +178,7 @@ def _bare_graph(place: Path, image: bytes, seconds: float) -> dict[str, load.Loa
 
 
 def _model_predict(place: Path, image: bytes, seconds: float) -> load.Load:
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import keras
 
     from tfds_pap import pipeline

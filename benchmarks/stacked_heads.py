@@ -19,7 +19,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from tfds_pap import commands
 
 _IMAGES = flags.DEFINE_integer("images", 1185, "Training images (default: 1185).", lower_bound=64)
 _FEATURES = flags.DEFINE_integer(
@@ -33,7 +33,7 @@ _HEADS = (3, 9, 27)
 def main(argv: list[str]) -> None:
     """Times one head alone, then stacks of several."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import keras
     import numpy as np
 

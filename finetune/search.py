@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import app, flags
 
 from replication import device_flags, runs, stage2_flags
+from tfds_pap import commands
 
 _TUNER = flags.DEFINE_enum(
     "tuner",
@@ -118,7 +119,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import keras_tuner
 
     from finetune import (
@@ -249,8 +250,6 @@ def main(argv: list[str]) -> None:
             f"finetune.search: {error}; what is finished in {_search_dir()} is kept, the "
             "same command goes on"
         ) from None
-    except KeyboardInterrupt:
-        raise SystemExit("finetune.search: interrupted; the same command goes on") from None
     print(f"\n{time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
@@ -285,4 +284,4 @@ def _search_dir() -> Path:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.RESUMES)

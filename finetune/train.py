@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags
 
 from replication import device_flags, flag_values, runs, stage2_flags
+from tfds_pap import commands
 
 _FROM_SEARCH = flags.DEFINE_string(
     "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from finetune import collect, final_fit, recipes
     from finetune.tuning import P6, Tuning
     from replication import experiment, results, weights
@@ -163,4 +164,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.RESUMES)

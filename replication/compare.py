@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags
 
 from replication import device_flags, flag_values, runs, stage2_flags
+from tfds_pap import commands
 
 _FOLDERS = flags.DEFINE_string(
     "folders",
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from replication import comparison_steps as steps
     from replication import features, heads, models, weights
     from tfds_pap import folders, pipeline, roles
@@ -209,4 +210,4 @@ def _cuts(index: object) -> tuple[tuple[str, ...], int]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.RESUMES)

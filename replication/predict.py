@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import app, flags
 
 from replication import runs
+from tfds_pap import commands
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose models are used.", required=True)
 _PROTOCOL = flags.DEFINE_enum(
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     """Loads the models, reads the images in batches, prints the table."""
     if len(argv) < 2:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from replication import results
     from tfds_pap import folders
 
@@ -171,4 +172,4 @@ def _save_annotated(rows: list[dict], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

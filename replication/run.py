@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import app, flags
 
 from replication import device_flags, flag_values, runs
+from tfds_pap import commands
 
 _STAGES = ("1", "2")
 
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from replication import experiment, recipes, results
     from replication.fields import whole_fields
     from tfds_pap import folders, pipeline, roles
@@ -174,4 +175,4 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.RESUMES)

@@ -44,6 +44,7 @@ class DevicePolicy:
         precision: Keras dtype policy.
         scope: Returns the context in which models are built.
         replicas: Devices that share a batch.
+        compiled_pooling: Whether max pooling is trained with the gradient of `pooling`.
     """
 
     device: str
@@ -51,6 +52,7 @@ class DevicePolicy:
     precision: str
     scope: Callable[[], contextlib.AbstractContextManager]
     replicas: int = 1
+    compiled_pooling: bool = False
 
 
 def configure_devices(
@@ -99,26 +101,16 @@ def configure_devices(
         scope, replicas = mirrored.scope, mirrored.num_replicas_in_sync
     auto_xla = keras.backend.backend() == "jax" or (bool(gpus) and not deterministic)
     names = ", ".join(detail.get("device_name", "GPU") for detail in details)
+    jit_compile = {"on": True, "off": False, "auto": auto_xla}[xla]
+    plain_cpu = keras.backend.backend() == "tensorflow" and not gpus and not jit_compile
     return DevicePolicy(
         device=names or f"CPU ({os.cpu_count()} cores, {processor()})",
-        jit_compile={"on": True, "off": False, "auto": auto_xla}[xla],
+        jit_compile=jit_compile,
         precision=precision,
         scope=scope,
         replicas=replicas,
+        compiled_pooling=plain_cpu and strategy == "none",
     )
-
-
-def quiet_logs() -> None:
-    """Keeps the libraries' start-up chatter off the terminal; call before importing TensorFlow."""
-    # Errors that matter are raised; what is logged at this level is chatter about absent GPUs.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import logging
-
-    import absl.logging
-
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    # Warns of retracing wherever several models predict one after another.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def set_seed(seed: int) -> None:

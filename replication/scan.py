@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags
 
 from replication import field_flags, runs
+from tfds_pap import commands
 
 _PHANTOM = flags.DEFINE_bool(
     "phantom", False, "Scan fields that are drawn on the spot, with their truth (default: off)."
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
         field_flags.check_positive(flag)
     match_radius = field_flags.match_radius()
     start = time.perf_counter()
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from replication.fields import scan_directory, whole_fields
     from tfds_pap import folders
 
@@ -101,8 +102,6 @@ def main(argv: list[str]) -> None:
         )
     except (runs.RunError, folders.TreeError) as error:
         raise SystemExit(f"replication.scan: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("replication.scan: interrupted; the same command resumes") from None
     seconds, memory = time.perf_counter() - start, runs.peak_memory_mib()
     print(f"{outcome.fields} fields, {seconds:.0f} s, peak memory {memory:,.0f} MiB")
     print(f"Report: {outcome.page}")
@@ -116,4 +115,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.RESUMES)

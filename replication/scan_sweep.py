@@ -16,6 +16,7 @@ from typing import Any
 from absl import app, flags
 
 from replication import field_flags, runs
+from tfds_pap import commands
 
 _PHANTOM = flags.DEFINE_bool(
     "phantom", False, "Sweep over fields that are drawn on the spot (default: off)."
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     strides = [int(number) for number in _numbers(_STRIDES, lowest=1, whole=True)]
     thresholds = _numbers(_THRESHOLDS, lowest=0, highest=1)
     radii = _numbers(_RADII, lowest=0)
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     import tqdm
 
     from replication.fields import sweep, sweep_figure, whole_fields
@@ -176,4 +177,4 @@ def _print(rows: Sequence[Any]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from sklearn.utils import class_weight
 
-from replication import models, runs
+from replication import models, pooling, runs
 from tfds_pap import augmentation, pipeline, roles
 
 
@@ -335,11 +335,12 @@ def fit(
     runs.set_seed(seed)
     with policy.scope():
         model = recipe.build(store.input_size)
+        trained = pooling.for_training(model) if policy.compiled_pooling else model
         if recipe.build_optimizer is None:
             optimizer = OPTIMIZERS[recipe.optimizer](recipe.learning_rate)
         else:
-            optimizer = recipe.build_optimizer(model, steps)
-        model.compile(
+            optimizer = recipe.build_optimizer(trained, steps)
+        trained.compile(
             optimizer=optimizer,
             loss=_loss(recipe, len(store.index.class_names)),
             metrics=["accuracy"],
@@ -348,7 +349,7 @@ def fit(
             steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
         )
     state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
-    first = state.restore(model)
+    first = state.restore(trained)
     start = time.perf_counter()
     if first < recipe.epochs and not state.should_stop():
         train = store.batches(
@@ -365,7 +366,7 @@ def fit(
         if label is not None:
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
-        model.fit(
+        trained.fit(
             train,
             steps_per_epoch=steps,
             validation_data=tune,
@@ -378,7 +379,7 @@ def fit(
         )
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
-        state.restore_best(model)
+        state.restore_best(trained)
     epochs_here = len(state.history) - first
     return model, {
         "history": state.history,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from replication import runs
+from tfds_pap import commands
 
 if TYPE_CHECKING:
     from replication import results
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"--check_images={_CHECK_IMAGES.value}: expected at most --max_batch={_MAX_BATCH.value}"
         )
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from serving import errors, model_config
 
     try:
@@ -185,4 +186,4 @@ def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection |
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

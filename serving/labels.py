@@ -11,6 +11,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+from tfds_pap import commands
+
 _SERVING_DIR = flags.DEFINE_string(
     "serving_dir", None, "Holds the versions of one model.", required=True
 )
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--label: expected --to_version or --rollback as well")
     from replication import runs
 
-    runs.quiet_logs()
+    commands.quiet_logs()
     from serving import model_config, publish
 
     serving_dir = Path(_SERVING_DIR.value)
@@ -64,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from replication import runs
+from tfds_pap import commands
 
 if TYPE_CHECKING:
     from serving.client import Client, Prediction
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--version and --label: expected one of them")
     if _CSV.value is not None and _CSV.value == _JSON.value:
         raise app.UsageError("--csv and --json: expected two files")
-    runs.quiet_logs()
+    commands.quiet_logs()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # What is wrong with an image is told in one line at the end.
     warnings.filterwarnings("ignore", module="PIL")
@@ -84,9 +85,6 @@ def main(argv: list[str]) -> None:
         output, seconds = _predict_all(paths)
     except (runs.RunError, folders.TreeError) as error:
         raise SystemExit(f"serving.predict: {error}") from None
-    except KeyboardInterrupt as error:
-        print(f"serving.predict: interrupted{error}", file=sys.stderr)
-        sys.exit(130)
     if len(paths) <= len(output.rows):
         _print_table(output)
     print(output.summary.line(_MODEL.value, seconds))
@@ -116,11 +114,11 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
         output.finish()
     except (ClientError, OSError, KeyboardInterrupt) as error:
         kept = ", ".join(map(str, output.abandon())) if output else ""
-        until_then = f"; answers until then: {kept}" if kept else ""
+        until_then = f"answers until then: {kept}" if kept else ""
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(until_then) from error
         server = f"{_server()}: " if isinstance(error, ClientError) else ""
-        raise runs.RunError(f"{server}{error}{until_then}") from error
+        raise runs.RunError("; ".join(filter(None, [f"{server}{error}", until_then]))) from error
     return output, seconds
 
 
@@ -260,4 +258,4 @@ def _print_failures(output: "Output") -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

@@ -72,7 +72,11 @@ def _hidden_directory(serving_dir: Path) -> Iterator[Path]:
     """A locked directory on the same file system; it is removed unless it was renamed."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=serving_dir))
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            # Another publisher swept it before it was opened.
+            continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if path.exists():
             break

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication import runs
+from tfds_pap import commands
 
 if TYPE_CHECKING:
     from serving.fronts import Server, Settings
@@ -134,12 +134,12 @@ def main(argv: list[str]) -> None:
     """Listens, loads, says what it serves, and waits to be stopped."""
     _check_flags(argv)
     # Not an Event: a second signal would find the first one's handler holding its lock.
-    stopped: queue.SimpleQueue[None] = queue.SimpleQueue()
+    stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.put(None))
+        signal.signal(number, lambda number, _: stopped.put(number))
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     from serving import bearer, config_source, errors, fronts, model_config
 
     _log_to_stderr()
@@ -160,10 +160,12 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"serving.server: {error}") from None
     server.start()
     _say_what_is_served(server)
-    stopped.get()
+    number = stopped.get()
     print(f"Stopping; {server.admission.at_work} requests are at work.", flush=True)
     server.stop()
     print("Stopped.", flush=True)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt("what was at work was answered; the same command serves again")
 
 
 def _check_flags(argv: list[str]) -> None:
@@ -263,4 +265,4 @@ def _say_what_is_served(server: "Server") -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

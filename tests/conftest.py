@@ -1,17 +1,16 @@
 """Fixtures that several tests share: small trees of class folders."""
 
-import os
 import shutil
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from tfds_pap import taxonomy
+from tfds_pap import commands, taxonomy
+
+# Every test runs with TensorFlow as the commands prepare it.
+commands.prepare_tensorflow()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,11 +8,12 @@ Prints one line and a table for each data set, and writes pairs.csv, contact_she
 audit.json. An audit that finds leaks has done its work: the exit status is 0.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags
+
+from tfds_pap import commands
 
 if TYPE_CHECKING:
     from tfds_pap import leak_audit
@@ -64,10 +65,7 @@ def main(argv: list[str]) -> None:
         )
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
+    commands.prepare_tensorflow()
     from tfds_pap import audit_files, folders, leak_audit, pipeline
 
     try:
@@ -141,4 +139,4 @@ def _print_accuracy(found: "leak_audit.Audit", rows: list[tuple[str, bool]]) -> 
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

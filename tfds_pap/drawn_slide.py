@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from tfds_pap import phantom, phantom_set
+from tfds_pap import commands, phantom, phantom_set
 
 TILE = 256  # Pixels, side of a tile of the file.
 FIELD = 2048  # Pixels, side of the field that is repeated.
@@ -114,4 +114,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("file", None, "TIFF file to write (required).")
     flags.DEFINE_integer("side", 20_000, "Side of the slide in pixels (default: 20000).", 1)
     flags.DEFINE_float("slide_mpp", 0.25, "Micrometres per pixel it states (default: 0.25).")
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from tfds_pap import taxonomy
+from tfds_pap import commands, taxonomy
 from tfds_pap.phantom_canvas import (
     OD,
     Canvas,
@@ -397,4 +397,4 @@ if __name__ == "__main__":
         "Cells per class to compute the accuracy ceiling on (default: 0, not computed).",
     )
     flags.DEFINE_integer("seed", 0, "Seed, and number of the first slide (default: 0).")
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)

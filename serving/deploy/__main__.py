@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags
 
 from serving.deploy.render import DeployError, Settings, render
+from tfds_pap import commands
 
 _SERVING_DIR = flags.DEFINE_string(
     "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
@@ -140,7 +141,7 @@ def _ensure_listed(serving_dir: Path) -> None:
     """Makes sure that models.config lists the model where the server will find it."""
     from replication import runs
 
-    runs.quiet_logs()
+    commands.quiet_logs()
     from serving import model_config, publish
 
     versions = publish.versions(serving_dir)
@@ -184,4 +185,4 @@ def _write(output_dir: Path, files: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    commands.run(main, commands.STARTS_AGAIN)
