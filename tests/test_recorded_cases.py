@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import json_format
+from tensorflow.python.framework import test_util
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -21,7 +22,7 @@ from tensorflow_serving.apis import (
 
 from serving import fronts
 
-RECORDED = Path(__file__).resolve().parents[2] / "shared" / "tf_serving"
+RECORDED = Path(__file__).parent / "recorded"
 
 #: Where an error's text names a node of the graph, whose name is TensorFlow's affair.
 GRAPH_NODE = "\n\t [[{{"
@@ -56,6 +57,10 @@ INTENDED = {
     ),
 }
 
+#: Without oneDNN, which TensorFlow turns on by itself on some processors alone, a batch of no
+#: images runs through this model to its end; the recorded server had oneDNN.
+WITHOUT_ONEDNN = {"REST 5": (200, {"outputs": {"class_id": [], "label": [], "probabilities": []}})}
+
 RESPONSES = {
     "Predict": predict_pb2.PredictResponse,
     "GetModelStatus": get_model_status_pb2.GetModelStatusResponse,
@@ -63,8 +68,7 @@ RESPONSES = {
 
 
 def recorded(name):
-    path = RECORDED / name
-    return json.loads(path.read_text()) if path.is_file() else []
+    return json.loads((RECORDED / name).read_text())
 
 
 def identity(case):
@@ -73,8 +77,6 @@ def identity(case):
 
 @pytest.fixture(scope="module")
 def server():
-    if not RECORDED.is_dir():
-        pytest.skip("the recorded answers of TensorFlow Serving are not beside this checkout")
     # The recorded server had neither.
     with fronts.running(RECORDED / "models" / "tiny", page=False, prometheus_path=None) as running:
         yield running
@@ -120,6 +122,9 @@ def test_rest_answers_as_recorded(server, case):
         assert (status, content_type) == (400, "application/json")
         same_text(case, json.loads(text)["error"], "")
         assert rest(server, "GET", "/v1/models/tiny", "")[0] == 200
+        return
+    if identity(case) in WITHOUT_ONEDNN and not test_util.IsMklEnabled():
+        assert (status, json.loads(text)) == WITHOUT_ONEDNN[identity(case)]
         return
     assert (status, content_type) == (case["status"], case["content_type"])
     if content_type == "text/html" or case["method"] == "HEAD":

@@ -54,9 +54,7 @@ def connected(model, rest, **options):
 
 @pytest.fixture(scope="module")
 def recorded():
-    folder = Path(__file__).resolve().parents[2] / "shared" / "tf_serving"
-    if not folder.is_dir():
-        pytest.skip("the answers recorded of TensorFlow Serving are not beside this checkout")
+    folder = Path(__file__).parent / "recorded"
     return {
         name: json.loads((folder / f"{name}_cases.json").read_text()) for name in ("rest", "grpc")
     }
