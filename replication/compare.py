@@ -143,7 +143,14 @@ def main(argv: list[str]) -> None:
                 **device_flags.identity(policy),
             },
         )
-        steps.describe(run, builder, index, policy, untrained=steps.untrained(chosen))
+        steps.describe(
+            run,
+            builder,
+            index,
+            policy,
+            untrained=steps.untrained(chosen),
+            images=stage2_flags.images(),
+        )
         print(device_flags.words(policy))
         scored = {
             name: steps.score(
@@ -179,6 +186,7 @@ def _check_flags(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     if _FOLDERS.value and stage2_flags.manual_dir():
         raise app.UsageError("--folders and --manual_dir: give one of them")
+    stage2_flags.images()
     if _FOLDERS.value and _FOLDS.value == 0:
         raise app.UsageError("--folds=0 needs published folders, which --folders has not")
     if _FOLDS.value == 1:

@@ -20,6 +20,7 @@ from replication import (
     features,
     heads,
     models,
+    provenance,
     runs,
     weights,
     whole_model,
@@ -134,10 +135,11 @@ def describe(
     policy: runs.DevicePolicy,
     *,
     untrained: Sequence[str],
+    images: str | None = None,
 ) -> None:
-    """Writes what is compared on what into the manifest."""
+    """Writes what is compared on what into the manifest; `images` as for `experiment.describe`."""
     if builder.name == "pap_db4":
-        source, announcement = experiment.data_source({2: builder})
+        source, announcement = provenance.source({2: builder}, images)
     else:
         source, announcement = "stand-in", _FOLDERS
     if untrained:

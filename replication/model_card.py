@@ -31,6 +31,7 @@ _IMAGES = {
     "original": "the papers' own images, as their authors published them",
     "phantom": "phantoms: drawings made by this package, not cells",
     "stand-in": "real images that are not the papers'",
+    "undeclared": "images of which the command's user did not declare whose they are",
     _UNKNOWN: "unknown: the manifest does not say whose images these are",
 }
 _NO_SOURCE = (
@@ -315,7 +316,11 @@ def _caveats(source: str, studies: Sequence[Mapping[str, Any]]) -> list[str]:
             of.setdefault(crops, []).append(study["label"])
     caveats = [f"{'; '.join(labels)}: {caveat}." for caveat, labels in of.items()]
     if source != "original":
-        caveats.insert(0, "The figures replicate nothing: the images are not the papers'.")
+        why = {
+            "undeclared": "whose images these are was not declared",
+            _UNKNOWN: "whose images these are is unknown",
+        }.get(source, "the images are not the papers'")
+        caveats.insert(0, f"The figures replicate nothing: {why}.")
     if any(study["protocol"] == "paper" for study in studies):
         caveats.append(
             "The paper protocol repeats the authors' defects on purpose (BUILD_NOTES.md, D1 to "

@@ -57,6 +57,7 @@ _ANNOUNCEMENTS = {
     "original": "",
     "phantom": "Every image of this run is a drawing made by this package, not a cell.",
     "stand-in": "The images of this run are not the authors' own.",
+    "undeclared": "Whose images these are was not declared.",
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs
+from replication import device_flags, flag_values, image_flags, runs
 
 _STAGES = ("1", "2")
 
@@ -82,6 +82,7 @@ _PROFILE = flags.DEFINE_bool(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(image_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> None:
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = "phantom" if _MANUAL_DIR.value is None else "original"
+    images = image_flags.declared(_MANUAL_DIR.value)
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
@@ -125,7 +127,7 @@ def main(argv: list[str]) -> None:
             for stage in stages
         }
         run = runs.RunDirectory.open(path, _identity(source, builders, policy))
-        experiment.describe(run, builders, policy)
+        experiment.describe(run, builders, policy, images=images)
         audits = experiment.audit(run, builders.values())
         print(device_flags.words(policy))
         # Seeds are the outer loop: after the first one the whole table can be filled.

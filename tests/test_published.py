@@ -154,7 +154,11 @@ def test_verdicts_compare_intervals():
 @pytest.mark.parametrize("figure", PUBLISHED, ids=lambda figure: figure.key)
 @pytest.mark.parametrize("interval", [(0, 1), (0, 0.1), (1, 1), (math.nan, math.nan)])
 def test_nothing_on_other_images_is_a_replication(figure, interval):
-    for source, words in (("phantom", "phantom data"), ("stand-in", "other images")):
+    for source, words in (
+        ("phantom", "phantom data"),
+        ("stand-in", "other images"),
+        ("undeclared", "whose images is not declared"),
+    ):
         said = verdict(figure, *interval, source=source)
         assert said.startswith(f"not comparable: {words}")
         assert not any(word in said for word in ("agrees", "lower", "higher", "overlap"))
@@ -170,7 +174,9 @@ def test_no_interval_no_verdict():
 
 
 def test_verdict_refuses_bad_input():
-    with pytest.raises(ValueError, match="original, phantom or stand-in, got 'folders'"):
+    with pytest.raises(
+        ValueError, match="original, phantom, stand-in or undeclared, got 'folders'"
+    ):
         verdict(P6, 0.9, 0.95, source="folders")
     with pytest.raises(ValueError, match="low <= high"):
         verdict(P6, 0.95, 0.9, source="original")

@@ -21,6 +21,7 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 _TRAINED_ON = {
     "phantom": "drawings made by this package",
     "stand-in": "images that are not the authors' own",
+    "undeclared": "images that nobody declared to be the authors' own",
     "original": "the authors' images",
 }
 
