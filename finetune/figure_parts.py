@@ -14,6 +14,7 @@ METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
     "loss": "log loss",
 }
 

@@ -272,11 +272,19 @@ def _best(search: Search, found: Findings) -> str:
     text += f": {score(search, best.score)}"
     if search.executions > 1:
         text += f", mean of {search.executions} trainings"
+    if found.metric == "hsil_plus_sensitivity":
+        text += f", at an HSIL+ specificity of {beside_sensitivity(search, best)}"
     if found.first:
         if search.executions > 1:
             text += f"; the first one {score(search, found.first.value)}"
         text += f" {_interval(search, found.first.low, found.first.high)}, {found.over}"
     return f"{text}."
+
+
+def beside_sensitivity(search: Search, trial: Trial) -> str:
+    """The specificity of HSIL+ that a trial's sensitivity must not stand without."""
+    value = trial.metrics.get("val_hsil_plus_specificity", math.nan)
+    return score(search, value) if math.isfinite(value) else "unknown, as it was not recorded"
 
 
 def _paper(search: Search, found: Findings) -> str:

@@ -435,7 +435,8 @@ def print_summary(
             row.verdict.partition(" (")[0],
         )
     console.print(table)
-    for line in [*(entry["line"] for entry in manifest["audit"].values()), *notes]:
+    remarks = [remark for row in rows for remark in row.remarks]
+    for line in [*remarks, *(entry["line"] for entry in manifest["audit"].values()), *notes]:
         console.print(line, highlight=False)
 
 

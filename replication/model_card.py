@@ -45,6 +45,7 @@ _METRICS = {
     "balanced_accuracy": ("balanced accuracy", True),
     "macro_f1": ("macro F1", True),
     "hsil_plus_sensitivity": ("HSIL+ sensitivity", True),
+    "hsil_plus_specificity": ("HSIL+ specificity", True),
     "roc_auc_macro": ("ROC-AUC", False),
     "quadratic_kappa": ("kappa", False),
 }
@@ -190,6 +191,7 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
             for name, found in per_class.items()
             if found["support"] < _FEW_IMAGES
         ],
+        "remarks": list(map(_text, row.remarks)),
         "baseline": _estimate(metrics.get("majority_baseline")),
         "mistakes": _mistakes(metrics),
         "class_methods": list(
@@ -314,7 +316,8 @@ def _caveats(source: str, studies: Sequence[Mapping[str, Any]]) -> list[str]:
                 "the intervals, which take images as independent, are too narrow"
             )
             of.setdefault(crops, []).append(study["label"])
-    caveats = [f"{'; '.join(labels)}: {caveat}." for caveat, labels in of.items()]
+    caveats = [remark for study in studies for remark in study["remarks"]]
+    caveats += [f"{'; '.join(labels)}: {caveat}." for caveat, labels in of.items()]
     if source != "original":
         why = {
             "undeclared": "whose images these are was not declared",

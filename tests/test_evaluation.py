@@ -102,6 +102,7 @@ def test_values_and_fast_statistics_equal_scikit_learn(names, seed):
             expected[f"{curve}_macro"] = np.mean([expected[f"{curve} {name}"] for name in names])
         if names == FOUR:
             expected["hsil_plus_sensitivity"] = metrics.recall_score(yb >= 2, qb >= 2)
+            expected["hsil_plus_specificity"] = metrics.recall_score(yb < 2, qb < 2)
         for name, value in expected.items():
             assert fast[name][b] == pytest.approx(value, abs=1e-12), name
 
@@ -349,6 +350,7 @@ def test_one_seed_without_groups_is_wilson():
         "balanced_accuracy",
         "macro_f1",
         "hsil_plus_sensitivity",
+        "hsil_plus_specificity",
         "roc_auc_macro",
         "quadratic_kappa",
     }

@@ -136,7 +136,7 @@ def end_to_end(evaluation: Evaluation, form: str = "svg") -> bytes:
         form: "svg" or "png".
     """
     rows = sum(count > 0 for count in evaluation.annotated.values()) + 1
-    return figures.drawn(1.2 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form)
+    return figures.drawn(1.4 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form)
 
 
 def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
@@ -160,7 +160,11 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     )
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(0, 1.005), xlabel="annotated nuclei")
+    axes.set(
+        xlim=(0, 1.005),
+        xlabel="annotated nuclei\nHSIL+ specificity among found NILM and LSIL: "
+        f"{evaluation.figure('specificity HSIL+')}",
+    )
     axes.xaxis.set_major_formatter(_percent)
     axes.grid(True, axis="x")
     interval = {"marker": "|", "ms": 6, "mew": 1.2, "linewidth": 1.2, "color": figures.INK}
