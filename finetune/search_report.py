@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune import effect_figures, effects, search_figures, selection, trials
 from finetune.effects import Effects
-from finetune.figure_parts import METRICS, is_share, label
+from finetune.figure_parts import METRICS, is_share, label, scored_paper
 from finetune.selection import BesideThePaper, Cost, Optimism
 from finetune.trials import Answers, Search, Trial, described, worded
 from replication import comparison, comparison_figures, evaluation, pages, runs, shown
@@ -141,6 +141,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
         label=label(search),
         objective=METRICS.get(found.metric, worded(found.metric)),
         lead=lead,
+        paper_scored=scored_paper(search),
         sentences=others,
         design=_design(found.effects),
         methods=_methods(found),

@@ -256,7 +256,9 @@ def compare(
         )
 
     winner = max(scored, key=accuracy)
-    if by_tune:
+    if len(scored) == 1:
+        note = f"{winner} was not chosen among others, so that no choice flatters its figures."
+    elif by_tune:
         note = (
             f"{winner} was chosen for its accuracy on the tune images ({accuracy(winner):.3f}), "
             "which are cut out of the train folder; the test images had no say in it."
