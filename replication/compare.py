@@ -40,7 +40,8 @@ _PROTOCOL = flags.DEFINE_enum(
     "clean",
     ["paper", "clean"],
     "clean (default): each backbone's own preprocessing, best epoch on tune images. paper: BGR "
-    "0..255 unscaled and the last epoch, as in P6.",
+    "0..255 unscaled and the last epoch, as in P6, whose 250 px come with --size=250; P4's size is "
+    "not published.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one head each (default: 0,1,2).")
 _FOLDS = flags.DEFINE_integer(
@@ -60,6 +61,13 @@ _CUT = flags.DEFINE_enum(
 _UNIT = flags.DEFINE_string("group_unit", "group", "What a group is, for texts (default: group).")
 _SIZE = flags.DEFINE_integer(
     "size", None, "Input in pixels (default: the backbone's own, 224 for most).", lower_bound=32
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize",
+    "bilinear",
+    ["bilinear", "antialiased"],
+    "How images become that size: bilinear, four pixels each however far it shrinks, as the papers "
+    "did (default); or antialiased, smoothed first, as torchvision and PIL do.",
 )
 _VIEWS = flags.DEFINE_enum(
     "views",
@@ -131,6 +139,7 @@ def main(argv: list[str]) -> None:
                 found,
                 _SIZE.value or models.backbone(name).size,
                 models.backbone(name).preprocessing if _PROTOCOL.value == "clean" else "bgr",
+                resize=_RESIZE.value,
                 views=int(_VIEWS.value),
                 precision=policy.precision,
             )
@@ -150,6 +159,7 @@ def main(argv: list[str]) -> None:
             policy,
             untrained=steps.untrained(chosen),
             images=stage2_flags.images(),
+            remarks=steps.size_remarks(_PROTOCOL.value, specs_of),
         )
         print(device_flags.words(policy))
         scored = {
@@ -191,6 +201,8 @@ def _check_flags(argv: list[str]) -> None:
         raise app.UsageError("--folds=0 needs published folders, which --folders has not")
     if _FOLDS.value == 1:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")
+    if _RESIZE.value != "bilinear" and _PROTOCOL.value == "paper":
+        raise app.UsageError(f"--resize={_RESIZE.value}: the paper protocol resizes bilinearly")
     if _CUT.value and not (_FOLDS.value or _FOLDERS.value):
         raise app.UsageError("--cut needs --folds=2 or more")
 

@@ -223,6 +223,10 @@ def run_fit(
     directory = run.fit_directory(recipe.stage, protocol, seed)
     label = f"stage {recipe.stage}, {protocol} protocol, seed {seed}"
     if (directory / "fit.json").exists():
+        if (size := runs.read_json(directory / "fit.json")["size"]) != recipe.size:
+            raise runs.RunError(
+                f"{directory} was trained at {size} px, not {recipe.size}; give another --run_dir"
+            )
         print(f"{label}: finished before")
         return
     start = time.perf_counter()

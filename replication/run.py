@@ -31,6 +31,13 @@ _PROTOCOL = flags.DEFINE_enum(
     "As the authors ran it, without their defects, or both (default).",
 )
 _STAGE_LIST = flags.DEFINE_list("stages", list(_STAGES), "Stages to train (default: 1,2).")
+_STAGE1 = flags.DEFINE_enum(
+    "stage1",
+    "20",
+    ["20", "50"],
+    "Input of the first stage in pixels: 20 (P1, default), or 50, the later variant that the "
+    "published 0.992 is of.",
+)
 _STAGE2 = flags.DEFINE_enum(
     "stage2",
     "cnn",
@@ -117,6 +124,7 @@ def main(argv: list[str]) -> None:
                 protocol,
                 stage,
                 phantoms=source == "phantom",
+                stage1=_STAGE1.value,
                 stage2=_STAGE2.value,
                 weights_spec=_WEIGHTS.value,
                 epochs=_EPOCHS.value,
@@ -167,6 +175,7 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "epochs": _EPOCHS.value,
         "batch_size": _BATCH_SIZE.value,
         "augment": _AUGMENT.value,
+        "stage1": _STAGE1.value,
         "stage2": _STAGE2.value,
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,

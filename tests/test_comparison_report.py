@@ -13,7 +13,14 @@ from matplotlib.text import Annotation
 from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
-from replication import comparison_figures, comparison_report, comparison_steps, heads, runs
+from replication import (
+    comparison_figures,
+    comparison_report,
+    comparison_steps,
+    features,
+    heads,
+    runs,
+)
 from replication.comparison import COSTS, Candidate, Comparison, Cost
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -286,6 +293,18 @@ def test_one_backbone_is_not_the_best_of_several():
     assert found.winner == one.name
     assert "best of" not in found.winner_note and "luck" not in found.winner_note
     assert "was not chosen among others" in found.winner_note
+
+
+def test_the_paper_protocol_says_where_it_lacks_the_papers_size():
+    specs = {
+        name: features.FeatureSpec(name, None, size, "bgr")
+        for name, size in (("resnet152", 224), ("efficientnetb3", 300))
+    }
+    (said,) = comparison_steps.size_remarks("paper", specs)
+    assert said.startswith("Input of 224 and 300 px: the size of P4's comparison is not published")
+    assert comparison_steps.size_remarks("clean", specs) == []
+    final = {"resnet152": features.FeatureSpec("resnet152", None, 250, "bgr")}
+    assert comparison_steps.size_remarks("paper", final) == []
 
 
 def test_undefined_figures_are_words():

@@ -103,6 +103,11 @@ def test_p6_matrix_in_order_of_severity():
     assert figures == {**from_matrix(P6_CONFUSION, P6_ORDER)}
 
 
+def test_the_note_on_precision_is_what_the_published_matrix_gives():
+    precision = from_matrix(P6_CONFUSION, P6_ORDER)["macro_precision"]
+    assert f"the published matrix that is {precision:.4f}" in published("P6.precision").note
+
+
 def test_p6_published_specificity_equals_the_mean_one_against_rest():
     # The published 0.9908 is a batch average over one-hot cells. With 200 images of every class the
     # mean over classes and the pooled cells coincide, 2378 / 2400, and both round to 0.9908. It is
