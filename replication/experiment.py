@@ -23,6 +23,7 @@ from replication import (
     report,
     results,
     runs,
+    shown,
     tensorboard,
     training,
     triage,
@@ -439,9 +440,19 @@ def print_summary(
             row.verdict.partition(" (")[0],
         )
     console.print(table)
-    remarks = [remark for row in rows for remark in row.remarks]
+    remarks = [line for row in rows for line in (*_severe_lines(row), *row.remarks)]
     for line in [*remarks, *(entry["line"] for entry in manifest["audit"].values()), *notes]:
         console.print(line, highlight=False)
+
+
+def _severe_lines(row: results.Row) -> list[str]:
+    """HSIL+ sensitivity beside its specificity, where the classes are those of stage 2."""
+    said = []
+    for name in ("sensitivity", "specificity"):
+        if summary := row.summary.get(f"hsil_plus_{name}"):
+            cell = shown.shown(summary.mean, summary.low, summary.high)
+            said.append(f"{name} {cell.value} {cell.interval}".rstrip())
+    return [f"{row.name}, {row.protocol} protocol: HSIL+ {', '.join(said)}"] if said else []
 
 
 def _is_terminal() -> bool:

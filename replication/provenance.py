@@ -19,7 +19,7 @@ _NO_REPLICATION = "No figure below may be called a replication of a published on
 _STAND_IN = f"These are not the papers' images (--images=stand-in). {_NO_REPLICATION}"
 _UNDECLARED = (
     "Whose images these are was not declared (--images=original or --images=stand-in), so that "
-    f"none is taken for the papers' own. {_NO_REPLICATION}"
+    f"they are not taken for the papers' own. {_NO_REPLICATION}"
 )
 _ORIGINAL = (
     "The papers' own images, as the user of this command declares (--images=original). Names, "

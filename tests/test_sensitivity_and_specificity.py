@@ -8,9 +8,13 @@ from replication import (
     comparison_report,
     comparison_tensorboard,
     evaluation,
+    experiment,
     model_card,
     one_class,
+    published,
     report,
+    results,
+    runs,
 )
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -92,3 +96,18 @@ def test_one_class_for_nearly_every_image_is_said():
     )
     assert one_class.remark(np.where(np.arange(100) < 94, 0, 1), NAMES) == ""
     assert one_class.remark(np.array([], int), NAMES) == ""
+
+
+def test_the_terminal_of_a_run_prints_both_and_what_is_wrong(tmp_path, capsys):
+    run = runs.RunDirectory.open(tmp_path, {})
+    run.update_manifest(announcement="Drawings.", audit={})
+    summary = evaluation.summarise_seeds([answers(ALL_SCC, LABELS)], resamples=50)
+    remark = one_class.remark(ALL_SCC, NAMES, LABELS)
+    figure = published.published("P2.accuracy")
+    row = results.Row(2, "CNN", "clean", figure, summary, "not comparable", (remark,))
+    experiment.print_summary([row], run)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "CNN, clean protocol: HSIL+ sensitivity 100.0 % [56.6, 100.0], specificity 0.0 % [" in (
+        printed.replace("\u00a0", " ")
+    )
+    assert remark in printed
