@@ -130,21 +130,20 @@ def _mark_special(
     effect: Effect,
     seen: dict[str, tuple[float, float]],
 ) -> None:
-    """The paper's choice and the best found, at their trials or, if not drawn, at their values."""
+    """The paper's choice and the best found: a mark at its score, or a line at its value."""
     sought = (
-        (search.paper_values, figure_parts.PAPER),
-        (search.best and search.best.values, figure_parts.BEST),
+        (search.paper_values, figure_parts.PAPER, figure_parts.PAPER_VALUE),
+        (search.best and search.best.values, figure_parts.BEST, figure_parts.BEST_VALUE),
     )
-    for values, style in sought:
+    for values, style, value_style in sought:
         if not values:
             continue
         trial = find(effects.trials, values)
         if trial and trial.trial_id in seen and trial.status == "completed":
             axes.plot(*seen[trial.trial_id], **style, clip_on=False)
         elif (level := effect.level_of(values.get(effect.name))) is not None:
-            x = values[effect.name] if effect.binned else level
-            edge = 1 - figure_parts.EDGE[search.direction]
-            axes.plot(x, edge, **style, clip_on=False, transform=axes.get_xaxis_transform())
+            # A mark would stand at a score that nobody measured.
+            axes.axvline(values[effect.name] if effect.binned else level, **value_style)
 
 
 def _axis(axes: Axes, effect: Effect) -> None:

@@ -14,6 +14,7 @@ METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
     "loss": "log loss",
 }
 
@@ -38,6 +39,10 @@ BEST = {
     "linewidth": 0,
     "zorder": 7,
 }
+
+#: Of values whose trial has no score, or none that is drawn: they have no height.
+PAPER_VALUE = {"color": "#D55E00", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.3, "zorder": 1.5}
+BEST_VALUE = {**PAPER_VALUE, "color": GREEN}
 
 #: Inches, and the pixels of a PNG an inch.
 WIDTH, _DPI = 5.2, 180
@@ -76,15 +81,22 @@ def drawn(width: float, height: float, draw: Callable[[Figure], None], form: str
 
 
 def handles(search: Search, values: bool = False) -> dict[str, Line2D]:
-    """Legend of the special trials; `values`: the paper's ones are shown without a trial, too."""
+    """Legend of the special trials; `values`: of the paper's values without a score, too."""
     found = {}
-    if search.paper_values and (values or search.paper):
+    if search.paper_values and scored_paper(search):
         found["the paper's choice"] = Line2D([], [], **PAPER)
+    elif search.paper_values and values:
+        found["the paper's value, without a score"] = Line2D([], [], **PAPER_VALUE)
     if search.best:
         found["best found"] = Line2D([], [], **BEST)
     if any(trial.status == "diverged" for trial in search.trials):
         found["diverged"] = Line2D([], [], marker="x", color=INK, markersize=5, linewidth=0)
     return found
+
+
+def scored_paper(search: Search) -> bool:
+    """Whether the paper's choice was tried and has a score."""
+    return bool(search.paper and search.paper.status == "completed")
 
 
 def dot(colour: str) -> Line2D:

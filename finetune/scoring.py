@@ -104,7 +104,7 @@ def validator(
 def figures(
     labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...], prefix: str
 ) -> dict[str, float]:
-    """Returns the figures that can be an objective.
+    """Returns the figures that can be an objective, and HSIL+ specificity beside sensitivity.
 
     Args:
         labels: int64 `[n]`.
@@ -130,7 +130,9 @@ def figures(
         "loss": float(-np.log(np.clip(chosen, keras.config.epsilon(), 1)).mean()),
     }
     severe = [n for n, name in enumerate(class_names) if name in taxonomy.STAGE2_CLASSES[2:]]
-    if present[severe].any():
-        rows = confusion[0, severe]
-        result["hsil_plus_sensitivity"] = float(rows[:, severe].sum() / rows.sum())
+    mild = [n for n in range(classes) if n not in severe]
+    for name, members in (("sensitivity", severe), ("specificity", mild)):
+        if severe and present[members].any():
+            rows = confusion[0, members]
+            result[f"hsil_plus_{name}"] = float(rows[:, members].sum() / rows.sum())
     return {f"{prefix}{name}": value for name, value in result.items()}

@@ -199,6 +199,7 @@ def main(argv: list[str]) -> None:
                 assigned,
                 untrained=found.path is None,
                 protocol=_PROTOCOL.value,
+                images=stage2_flags.images(),
             )
             print(device_flags.words(policy))
         study = tuner.Study(
@@ -264,6 +265,7 @@ def _check_flags(argv: list[str]) -> None:
             "--max_trials: hyperband has its own number of trials, which --max_epochs and "
             "--factor decide"
         )
+    stage2_flags.images()
     if 0 < _SIZE.value < 32:
         raise app.UsageError(f"--size={_SIZE.value}: expected 0, or 32 or more pixels")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune import effect_figures, effects, search_figures, selection, trials
 from finetune.effects import Effects
-from finetune.figure_parts import METRICS, is_share, label
+from finetune.figure_parts import METRICS, is_share, label, scored_paper
 from finetune.selection import BesideThePaper, Cost, Optimism
 from finetune.trials import Answers, Search, Trial, described, worded
 from replication import comparison, comparison_figures, evaluation, pages, runs, shown
@@ -141,6 +141,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
         label=label(search),
         objective=METRICS.get(found.metric, worded(found.metric)),
         lead=lead,
+        paper_scored=scored_paper(search),
         sentences=others,
         design=_design(found.effects),
         methods=_methods(found),
@@ -272,11 +273,19 @@ def _best(search: Search, found: Findings) -> str:
     text += f": {score(search, best.score)}"
     if search.executions > 1:
         text += f", mean of {search.executions} trainings"
+    if found.metric == "hsil_plus_sensitivity":
+        text += f", at an HSIL+ specificity of {beside_sensitivity(search, best)}"
     if found.first:
         if search.executions > 1:
             text += f"; the first one {score(search, found.first.value)}"
         text += f" {_interval(search, found.first.low, found.first.high)}, {found.over}"
     return f"{text}."
+
+
+def beside_sensitivity(search: Search, trial: Trial) -> str:
+    """The specificity of HSIL+ that a trial's sensitivity must not stand without."""
+    value = trial.metrics.get("val_hsil_plus_specificity", math.nan)
+    return score(search, value) if math.isfinite(value) else "unknown, as it was not recorded"
 
 
 def _paper(search: Search, found: Findings) -> str:

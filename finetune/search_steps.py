@@ -27,6 +27,7 @@ def describe(
     *,
     untrained: bool,
     protocol: str,
+    images: str | None = None,
 ) -> None:
     """Writes what is searched on what into the manifest.
 
@@ -37,6 +38,7 @@ def describe(
         assigned: Role of every image.
         untrained: Whether the backbone has random weights.
         protocol: "paper" or "clean".
+        images: Whose they are by declaration: "original", "stand-in", or None.
     """
     remarks = {experiment.UNTRAINED: untrained, _PAPER: protocol == "paper"}
     experiment.describe(
@@ -44,6 +46,7 @@ def describe(
         {2: builder},
         policy,
         program="finetune.search",
+        images=images,
         remarks=[remark for remark, holds in remarks.items() if holds],
         assigned={protocol: assigned},
     )

@@ -45,15 +45,17 @@ def _best_table(
 ) -> rich.table.Table:
     table = rich.table.Table(title="The best configurations", box=rich.box.SIMPLE)
     held_out = ["held-out accuracy, %"] if found.cost else []
-    for heading in ("", "configuration", label(search), "best minus this", *held_out, "epochs", ""):
+    beside = ["HSIL+ specificity, %"] if found.metric == "hsil_plus_sensitivity" else []
+    headings = (label(search), *beside, "best minus this", *held_out)
+    for heading in ("", "configuration", *headings, "epochs", ""):
         table.add_column(heading, justify="right" if heading in ("", "epochs") else "left")
     for row in rows:
         values = rich.text.Text(described(row["trial"].values))
         note = "the paper's choice" if row["paper"] else ""
         others = [row["metrics"]["held_out_accuracy"]] if held_out else []
-        table.add_row(
-            str(row["place"]), values, row["score"], row["gap"], *others, row["epochs"], note
-        )
+        specificity = [row["metrics"].get("val_hsil_plus_specificity", "–")] if beside else []
+        figures = (row["score"], *specificity, row["gap"], *others)
+        table.add_row(str(row["place"]), values, *figures, row["epochs"], note)
     return table
 
 

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     if bool(_FROM_SEARCH.value) == bool(_HPARAMS.value):
         raise app.UsageError("--from_search, --hparams: give one of them")
-    seeds = flag_values.seeds(_SEEDS.value)
+    seeds, images = flag_values.seeds(_SEEDS.value), stage2_flags.images()
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
@@ -142,6 +142,7 @@ def main(argv: list[str]) -> None:
             builders,
             policy,
             program="finetune.train",
+            images=images,
             remarks=[] if found.path else [experiment.UNTRAINED],
         )
         audits = experiment.audit(run, builders.values())

@@ -41,7 +41,8 @@ _PROTOCOL = flags.DEFINE_enum(
     "clean",
     ["paper", "clean"],
     "clean (default): each backbone's own preprocessing, best epoch on tune images. paper: BGR "
-    "0..255 unscaled and the last epoch, as in P6.",
+    "0..255 unscaled and the last epoch, as in P6, whose 250 px come with --size=250; P4's size is "
+    "not published.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one head each (default: 0,1,2).")
 _FOLDS = flags.DEFINE_integer(
@@ -61,6 +62,13 @@ _CUT = flags.DEFINE_enum(
 _UNIT = flags.DEFINE_string("group_unit", "group", "What a group is, for texts (default: group).")
 _SIZE = flags.DEFINE_integer(
     "size", None, "Input in pixels (default: the backbone's own, 224 for most).", lower_bound=32
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize",
+    "bilinear",
+    ["bilinear", "antialiased"],
+    "How images become that size: bilinear, four pixels each however far it shrinks, as the papers "
+    "did (default); or antialiased, smoothed first, as torchvision and PIL do.",
 )
 _VIEWS = flags.DEFINE_enum(
     "views",
@@ -132,6 +140,7 @@ def main(argv: list[str]) -> None:
                 found,
                 _SIZE.value or models.backbone(name).size,
                 models.backbone(name).preprocessing if _PROTOCOL.value == "clean" else "bgr",
+                resize=_RESIZE.value,
                 views=int(_VIEWS.value),
                 precision=policy.precision,
             )
@@ -144,7 +153,15 @@ def main(argv: list[str]) -> None:
                 **device_flags.identity(policy),
             },
         )
-        steps.describe(run, builder, index, policy, untrained=steps.untrained(chosen))
+        steps.describe(
+            run,
+            builder,
+            index,
+            policy,
+            untrained=steps.untrained(chosen),
+            images=stage2_flags.images(),
+            remarks=steps.size_remarks(_PROTOCOL.value, specs_of),
+        )
         print(device_flags.words(policy))
         scored = {
             name: steps.score(
@@ -180,10 +197,13 @@ def _check_flags(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
     if _FOLDERS.value and stage2_flags.manual_dir():
         raise app.UsageError("--folders and --manual_dir: give one of them")
+    stage2_flags.images()
     if _FOLDERS.value and _FOLDS.value == 0:
         raise app.UsageError("--folds=0 needs published folders, which --folders has not")
     if _FOLDS.value == 1:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")
+    if _RESIZE.value != "bilinear" and _PROTOCOL.value == "paper":
+        raise app.UsageError(f"--resize={_RESIZE.value}: the paper protocol resizes bilinearly")
     if _CUT.value and not (_FOLDS.value or _FOLDERS.value):
         raise app.UsageError("--cut needs --folds=2 or more")
 

@@ -121,7 +121,7 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
     axes.grid(True)
     handles = {
         "Pareto front": Line2D([], [], marker="o", color=_BLUE, linewidth=1.1),
-        "beaten by another": Line2D([], [], marker="o", color=_GREY, linewidth=0),
+        "off the front": Line2D([], [], marker="o", color=_GREY, linewidth=0),
     }
     if not all(entry.candidate.trained for entry in result.ranked):
         handles["untrained backbone"] = Line2D(
@@ -250,12 +250,12 @@ def _ranking(figure: Figure, result: Comparison) -> None:
         axes.text(x, y, text, va="center", transform=beside)
     _rows(axes, names, result, "accuracy, %")
     bars = "A black bar joins neighbours that cannot be told apart" if result.sets else ""
+    if len(names) == 1:
+        bars = "One backbone: there is nothing to compare"
     bars = bars or "No neighbours in the ranking are undecided"
-    axes.set_title(
-        f"{bars}\n(pairwise McNemar with Holm's correction, and paired bootstrap;\nnot Nemenyi)",
-        weight="normal",
-        fontsize=8.5,
-    )
+    how = "(pairwise McNemar with Holm's correction, and paired bootstrap;\nnot Nemenyi)"
+    title = bars if len(names) == 1 else f"{bars}\n{how}"
+    axes.set_title(title, weight="normal", fontsize=8.5)
 
 
 def leak(result: Comparison, metric: str = "accuracy", form: str = "svg") -> bytes:

@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 from sklearn.metrics import confusion_matrix
 
-from replication import comparison_figures, figures, pages, runs, shown
+from replication import comparison_figures, figures, one_class, pages, runs, shown
 from replication.comparison import COSTS, Comparison, Leak, Pair, extent
 from replication.evaluation import SeedSummary
 from replication.intervals import Estimate
@@ -24,6 +24,7 @@ _METRICS = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
 }
 _LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -71,6 +72,7 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         confusion_words=shown.confusion_words(confusion, names),
         extent=extent(result.images, result.groups, result.unit),
         headline=_headline(result),
+        remarks=_remarks(result),
         shown_pairs=shown_pairs,
         shown_title=shown_title,
         untrained=_untrained(result),
@@ -92,6 +94,20 @@ def _shown_metrics(result: Comparison) -> dict[str, str]:
 
 def _untrained(result: Comparison) -> list[str]:
     return [candidate.name for candidate in result.candidates if not candidate.trained]
+
+
+def _remarks(result: Comparison) -> list[str]:
+    """Of each backbone and seed that gives one class to nearly every image, a sentence."""
+    return [
+        f"{candidate.name}, {_ordinal(number)} seed: {said}"
+        for candidate in result.candidates
+        for number, run in enumerate(candidate.runs)
+        if (said := one_class.remark(run.predicted, run.class_names, run.labels))
+    ]
+
+
+def _ordinal(number: int) -> str:
+    return ("first", "second", "third")[number] if number < 3 else f"{number + 1}th"
 
 
 def _label(result: Comparison, name: str) -> str:
@@ -260,7 +276,7 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
             f"{cost.mebibytes:.3g}",
         )
     console.print(table)
-    for sentence in (*result.sentences, result.winner_note):
+    for sentence in (*_remarks(result), *result.sentences, result.winner_note):
         console.print(sentence)
     if result.pairs:
         _print_pairs(console, result)

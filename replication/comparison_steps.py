@@ -20,6 +20,7 @@ from replication import (
     features,
     heads,
     models,
+    provenance,
     runs,
     weights,
     whole_model,
@@ -102,6 +103,27 @@ def untrained(chosen: Mapping[str, weights.Weights]) -> list[str]:
     return [name for name, found in chosen.items() if found.path is None]
 
 
+#: Input of P6's final model in pixels; that of P4's comparison is not published.
+_P6_SIZE = 250
+
+
+def size_remarks(protocol: str, specs: Mapping[str, features.FeatureSpec]) -> list[str]:
+    """Says where the paper protocol does not have the papers' input size.
+
+    Args:
+        protocol: "paper" or "clean".
+        specs: Of the features, by backbone.
+    """
+    sizes = sorted({spec.size for spec in specs.values()} - {_P6_SIZE})
+    if protocol == "clean" or not sizes:
+        return []
+    pixels = " and ".join(map(str, sizes))
+    return [
+        f"Input of {pixels} px: the size of P4's comparison is not published, and P6's final "
+        f"model has {_P6_SIZE} px (--size={_P6_SIZE})."
+    ]
+
+
 def data_name(builder: tfds.core.DatasetBuilder) -> str:
     """Names a data set in a path: phantom, original, or the tree's folder."""
     return re.sub(r"_[0-9a-f]{12}$", "", builder.builder_config.name)
@@ -134,17 +156,32 @@ def describe(
     policy: runs.DevicePolicy,
     *,
     untrained: Sequence[str],
+    images: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> None:
-    """Writes what is compared on what into the manifest."""
+    """Writes what is compared on what into the manifest.
+
+    Args:
+        run: The comparison.
+        builder: A prepared builder.
+        index: Of the same builder.
+        policy: The device policy in force.
+        untrained: Names of backbones with random weights.
+        images: Whose they are by declaration: "original", "stand-in", or None.
+        remarks: Sentences that belong above every figure.
+
+    Raises:
+        runs.RunError: If the declaration contradicts what is published.
+    """
     if builder.name == "pap_db4":
-        source, announcement = experiment.data_source({2: builder})
+        source, announcement = provenance.source({2: builder}, images)
     else:
         source, announcement = "stand-in", _FOLDERS
     if untrained:
         announcement = " ".join([announcement, _UNTRAINED.format(names=", ".join(untrained))])
     run.update_manifest(
         source=source,
-        announcement=announcement.strip(),
+        announcement=" ".join(filter(None, [announcement.strip(), *remarks])),
         environment=runs.environment(policy, "replication.compare"),
         data={builder.name: experiment.describe_images(builder, index)},
     )
@@ -254,7 +291,9 @@ def compare(
         )
 
     winner = max(scored, key=accuracy)
-    if by_tune:
+    if len(scored) == 1:
+        note = f"{winner} was not chosen among others, so that no choice flatters its figures."
+    elif by_tune:
         note = (
             f"{winner} was chosen for its accuracy on the tune images ({accuracy(winner):.3f}), "
             "which are cut out of the train folder; the test images had no say in it."

@@ -13,12 +13,15 @@ from tensorboard.plugins.projector import projector_config_pb2
 from replication import evaluation, runs, tensorboard
 from replication.candidates import Candidate
 
-#: Metrics of the HParams table; the last four are costs.
-_METRICS = {
+#: Metrics of the HParams table.
+_SCORES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
+}
+_COSTS = {
     "parameters": "parameters",
     "gflops": "GFLOPs an image",
     "images_per_second": "images a second",
@@ -48,13 +51,13 @@ def write_hparams(
             values = {"backbone": candidate.name, "weights": candidate.weights, "seed": seed}
             summary = evaluation.summarise_seeds([predictions], resamples=1)
             scores = {name: figure.mean for name, figure in summary.items()}
-            scores |= {name: float(getattr(candidate.cost, name)) for name in list(_METRICS)[4:]}
+            scores |= {name: float(getattr(candidate.cost, name)) for name in _COSTS}
             tensorboard.write_session(
                 directory / candidate.name / f"seed_{seed}",
                 {**values, **common},
-                {name: scores.get(name, math.nan) for name in _METRICS},
+                {name: scores.get(name, math.nan) for name in (*_SCORES, *_COSTS)},
                 name=f"{candidate.name} seed {seed}",
-                shown=_METRICS,
+                shown=_SCORES | _COSTS,
             )
 
 

@@ -1,11 +1,12 @@
 """What turns a model's probabilities into an answer: labels, calibration, when to abstain."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
-from replication import calibration, results, runs
+from replication import calibration, one_class, results, runs, shown
 from replication.positive import positive_members
 
 #: Confidences are compared with this slack, as the threshold is itself an image's confidence.
@@ -73,6 +74,47 @@ def of_fit(fit: results.Fit) -> tuple[Decision, list[str]]:
     if threshold is None:
         missing.append(f"No output abstain: {triage['risk_coverage']['note']}")
     return Decision(tuple(fit.info["class_names"]), temperature, threshold), missing
+
+
+#: Figures of a fit that a user of its answers must know, in the order in which they are told.
+_SCORED = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
+}
+
+
+def scored(fit: results.Fit) -> list[str]:
+    """Says what a fit scored on the test images of its own run, in sentences.
+
+    Args:
+        fit: A finished fit.
+
+    Raises:
+        runs.RunError: Its metrics hold no calibration.
+    """
+    found, test = metrics(fit), fit.predictions.select("test")
+    figures = [
+        f"{name} {_figure(found.get(f'{key}_by_group') or found[key])}"
+        for key, name in _SCORED.items()
+        if key in found
+    ]
+    majority = found["majority_baseline"]["value"]
+    said = (
+        f"In its own run, on {len(test):,} test images: {', '.join(figures)}; always naming the "
+        f"most frequent class would score {100 * majority:.1f} % accuracy."
+    )
+    remark = one_class.remark(test.predicted, test.class_names, test.labels)
+    return [said, remark] if remark else [said]
+
+
+def _figure(estimate: dict[str, Any]) -> str:
+    value, low, high = (
+        math.nan if estimate[key] is None else estimate[key] for key in ("value", "low", "high")
+    )
+    cell = shown.shown(value, low, high)
+    return f"{cell.value} {cell.interval}".strip()
 
 
 def metrics(fit: results.Fit) -> dict[str, Any]:

@@ -159,6 +159,9 @@ def _values(p: Predictions) -> dict[str, float]:
         values["hsil_plus_sensitivity"] = (
             metrics.recall_score(truly, np.isin(named, severe)) if truly.any() else math.nan
         )
+        values["hsil_plus_specificity"] = (
+            math.nan if truly.all() else metrics.recall_score(~truly, ~np.isin(named, severe))
+        )
     return {name: float(value) for name, value in values.items()}
 
 
@@ -185,11 +188,13 @@ def _fast(p: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         for curve, areas in curves.items():
             figures[f"{curve}_macro"] = np.mean(areas, axis=0)
         if severe:
-            rows = confusion[:, severe]
-            above, below = rows[:, :, severe].sum(axis=(1, 2)), rows.sum(axis=(1, 2))
-            figures["hsil_plus_sensitivity"] = np.divide(
-                above, below, out=np.full(len(above), np.nan), where=below > 0
-            )
+            mild = [c for c in range(len(names)) if c not in severe]
+            for figure, members in (("sensitivity", severe), ("specificity", mild)):
+                rows = confusion[:, members]
+                above, below = rows[:, :, members].sum(axis=(1, 2)), rows.sum(axis=(1, 2))
+                figures[f"hsil_plus_{figure}"] = np.divide(
+                    above, below, out=np.full(len(above), np.nan), where=below > 0
+                )
         return figures
 
     return statistic
@@ -345,7 +350,8 @@ def summarise_seeds(
 
     Returns:
         A summary under 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc_macro',
-        'quadratic_kappa' and, for the four Bethesda classes, 'hsil_plus_sensitivity'.
+        'quadratic_kappa' and, for the four Bethesda classes, 'hsil_plus_sensitivity' and
+        'hsil_plus_specificity'.
 
     Raises:
         ValueError: No runs, or runs on different images, labels, groups or classes; it names the
@@ -360,8 +366,10 @@ def summarise_seeds(
     proportions = {"accuracy": count}
     wanted = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_macro", "quadratic_kappa"]
     if severe := _severe(first.class_names):
-        wanted.append("hsil_plus_sensitivity")
-        proportions["hsil_plus_sensitivity"] = int(np.isin(first.labels, severe).sum())
+        truly = np.isin(first.labels, severe)
+        wanted += ["hsil_plus_sensitivity", "hsil_plus_specificity"]
+        proportions["hsil_plus_sensitivity"] = int(truly.sum())
+        proportions["hsil_plus_specificity"] = int((~truly).sum())
     fast, by_seed = [_fast(run) for run in scored], [_values(run) for run in scored]
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -19,10 +19,11 @@ from replication import (
     features,
     gradcam,
     model_card,
-    published,
+    provenance,
     report,
     results,
     runs,
+    shown,
     tensorboard,
     training,
     triage,
@@ -33,48 +34,10 @@ from tfds_pap import leak_audit, pipeline, roles
 #: From examples and the positions of the tune role to what scores an epoch.
 Validator = Callable[[training.Store, np.ndarray], Callable[[keras.Model], dict[str, float]]]
 
-_STAND_IN = (
-    "These are not the papers' images: {reasons}. No figure below may be called a replication of a "
-    "published one."
-)
 #: Said where a backbone has random weights.
 UNTRAINED = "The backbone is not trained (random weights): no figure says anything about it."
 
 _THUMBNAIL_PIXELS = 128
-
-#: DB_3 is published as "about 1,600 + 400"; one copy lacks 4 of 200.
-_COUNT_TOLERANCE = 0.05
-_PHANTOM = (
-    "Synthetic images, drawn by this package. No figure below says anything about real smears or "
-    "may be called a replication of a published one."
-)
-
-
-def data_source(builders: Mapping[int, tfds.core.DatasetBuilder]) -> tuple[published.Source, str]:
-    """Tells whose images these are, and the sentence that announces it ("" for the authors').
-
-    The authors published approximate counts but no checksum and no groups, so a tree with other
-    counts, or with a `groups.csv`, is taken for a stand-in.
-
-    Args:
-        builders: Prepared builder of each stage.
-    """
-    if any(builder.builder_config.phantom_counts for builder in builders.values()):
-        return "phantom", _PHANTOM
-    reasons = []
-    for builder in builders.values():
-        found = builder.info.metadata["counts"]
-        if any(
-            abs(found[split].get(name, 0) - count) > _COUNT_TOLERANCE * count
-            for split, names in builder.PUBLISHED_COUNTS.items()
-            for name, count in names.items()
-        ):
-            reasons.append(f"{builder.TREE} has other counts than published")
-        elif any(pipeline.read_index(builder).groups):
-            reasons.append(f"{builder.TREE} has a groups.csv, which the authors' copy lacks")
-    return (
-        ("stand-in", _STAND_IN.format(reasons=", ".join(reasons))) if reasons else ("original", "")
-    )
 
 
 def describe(
@@ -83,6 +46,7 @@ def describe(
     policy: runs.DevicePolicy,
     *,
     program: str = "replication.run",
+    images: str | None = None,
     remarks: Sequence[str] = (),
     assigned: Mapping[str, roles.Roles] | None = None,
 ) -> None:
@@ -93,10 +57,14 @@ def describe(
         builders: Prepared builder of each stage.
         policy: The device policy in force.
         program: The module that was run.
+        images: Whose they are by declaration: "original", "stand-in", or None.
         remarks: Sentences that belong above every figure, such as `UNTRAINED`.
         assigned: Roles by protocol; those of `roles.assign_roles` in both protocols if None.
+
+    Raises:
+        runs.RunError: If the declaration contradicts what is published.
     """
-    source, announcement = data_source(builders)
+    source, announcement = provenance.source(builders, images)
     data = run.manifest().get("data", {})
     for stage, builder in builders.items():
         index = pipeline.read_index(builder)
@@ -256,6 +224,10 @@ def run_fit(
     directory = run.fit_directory(recipe.stage, protocol, seed)
     label = f"stage {recipe.stage}, {protocol} protocol, seed {seed}"
     if (directory / "fit.json").exists():
+        if (size := runs.read_json(directory / "fit.json")["size"]) != recipe.size:
+            raise runs.RunError(
+                f"{directory} was trained at {size} px, not {recipe.size}; give another --run_dir"
+            )
         print(f"{label}: finished before")
         return
     start = time.perf_counter()
@@ -468,8 +440,19 @@ def print_summary(
             row.verdict.partition(" (")[0],
         )
     console.print(table)
-    for line in [*(entry["line"] for entry in manifest["audit"].values()), *notes]:
+    remarks = [line for row in rows for line in (*_severe_lines(row), *row.remarks)]
+    for line in [*remarks, *(entry["line"] for entry in manifest["audit"].values()), *notes]:
         console.print(line, highlight=False)
+
+
+def _severe_lines(row: results.Row) -> list[str]:
+    """HSIL+ sensitivity beside its specificity, where the classes are those of stage 2."""
+    said = []
+    for name in ("sensitivity", "specificity"):
+        if summary := row.summary.get(f"hsil_plus_{name}"):
+            cell = shown.shown(summary.mean, summary.low, summary.high)
+            said.append(f"{name} {cell.value} {cell.interval}".rstrip())
+    return [f"{row.name}, {row.protocol} protocol: HSIL+ {', '.join(said)}"] if said else []
 
 
 def _is_terminal() -> bool:

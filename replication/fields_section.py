@@ -31,6 +31,7 @@ def section(run: runs.RunDirectory) -> dict[str, Any] | None:
         "page": f"{scan.path.name}/report.html",
         "settings": manifest["settings"],
         "models": manifest["models"],
+        "remarks": finished.remarks(scan),
         "classes": STAGE2_CLASSES,
         "fields": [_field(one) for one in finished.finished(scan)],
         "evaluation": runs.read_json(evaluation) if evaluation.exists() else None,

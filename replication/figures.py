@@ -5,6 +5,7 @@ All are made for a width of about 11 cm: side by side on a desk, and still legib
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,21 +67,29 @@ STYLE = {
 }
 
 
-def drawn(height: float, draw: Callable[[Figure], None], form: str = "svg") -> bytes:
-    """Draws a figure of the usual width in the report's style; the same figure, the same bytes.
+def drawn(
+    height: float, draw: Callable[[Figure], None], form: str = "svg", *, width: float = _WIDTH
+) -> bytes:
+    """Draws a figure in the report's style; the same figure, the same bytes.
 
     Args:
         height: Inches.
         draw: Draws into an empty figure.
         form: "svg" or "png".
+        width: Inches.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
         timeless = {"Date": None, "Creator": None} if form == "svg" else None
         figure.savefig(buffer, format=form, metadata=timeless)
     return buffer.getvalue()
+
+
+def percent_tick(value: float, _: int = 0) -> str:
+    """Writes a tick of a share as it is: a tick at 0.475 is '47.5 %', and never '48 %'."""
+    return f"{round(100 * value, 6):g} %"
 
 
 def message(axes: Axes, text: str) -> None:
@@ -140,7 +149,7 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
         if not shown:
             message(axes, "not recorded")
         elif metric == "accuracy":
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+            axes.yaxis.set_major_formatter(percent_tick)
         elif min(shown) > 0 and max(shown) > 10 * np.median(shown):
             # A first epoch on unscaled pixels would press all others onto the axis.
             axes.set_yscale("log")
@@ -166,25 +175,39 @@ def confusion_matrix(
     Returns:
         The picture in that form.
     """
+    # Below this side of a cell a count and a percentage do not fit.
+    side = max(_CELL, (_WIDTH - _BESIDE) / len(class_names))
+    matrix_side = side * len(class_names)
     return drawn(
-        max(HEIGHT, 1 + 0.4 * len(class_names)),
-        lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names),
+        max(HEIGHT, _BESIDE + matrix_side),
+        lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names, side),
         form,
+        width=_BESIDE + matrix_side,
     )
 
 
-def _confusion_matrix(figure: Figure, counts: np.ndarray, names: Sequence[str]) -> None:
+#: Inches: the least side of a cell of a confusion matrix, what stands beside the cells, and the
+#: width of a letter.
+_CELL, _BESIDE, _LETTER = 0.46, 1.3, 0.068
+
+#: Letters after which a class name is broken into lines.
+_NAME = 18
+
+
+def _confusion_matrix(
+    figure: Figure, counts: np.ndarray, names: Sequence[str], side: float
+) -> None:
     axes = figure.subplots()
     support = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
     axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolor="white", linewidth=1.5)
-    small = len(names) > 6
+    large = side > 0.6
     for row, column in np.ndindex(counts.shape):
         colour = "white" if shares[row, column] > 0.6 else INK
         share = f"{100 * shares[row, column]:.1f} %" if support[row] else "no image"
         for text, points, size, weight in (
-            (f"{counts[row, column]:,}", 0 if small else 5.5, 10, "bold"),
-            ("" if small else share, -6.5, 7.5, "normal"),
+            (f"{counts[row, column]:,}", 5.5, 10 if large else 8, "bold"),
+            (share, -6.5, 7.5 if large else 6, "normal"),
         ):
             axes.annotate(
                 text,
@@ -198,8 +221,14 @@ def _confusion_matrix(figure: Figure, counts: np.ndarray, names: Sequence[str]) 
                 weight=weight,
             )
     ticks = np.arange(len(names)) + 0.5
-    axes.set_xticks(ticks, names, rotation=45 if small else 0)
-    axes.set_yticks(ticks, names, rotation=0 if small else 90, va="center")
+    if max(map(len, names)) * _LETTER <= side:
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names, rotation=90, va="center")
+    else:
+        broken = [textwrap.fill(name, _NAME, break_long_words=False) for name in names]
+        turned = {"rotation": 45, "ha": "right", "va": "top", "rotation_mode": "anchor"}
+        axes.set_xticks(ticks, broken, **turned)
+        axes.set_yticks(ticks, broken, va="center")
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

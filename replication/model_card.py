@@ -31,6 +31,7 @@ _IMAGES = {
     "original": "the papers' own images, as their authors published them",
     "phantom": "phantoms: drawings made by this package, not cells",
     "stand-in": "real images that are not the papers'",
+    "undeclared": "images of which the command's user did not declare whose they are",
     _UNKNOWN: "unknown: the manifest does not say whose images these are",
 }
 _NO_SOURCE = (
@@ -44,6 +45,7 @@ _METRICS = {
     "balanced_accuracy": ("balanced accuracy", True),
     "macro_f1": ("macro F1", True),
     "hsil_plus_sensitivity": ("HSIL+ sensitivity", True),
+    "hsil_plus_specificity": ("HSIL+ specificity", True),
     "roc_auc_macro": ("ROC-AUC", False),
     "quadratic_kappa": ("kappa", False),
 }
@@ -189,6 +191,7 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
             for name, found in per_class.items()
             if found["support"] < _FEW_IMAGES
         ],
+        "remarks": list(map(_text, row.remarks)),
         "baseline": _estimate(metrics.get("majority_baseline")),
         "mistakes": _mistakes(metrics),
         "class_methods": list(
@@ -313,9 +316,14 @@ def _caveats(source: str, studies: Sequence[Mapping[str, Any]]) -> list[str]:
                 "the intervals, which take images as independent, are too narrow"
             )
             of.setdefault(crops, []).append(study["label"])
-    caveats = [f"{'; '.join(labels)}: {caveat}." for caveat, labels in of.items()]
+    caveats = [remark for study in studies for remark in study["remarks"]]
+    caveats += [f"{'; '.join(labels)}: {caveat}." for caveat, labels in of.items()]
     if source != "original":
-        caveats.insert(0, "The figures replicate nothing: the images are not the papers'.")
+        why = {
+            "undeclared": "whose images these are was not declared",
+            _UNKNOWN: "whose images these are is unknown",
+        }.get(source, "the images are not the papers'")
+        caveats.insert(0, f"The figures replicate nothing: {why}.")
     if any(study["protocol"] == "paper" for study in studies):
         caveats.append(
             "The paper protocol repeats the authors' defects on purpose (BUILD_NOTES.md, D1 to "

@@ -49,6 +49,7 @@ _METRICS = {
     "balanced_accuracy": ("balanced accuracy", True, "mean sensitivity over the classes"),
     "macro_f1": ("macro F1", True, "mean F1 over the classes"),
     "hsil_plus_sensitivity": ("HSIL+ sensitivity", True, "HSIL or SCC, named as either"),
+    "hsil_plus_specificity": ("HSIL+ specificity", True, "NILM or LSIL, named as neither"),
     "roc_auc_macro": ("ROC-AUC", False, "mean over the classes, one against the rest"),
     "quadratic_kappa": ("kappa", False, "agreement beyond chance, quadratic weights"),
 }
@@ -57,6 +58,7 @@ _ANNOUNCEMENTS = {
     "original": "",
     "phantom": "Every image of this run is a drawing made by this package, not a cell.",
     "stand-in": "The images of this run are not the authors' own.",
+    "undeclared": "Whose images these are was not declared.",
 }
 
 
@@ -119,6 +121,7 @@ def write(
             _plain(_mapping(found).get("line"))
             for found in _mapping(manifest.get("audit")).values()
         ],
+        remarks=[remark for row in rows for remark in row.remarks],
         notes=notes,
         explained=heat_maps is not None,
         documents={name: text for name, text in _DOCUMENTS.items() if (run.path / name).is_file()},

@@ -14,7 +14,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from replication import evaluation, published, runs
+from replication import evaluation, one_class, published, runs
 
 #: The published figure that each stage's accuracy is set beside where the fit names none.
 _PUBLISHED_KEYS = {1: "P1.accuracy", 2: "P2.accuracy"}
@@ -104,6 +104,7 @@ class Row:
         published: The published figure.
         summary: Mean, spread and interval of every summary metric over the seeds.
         verdict: The intervals compared, in words.
+        remarks: Of each seed that gives one class to nearly every test image, a sentence.
     """
 
     stage: int
@@ -112,6 +113,7 @@ class Row:
     published: published.Published
     summary: dict[str, evaluation.SeedSummary]
     verdict: str
+    remarks: tuple[str, ...] = ()
 
 
 def summary_rows(fits: list[Fit], source: published.Source) -> list[Row]:
@@ -124,9 +126,15 @@ def summary_rows(fits: list[Fit], source: published.Source) -> list[Row]:
     rows = []
     for stage, protocol in dict.fromkeys((fit.stage, fit.protocol) for fit in fits):
         same = [fit for fit in fits if (fit.stage, fit.protocol) == (stage, protocol)]
-        summary = evaluation.summarise_seeds([fit.predictions.select("test") for fit in same])
+        tests = [fit.predictions.select("test") for fit in same]
+        summary = evaluation.summarise_seeds(tests)
         figure = published.published(same[0].info.get("published") or _PUBLISHED_KEYS[stage])
         accuracy = summary["accuracy"]
         verdict = published.verdict(figure, accuracy.low, accuracy.high, source=source)
-        rows.append(Row(stage, same[0].info["name"], protocol, figure, summary, verdict))
+        remarks = tuple(
+            f"{same[0].info['name']}, {protocol} protocol, seed {fit.seed}: {remark}"
+            for fit, test in zip(same, tests, strict=True)
+            if (remark := one_class.remark(test.predicted, test.class_names, test.labels))
+        )
+        rows.append(Row(stage, same[0].info["name"], protocol, figure, summary, verdict, remarks))
     return rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs
+from replication import device_flags, flag_values, image_flags, runs
 from tfds_pap import commands
 
 _STAGES = ("1", "2")
@@ -32,6 +32,13 @@ _PROTOCOL = flags.DEFINE_enum(
     "As the authors ran it, without their defects, or both (default).",
 )
 _STAGE_LIST = flags.DEFINE_list("stages", list(_STAGES), "Stages to train (default: 1,2).")
+_STAGE1 = flags.DEFINE_enum(
+    "stage1",
+    "20",
+    ["20", "50"],
+    "Input of the first stage in pixels: 20 (P1, default), or 50, the later variant that the "
+    "published 0.992 is of.",
+)
 _STAGE2 = flags.DEFINE_enum(
     "stage2",
     "cnn",
@@ -83,6 +90,7 @@ _PROFILE = flags.DEFINE_bool(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(image_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -92,6 +100,7 @@ def main(argv: list[str]) -> None:
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = "phantom" if _MANUAL_DIR.value is None else "original"
+    images = image_flags.declared(_MANUAL_DIR.value)
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
@@ -116,6 +125,7 @@ def main(argv: list[str]) -> None:
                 protocol,
                 stage,
                 phantoms=source == "phantom",
+                stage1=_STAGE1.value,
                 stage2=_STAGE2.value,
                 weights_spec=_WEIGHTS.value,
                 epochs=_EPOCHS.value,
@@ -126,7 +136,7 @@ def main(argv: list[str]) -> None:
             for stage in stages
         }
         run = runs.RunDirectory.open(path, _identity(source, builders, policy))
-        experiment.describe(run, builders, policy)
+        experiment.describe(run, builders, policy, images=images)
         audits = experiment.audit(run, builders.values())
         print(device_flags.words(policy))
         # Seeds are the outer loop: after the first one the whole table can be filled.
@@ -166,6 +176,7 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "epochs": _EPOCHS.value,
         "batch_size": _BATCH_SIZE.value,
         "augment": _AUGMENT.value,
+        "stage1": _STAGE1.value,
         "stage2": _STAGE2.value,
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,

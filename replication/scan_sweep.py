@@ -154,12 +154,15 @@ def _print(rows: Sequence[Any]) -> None:
 
     table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
     names = ("stride", "radius", "threshold", "recall", "by chance", "precision", "kept ROIs")
-    for name in (*names, "stage 1", "stage 2", "HSIL+ right"):
+    for name in (*names, "stage 1", "stage 2", "HSIL+ sens.", "HSIL+ spec."):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         recall = shown.shown(row.recall, row.recall_low, row.recall_high)
         severe = shown.shown(
             row.hsil_plus_sensitivity, row.hsil_plus_low, row.hsil_plus_high, missing="none"
+        )
+        mild = shown.shown(
+            row.hsil_plus_specificity, row.specificity_low, row.specificity_high, missing="none"
         )
         table.add_row(
             *(f"{value:g}" for value in (row.stride, row.radius, row.threshold)),
@@ -170,10 +173,11 @@ def _print(rows: Sequence[Any]) -> None:
             f"{1000 * row.stage1_seconds:.1f} ms",
             f"{1000 * row.stage2_seconds:.0f} ms",
             f"{severe.value} {severe.interval}",
+            f"{mild.value} {mild.interval}",
             style="bold" if row.setting == DEFAULT else None,
         )
     console = rich.console.Console()
-    rich.console.Console(width=None if console.is_terminal else 132).print(table)
+    rich.console.Console(width=None if console.is_terminal else 150).print(table)
 
 
 if __name__ == "__main__":

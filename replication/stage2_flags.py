@@ -5,6 +5,8 @@ from typing import Any
 
 from absl import flags
 
+from replication import image_flags
+
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
 )
@@ -15,10 +17,21 @@ _FEATURES_DIR = flags.DEFINE_string(
     "features_dir", "runs/features", "Where features are stored (default: runs/features)."
 )
 
+flags.adopt_module_key_flags(image_flags)
+
 
 def manual_dir() -> str | None:
     """Returns the folder that holds DB_4, if one is given."""
     return _MANUAL_DIR.value
+
+
+def images() -> str | None:
+    """Returns whose images are declared to lie there: "original", "stand-in" or None.
+
+    Raises:
+        app.UsageError: If no folder is given whose images it could be about.
+    """
+    return image_flags.declared(_MANUAL_DIR.value)
 
 
 def data_dir() -> str | None:

@@ -81,8 +81,8 @@ def _reliability_diagram(
     upper.set(ylabel=share, xlim=(-0.015, 1.015), ylim=(-0.03, 1.03))
     for axes in (upper, lower):
         axes.grid(True)
-        axes.xaxis.set_major_formatter(_percent)
-    upper.yaxis.set_major_formatter(_percent)
+        axes.xaxis.set_major_formatter(figures.percent_tick)
+    upper.yaxis.set_major_formatter(figures.percent_tick)
     figure.legend(handles, labels, loc="outside upper center")
 
 
@@ -175,14 +175,10 @@ def _risk_coverage(figure: Figure, predictions: Predictions, abstention: Abstent
         tops.append(risk.high)
     axes.set(xlabel="images answered (coverage)", ylabel="wrong among these (risk)")
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.02 * max(tops), 1.05 * max(tops)))
-    axes.xaxis.set_major_formatter(_percent)
+    axes.xaxis.set_major_formatter(figures.percent_tick)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.grid(True)
     figure.legend(handles, labels, loc="outside upper center")
-
-
-def _percent(value: float, _: Any) -> str:
-    return f"{100 * value:.0f} %"
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

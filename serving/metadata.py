@@ -4,7 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from replication import decisions, model_card, pages, results, runs
+from replication import decisions, model_card, one_class, pages, results, runs
 from serving import image_guard
 from serving.graph import Graph
 
@@ -31,6 +31,8 @@ def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str
     if "command" in environment:
         environment["command"] = model_card.without_folders(environment["command"])
     triage = metrics["triage"]
+    test = fit.predictions.select("test")
+    remark = one_class.remark(test.predicted, test.class_names, test.labels)
     return {
         "format": FORMAT,
         "model": {
@@ -55,6 +57,7 @@ def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str
         },
         "detection": None if graph.detection is None else graph.detection.facts(),
         "metrics": metrics,
+        "remarks": [remark] if remark else [],
         "announcement": pages.announcement(manifest),
         "intended_use": INTENDED_USE,
         "audit": [found["line"] for found in manifest.get("audit", {}).values()],

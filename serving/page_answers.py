@@ -80,9 +80,11 @@ def ask(
     Returns:
         `label` and its `meaning`, `probabilities` (pairs of class and probability, as the model
         gives them and in its order), `calibrated` (the same with its temperature), `hsil_plus`,
-        `abstain`, `threshold`, `version`, `milliseconds` of the model alone, `size` (height and
-        width in pixels), and as data URIs `image` as the model sees it and `heat`, its Grad-CAM
-        overlay. None where the model has no such thing.
+        `abstain`, `undecided` (whether the two highest probabilities, calibrated where they are,
+        lie within the model's `margin` of each other), `threshold`, `margin`, `version`,
+        `milliseconds` of the model alone, `size` (height and width in pixels), and as data URIs
+        `image` as the model sees it and `heat`, its Grad-CAM overlay. None where the model has no
+        such thing.
 
     Raises:
         ServingError: The image is broken, or the model cannot answer.
@@ -100,7 +102,9 @@ def ask(
         version, facts = servable.version, page_facts.read(servable.path)
     answer = {name: values[0] for name, values in found.items()}
     return {
-        **_named(answer, facts["labels"], facts.get("temperature")),
+        **(named := _named(answer, facts["labels"], facts.get("temperature"))),
+        "undecided": _undecided(named, facts.get("margin", 0.0)),
+        "margin": facts.get("margin", 0.0),
         "threshold": facts.get("threshold"),
         "version": version,
         "milliseconds": round(1000 * seconds, 1),
@@ -196,6 +200,14 @@ def _named(
         "hsil_plus": None if hsil_plus is None else float(hsil_plus),
         "abstain": None if abstain is None else bool(abstain),
     }
+
+
+def _undecided(named: Mapping[str, Any], margin: float) -> bool:
+    shares = named["calibrated"] or [share for _, share in named["probabilities"]]
+    if len(shares) < 2:
+        return False
+    second, first = sorted(shares)[-2:]
+    return first - second <= margin
 
 
 def _pictures(answer: Mapping[str, Any]) -> dict[str, Any]:

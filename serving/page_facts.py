@@ -41,6 +41,7 @@ def read(version: Path) -> dict[str, Any]:
         `unknown`: why nothing is known, "" where something is. Then `title`, `details`, `labels`,
         `metrics` (each with `name`, `value`, `low`, `high`, `count` and the rounded `text`),
         `methods` (of the intervals), `test_images` (by class), `temperature`, `threshold`,
+        `margin` (within which the two highest probabilities decide nothing), `remarks`,
         `detection` (None where whole fields are not read; else `roi` in pixels, `words`), `notes`,
         `limits`, `announcement`, `intended_use`, `audit` and `exported`; of an unknown version only
         the empty `labels`.
@@ -77,7 +78,11 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         if metrics.get(key)
     ]
     per_class = metrics.get("per_class", {})
-    rows += [_metric(f"{label} sensitivity", of["sensitivity"]) for label, of in per_class.items()]
+    for label, of in per_class.items():
+        # Naming everything SCC gives SCC a sensitivity of 100 %.
+        kinds = [kind for kind in ("sensitivity", "specificity") if kind in of]
+        rows += [_metric(f"{label} {kind}", of[kind]) for kind in kinds]
+    margin = _margin(metrics, calibration["temperature"] is not None)
     size, temperature = int(model["input_size"]), calibration["temperature"]
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
@@ -95,8 +100,13 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "test_images": {label: int(of["support"]) for label, of in per_class.items()},
         "temperature": temperature,
         "threshold": abstention["threshold"],
+        "margin": margin,
         "detection": _detection(metadata.get("detection")),
-        "notes": [str(each["note"]) for each in (calibration, abstention) if each["note"]],
+        "remarks": [str(remark) for remark in metadata.get("remarks", ())],
+        "notes": [
+            *(str(each["note"]) for each in (calibration, abstention) if each["note"]),
+            _margin_note(margin),
+        ],
         "limits": {
             "formats": [str(name) for name in metadata["limits"]["formats"]],
             "max_pixels": int(metadata["limits"]["max_pixels"]),
@@ -106,6 +116,31 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "audit": [str(line) for line in metadata["audit"]],
         "exported": str(metadata["exported"]["time"]),
     }
+
+
+def _margin(metrics: Mapping[str, Any], calibrated: bool) -> float:
+    """How near to each other the two highest probabilities decide nothing; 0: only where equal.
+
+    Either may be off by the expected calibration error (ECE) that the model had on its own test
+    images, so that twice the ECE may turn their order round.
+    """
+    known = (metrics.get("triage") or {}).get("calibration") or {}
+    scores = known.get("after" if calibrated else "before") or {}
+    error = (scores.get("ece") or {}).get("value")
+    return 0.0 if error is None else 2 * float(error)
+
+
+def _margin_note(margin: float) -> str:
+    if not margin:
+        return (
+            "No calibration error is known of this model: it is undecided only between equal "
+            "probabilities."
+        )
+    return (
+        f"The two highest probabilities decide nothing where they lie within {100 * margin:.1f} "
+        "points: twice the expected calibration error on the model's own test images, by which "
+        "each of the two may be off."
+    )
 
 
 def _detection(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -46,6 +46,16 @@ def test_blur_equals_opencv(cell):
         np.testing.assert_allclose(ours[number], wanted, atol=1e-3)
 
 
+def test_p3_blurs_over_nine_rows_and_five_columns(monkeypatch):
+    # torchvision's GaussianBlur((5, 9)) is 5 wide and 9 high.
+    monkeypatch.setattr(augmentation, "rotate", lambda images, degrees: images)
+    points = np.zeros((12, 41, 41, 3), np.uint8)
+    points[:, 20, 20] = 255
+    found = np.asarray(augmentation.random_flips_blur_rotation(points, tf.constant([0, 1])))
+    high, wide = (np.any(found, axis=axes).sum(axis=1).max() for axes in ((2, 3), (1, 3)))
+    assert (high, wide) == (9, 5)
+
+
 def test_rotation_equals_pil(cell):
     degrees = [30.0, 48.5, 70.0]
     ours = augmentation.rotate(tf.constant(np.stack([cell] * 3)), tf.constant(degrees)).numpy()

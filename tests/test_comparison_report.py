@@ -13,7 +13,14 @@ from matplotlib.text import Annotation
 from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
-from replication import comparison_figures, comparison_report, runs
+from replication import (
+    comparison_figures,
+    comparison_report,
+    comparison_steps,
+    features,
+    heads,
+    runs,
+)
 from replication.comparison import COSTS, Candidate, Comparison, Cost
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -261,6 +268,43 @@ def test_figures_of_a_single_backbone_are_drawn():
         assert comparison_figures.accuracy_against(one, "parameters", form).startswith(start)
         assert comparison_figures.ranking(one, form).startswith(start)
         assert comparison_figures.leak(one, "macro_f1", form).startswith(start)
+
+
+def test_no_backbone_is_called_beaten_where_pairs_are_not_told_apart(both_cuts, monkeypatch):
+    made = []
+
+    def draw_only(height, draw, form):
+        made.append(Figure(figsize=(5.2, height), layout="constrained"))
+        draw(made[-1])
+        return b""
+
+    monkeypatch.setattr(comparison_figures, "_drawn", draw_only)
+    assert both_cuts.sets
+    comparison_figures.accuracy_against(both_cuts, "gflops")
+    words = [text.get_text() for text in made[-1].legends[0].get_texts()]
+    assert words == ["Pareto front", "off the front", "untrained backbone"]
+
+
+def test_one_backbone_is_not_the_best_of_several():
+    one = candidates(count=1)[0]
+    design = comparison_steps.Design("paper", (heads.PUBLISHED,), 0, (0, 1), "slide")
+    scored = {one.name: {heads.PUBLISHED: (one, list(one.runs))}}
+    found = comparison_steps.compare(scored, design)
+    assert found.winner == one.name
+    assert "best of" not in found.winner_note and "luck" not in found.winner_note
+    assert "was not chosen among others" in found.winner_note
+
+
+def test_the_paper_protocol_says_where_it_lacks_the_papers_size():
+    specs = {
+        name: features.FeatureSpec(name, None, size, "bgr")
+        for name, size in (("resnet152", 224), ("efficientnetb3", 300))
+    }
+    (said,) = comparison_steps.size_remarks("paper", specs)
+    assert said.startswith("Input of 224 and 300 px: the size of P4's comparison is not published")
+    assert comparison_steps.size_remarks("clean", specs) == []
+    final = {"resnet152": features.FeatureSpec("resnet152", None, 250, "bgr")}
+    assert comparison_steps.size_remarks("paper", final) == []
 
 
 def test_undefined_figures_are_words():

@@ -102,6 +102,7 @@ def test_values_and_fast_statistics_equal_scikit_learn(names, seed):
             expected[f"{curve}_macro"] = np.mean([expected[f"{curve} {name}"] for name in names])
         if names == FOUR:
             expected["hsil_plus_sensitivity"] = metrics.recall_score(yb >= 2, qb >= 2)
+            expected["hsil_plus_specificity"] = metrics.recall_score(yb < 2, qb < 2)
         for name, value in expected.items():
             assert fast[name][b] == pytest.approx(value, abs=1e-12), name
 
@@ -163,7 +164,8 @@ def test_kappa_follows_severity_not_the_order_in_the_file():
     p = random_predictions(5)
     # Without ties: of two equal classes the first is named, whatever the order.
     p = dataclasses.replace(p, probabilities=np.eye(4)[p.predicted])
-    order = [2, 1, 0, 3]
+    # No permutation that is its own inverse: reading the order the wrong way round must show.
+    order = [2, 0, 3, 1]
     shuffled = make(
         np.argsort(order)[p.labels], p.probabilities[:, order], tuple(FOUR[c] for c in order)
     )
@@ -349,6 +351,7 @@ def test_one_seed_without_groups_is_wilson():
         "balanced_accuracy",
         "macro_f1",
         "hsil_plus_sensitivity",
+        "hsil_plus_specificity",
         "roc_auc_macro",
         "quadratic_kappa",
     }

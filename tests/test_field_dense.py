@@ -194,6 +194,19 @@ def test_real_fields(networks, shared_data):
     np.testing.assert_allclose(stage1.scores(pixels), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("roi", "stride"), [(96, 24), (148, 37), (120, 30)])
+@pytest.mark.parametrize("resize", sorted(decoding.RESIZE_METHODS))
+@pytest.mark.parametrize("size", [20, 50])
+def test_exact_is_exact_where_float32_would_place_samples_otherwise(
+    networks, field, size, roi, stride, resize
+):
+    expected = naive(networks[size], resize, field, roi, stride)
+    stage1 = Stage1(networks[size], resize, roi=roi, stride=stride)
+    np.testing.assert_allclose(stage1.scores(field), expected, atol=1e-5)
+    # Nearest neighbours are looked up in whole numbers, and need no crops.
+    assert resize != "nearest" or stage1.method == "exact"
+
+
 def test_half_a_pixel_matters(networks, field):
     """What the exact form is for: boxes by their corners give other scores."""
     lattice = Lattice(field.shape[1], field.shape[0])

@@ -106,6 +106,8 @@ def naive(fields):
             figures[f"sensitivity {label}"] = share(among.count(label), len(among))
     severe = [named in ("HSIL", "SCC") for true, named in pairs if true in ("HSIL", "SCC")]
     figures["sensitivity HSIL+"] = share(sum(severe), len(severe))
+    mild = [n for true, n in pairs if true in ("NILM", "LSIL") and n != NOT_FOUND]
+    figures["specificity HSIL+"] = share(sum(n in ("NILM", "LSIL") for n in mild), len(mild))
     return figures
 
 
@@ -258,7 +260,8 @@ def test_without_stage_2_there_is_no_end_to_end(fields):
     assert found.confusion is None
     names = {figure.name for figure in found.figures}
     assert {figure.name for figure in whole.figures} - names == {
-        f"sensitivity {name}" for name in (*STAGE2_CLASSES, "HSIL+")
+        *(f"sensitivity {name}" for name in (*STAGE2_CLASSES, "HSIL+")),
+        "specificity HSIL+",
     }
     for figure in found.figures:
         assert figure == whole.figure(figure.name)
@@ -380,6 +383,7 @@ def test_sentences(fields, evaluation):
     assert "within 32 px of it (pixels of the field as read)" in lines[1]
     assert f"finds {evaluation.figure('recall')} of the nuclei" in lines[2]
     assert f"HSIL+ {evaluation.figure('sensitivity HSIL+')} of " in lines[-1]
+    assert f"NILM and LSIL nuclei found: {evaluation.figure('specificity HSIL+')}." in lines[-1]
     given = evaluate(fields, threshold=0.5, complete=True, match_radius=20.5, resamples=50)
     assert "within 20.5 px of it (pixels of the file)" in given.lines()[1]
 

@@ -108,6 +108,7 @@ def test_every_setting_is_a_scan_of_its_own(rows, stages, annotated, pool, thres
             ("precision", row.precision),
             ("recall_by_chance", row.recall_by_chance),
             ("sensitivity HSIL+", row.hsil_plus_sensitivity),
+            ("specificity HSIL+", row.hsil_plus_specificity),
         ):
             assert value == pytest.approx(expected.figure(name).value, nan_ok=True), name
         recall = expected.figure("recall")
@@ -136,7 +137,7 @@ def test_the_table_comes_back(rows):
 def row(stride, radius, threshold, kept, recall):
     return sweep.Row(
         *(stride, radius, threshold, recall, recall - 0.05, recall + 0.05, recall / 3, math.nan),
-        *(True, 100.0, kept, 0.01, kept / 500, math.nan, math.nan, math.nan),
+        *(True, 100.0, kept, 0.01, kept / 500, *[math.nan] * 6),
     )
 
 

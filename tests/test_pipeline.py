@@ -74,6 +74,26 @@ def test_nearest_equals_cv2_and_pil(smooth, size):
     np.testing.assert_array_equal(ours, np.asarray(pil))
 
 
+def test_nearest_is_not_cv2s_plain_one(smooth):
+    # It takes the pixel at the corner of each cell: P1's authors resized by PIL.
+    square = cv2.resize(smooth, (150, 150))
+    ours = pipeline.decode_and_resize(encode(square, "PNG"), 20, "nearest").numpy()
+    corners = cv2.resize(square, (20, 20), interpolation=cv2.INTER_NEAREST)
+    assert (ours != corners).any(axis=-1).mean() > 0.5
+
+
+@pytest.mark.parametrize("size", [20, 64, 224])
+def test_antialiased_shrinking_equals_pil(smooth, size):
+    square = cv2.resize(smooth, (500, 500))
+    square[::2] = 255 - square[::2]
+    ours = pipeline.decode_and_resize(encode(square, "PNG"), size, "antialiased").numpy()
+    pil = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)
+    # PIL computes in fixed point.
+    assert np.abs(ours.astype(int) - np.asarray(pil)).max() <= 1
+    plain = pipeline.decode_and_resize(encode(square, "PNG"), size, "bilinear").numpy()
+    assert np.abs(plain.astype(int) - np.asarray(pil)).max() > 20
+
+
 @pytest.mark.parametrize("size", [7, 50, 200])
 def test_nearest_takes_the_pixel_under_the_centre(smooth, size):
     # Exact fractions: cv2 and PIL differ from each other where a centre falls on a boundary.
@@ -128,7 +148,9 @@ def test_undecodable_bytes_raise(data):
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match="'cubic': expected one of nearest, bilinear, area"):
+    with pytest.raises(
+        ValueError, match="'cubic': expected one of nearest, bilinear, antialiased, area"
+    ):
         pipeline.decode_and_resize(b"", 8, "cubic")
 
 

@@ -103,6 +103,11 @@ def test_p6_matrix_in_order_of_severity():
     assert figures == {**from_matrix(P6_CONFUSION, P6_ORDER)}
 
 
+def test_the_note_on_precision_is_what_the_published_matrix_gives():
+    precision = from_matrix(P6_CONFUSION, P6_ORDER)["macro_precision"]
+    assert f"the published matrix that is {precision:.4f}" in published("P6.precision").note
+
+
 def test_p6_published_specificity_equals_the_mean_one_against_rest():
     # The published 0.9908 is a batch average over one-hot cells. With 200 images of every class the
     # mean over classes and the pooled cells coincide, 2378 / 2400, and both round to 0.9908. It is
@@ -154,7 +159,11 @@ def test_verdicts_compare_intervals():
 @pytest.mark.parametrize("figure", PUBLISHED, ids=lambda figure: figure.key)
 @pytest.mark.parametrize("interval", [(0, 1), (0, 0.1), (1, 1), (math.nan, math.nan)])
 def test_nothing_on_other_images_is_a_replication(figure, interval):
-    for source, words in (("phantom", "phantom data"), ("stand-in", "other images")):
+    for source, words in (
+        ("phantom", "phantom data"),
+        ("stand-in", "other images"),
+        ("undeclared", "whose images is not declared"),
+    ):
         said = verdict(figure, *interval, source=source)
         assert said.startswith(f"not comparable: {words}")
         assert not any(word in said for word in ("agrees", "lower", "higher", "overlap"))
@@ -170,7 +179,9 @@ def test_no_interval_no_verdict():
 
 
 def test_verdict_refuses_bad_input():
-    with pytest.raises(ValueError, match="original, phantom or stand-in, got 'folders'"):
+    with pytest.raises(
+        ValueError, match="original, phantom, stand-in or undeclared, got 'folders'"
+    ):
         verdict(P6, 0.9, 0.95, source="folders")
     with pytest.raises(ValueError, match="low <= high"):
         verdict(P6, 0.95, 0.9, source="original")

@@ -39,6 +39,19 @@ def test_p3_is_what_the_authors_ran():
     np.testing.assert_allclose(scale.scale, 1 / (255 * np.array([0.229, 0.224, 0.225])))
 
 
+def test_the_flag_chooses_p1s_later_variant():
+    paper = recipes.plan("paper", 1, phantoms=False, stage1="50")
+    assert (paper.size, paper.epochs, paper.keep) == (50, 56, "last")
+    model = paper.build(paper.size)
+    names = [type(layer).__name__ for layer in model.layers]
+    assert model.input_shape == (None, 50, 50, 3)
+    assert names.index("Dropout") > names.index("Dense")
+    clean = recipes.plan("clean", 1, phantoms=False, stage1="50")
+    assert (clean.size, clean.epochs, clean.keep) == (50, 100, "best")
+    assert recipes.plan("paper", 1, phantoms=False).size == 20
+    assert recipes.plan("paper", 2, phantoms=False, stage1="50").size == 250
+
+
 def test_clean_p3_is_a_head_on_stored_views():
     clean = recipes.plan("clean", 2, phantoms=False, stage2="resnet50", weights_spec="none")
     assert clean.features.views == 8 and clean.features.preprocessing == "caffe"

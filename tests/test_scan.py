@@ -1,6 +1,7 @@
 """`python -m replication.scan`: what it writes, resumes, refuses and survives."""
 
 import csv
+import html
 import json
 import os
 import shutil
@@ -79,6 +80,11 @@ def test_what_a_scan_leaves(scanned, fields):
         assert (info["width"], info["height"], info["rois"]) == (420, 330, 11 * 8)
         assert np.load(one / "scores.npy").shape == (8, 11)
         assert ((cells.x >= 75) & (cells.x <= 420 - 75)).all()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    said = manifest["models"]["stage2"]["scored"][0]
+    assert said.startswith("In its own run, on 12 test images: accuracy ")
+    assert "HSIL+ sensitivity " in said and "HSIL+ specificity " in said
+    assert f"Stage 2: {said}" in html.unescape((folder / "report.html").read_text())
 
 
 def test_running_again_does_nothing_again(scanned, two_stage_run, fields):

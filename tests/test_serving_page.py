@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import io
+import json
 import re
 import threading
 
@@ -20,6 +21,7 @@ from page_server import (
     SIZE,
     FakeManager,
     FakeServable,
+    estimate,
     metadata_values,
     png,
     serving,
@@ -299,3 +301,54 @@ def test_real_model_behind_it(tmp_path):
         assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
     finally:
         manager.stop()
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "margin", "undecided"),
+    [
+        ([0.05, 0.1, 0.45, 0.4], 0.06, True),
+        ([0.05, 0.1, 0.48, 0.37], 0.06, False),
+        ([0.25, 0.25, 0.25, 0.25], 0.0, True),
+        ([0.05, 0.1, 0.43, 0.42], 0.0, False),
+    ],
+)
+def test_two_classes_within_the_margin_are_undecided(probabilities, margin, undecided):
+    named = {"calibrated": None, "probabilities": list(zip("abcd", probabilities, strict=True))}
+    assert page_answers._undecided(named, margin) is undecided
+    swapped = {"calibrated": probabilities, "probabilities": [("a", 1.0), ("b", 0.0)]}
+    assert page_answers._undecided(swapped, margin) is undecided
+
+
+def test_the_margin_is_twice_the_calibration_error_of_the_models_own_test_images(tmp_path):
+    values = metadata_values()
+    extra = tmp_path / "assets.extra"
+    extra.mkdir()
+
+    def facts():
+        (extra / "metadata.json").write_text(json.dumps(values))
+        return page_facts.read(tmp_path)
+
+    assert facts()["margin"] == 0
+    values["metrics"]["triage"] = {
+        "calibration": {"before": {"ece": estimate(0.2, 0.1, 0.3)}, "after": None}
+    }
+    assert facts()["margin"] == 0
+    values["metrics"]["triage"]["calibration"]["after"] = {"ece": estimate(0.05, 0.04, 0.09)}
+    assert facts()["margin"] == pytest.approx(0.1)
+    assert any("within 10.0 points: twice the expected" in note for note in facts()["notes"])
+    values["calibration"]["temperature"] = None
+    assert facts()["margin"] == pytest.approx(0.4)
+
+
+def test_remarks_and_specificities_reach_the_page(tmp_path):
+    values = metadata_values() | {"remarks": ["SCC is what it names 20 of 20 test images."]}
+    for found in values["metrics"]["per_class"].values():
+        found["specificity"] = estimate(0.25, 0.2, 0.3)
+    (tmp_path / "assets.extra").mkdir()
+    (tmp_path / "assets.extra" / "metadata.json").write_text(json.dumps(values))
+    found = page_facts.read(tmp_path)
+    assert found["remarks"] == values["remarks"]
+    names = [row["name"] for row in found["metrics"]]
+    for name, row in zip(names, [*names[1:], ""], strict=True):
+        if name.endswith("sensitivity"):
+            assert row == name.replace("sensitivity", "specificity")

@@ -1,6 +1,7 @@
 """The page of the server as a reader meets it: driven in a headless browser."""
 
 import grpc
+import numpy as np
 import pytest
 from browser import Browser
 from page_server import (
@@ -239,3 +240,23 @@ def test_phone_shows_it_without_sideways_scrolling(browser, full, tmp_path, dark
     assert tab.run("document.querySelector('.device').getBoundingClientRect().top") == 0
     ground = tab.run("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(21, 24, 27)" if dark else "rgb(251, 251, 249)")
+
+
+def test_two_classes_too_close_leave_no_class_in_large_type(browser, tmp_path):
+    class Torn(FakeServable):
+        def run(self, *asked, **options):
+            torn = {"probabilities": [0.03, 0.07, 0.46, 0.44], "label": b"HSIL", "class_id": 2}
+            return super().run(*asked, **options) | {k: np.array([v]) for k, v in torn.items()}
+
+    values = metadata_values() | {"remarks": ["SCC is what it names 20 of 20 test images."]}
+    values["calibration"]["temperature"] = None
+    values["metrics"]["triage"] = {"calibration": {"before": {"ece": {"value": 0.06}}}}
+    with serving(Torn(tmp_path, metadata=values, outputs=EXPLAINS)) as manager:
+        tab = ready(browser.open(manager.url))
+        tab.click("#samples li:nth-child(3) button")
+        (shown,) = answers(tab, 1)
+        assert tab.text(".result .label") == "undecided"
+        assert "HSIL 46.0 % and SCC 44.0 % are too close to call" in shown
+        assert "within 12.0 points of each other, twice the calibration error" in shown
+        assert "SCC is what it names 20 of 20 test images." in " ".join(tab.text().split())
+        assert "HSIL 46" not in tab.text("#status")

@@ -228,6 +228,10 @@ def test_the_paper_protocol_scores_what_it_trained_on(builder):
     paper = scoring.assign_roles(index, "paper")
     assert set(index.splits[paper.train]) == {"train"} and len(paper.train) == 40
     assert set(paper.tune) < set(paper.train) and len(paper.tune) == 12
+    # "The first 800 rows of the concatenated array", in the order in which P2 shuffles.
+    cut = roles.assign_roles(index, "paper", stage=2)
+    concatenated = np.concatenate([cut.train, cut.tune])
+    np.testing.assert_array_equal(paper.tune, concatenated[:12])
     assert set(index.splits[paper.test]) == {"validation"}
     clean = scoring.assign_roles(index, "clean")
     assert not set(clean.tune) & set(clean.train)
@@ -250,7 +254,10 @@ def test_figures_equal_scikit_learns():
     assert found["val_hsil_plus_sensitivity"] == pytest.approx(
         metrics.recall_score(labels >= 2, named >= 2)
     )
-    assert set(found) == set(scoring.OBJECTIVES)
+    assert found["val_hsil_plus_specificity"] == pytest.approx(
+        metrics.recall_score(labels < 2, named < 2)
+    )
+    assert set(found) == {*scoring.OBJECTIVES, "val_hsil_plus_specificity"}
     said[3] = np.nan
     with pytest.raises(training.Diverged):
         scoring.figures(labels, said, ("NILM", "LSIL", "HSIL", "SCC"), "val_")

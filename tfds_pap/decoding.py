@@ -2,10 +2,14 @@
 
 import tensorflow as tf
 
-#: Names of `--resize`; all use half-pixel centres, as cv2 and PIL do.
+#: All use half-pixel centres. "nearest" equals PIL's NEAREST and cv2's INTER_NEAREST_EXACT, not
+#: cv2's INTER_NEAREST, which takes corners. "bilinear" looks at four pixels however far it shrinks,
+#: as cv2's INTER_LINEAR does and the papers did; "antialiased" is bilinear too, but first smooths
+#: what the smaller image cannot hold, as PIL's BILINEAR does.
 RESIZE_METHODS = {
     "nearest": None,
     "bilinear": tf.image.ResizeMethod.BILINEAR,
+    "antialiased": tf.image.ResizeMethod.BILINEAR,
     "area": tf.image.ResizeMethod.AREA,
 }
 
@@ -108,5 +112,10 @@ def resize(images: tf.Tensor, height: int, width: int, method: str) -> tf.Tensor
         for axis, old, new in ((-3, before[0], height), (-2, before[1], width)):
             images = tf.gather(images, (2 * tf.range(new) + 1) * old // (2 * new), axis=axis)
         return images
-    resized = tf.image.resize(images, [height, width], method=RESIZE_METHODS[method])
+    resized = tf.image.resize(
+        images,
+        [height, width],
+        method=RESIZE_METHODS[method],
+        antialias=method == "antialiased",
+    )
     return tf.saturate_cast(tf.round(tf.cast(resized, tf.float32)), tf.uint8)

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -226,14 +226,17 @@ def read_files(builder: tfds.core.DatasetBuilder, ids: Sequence[str]) -> list[by
     Raises:
         KeyError: If there is no such image.
     """
-    wanted = {id_.encode() for id_ in ids}
-    found = {}
+    wanted = set(ids)
+    found = {id_: data for id_, data in stored_files(builder) if id_ in wanted}
+    return [found[id_] for id_ in ids]
+
+
+def stored_files(builder: tfds.core.DatasetBuilder) -> Iterator[tuple[str, bytes]]:
+    """Yields id and stored bytes, JPEG, PNG or BMP, of every image of a prepared builder."""
     for split in sorted(builder.info.splits):
         stored = _parsed(builder, split, tfds.decode.SkipDecoding())
         for example in stored.as_numpy_iterator():
-            if example["id"] in wanted:
-                found[example["id"].decode()] = example["image"]
-    return [found[id_] for id_ in ids]
+            yield example["id"].decode(), example["image"]
 
 
 def read_images(

@@ -58,13 +58,20 @@ def configs(stage: int) -> list[PapConfig]:
 
 
 class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of the data sets; a subclass names its tree and classes."""
+    """Base of the data sets; a subclass names its tree, its classes and what is published of it.
+
+    `PUBLISHED_NAME` is a pattern of ids, and `PUBLISHED_PIXELS` the side of every image in pixels,
+    None where it is not published.
+    """
 
     STAGE: ClassVar[int]
     TREE: ClassVar[str]
     CLASSES: ClassVar[tuple[str, ...]]
     CLASS_FOLDERS: ClassVar[Mapping[str, str]]
     PUBLISHED_COUNTS: ClassVar[Mapping[str, Mapping[str, int]]]
+    PUBLISHED_NAME: ClassVar[str]
+    PUBLISHED_NAME_EXAMPLE: ClassVar[str]
+    PUBLISHED_PIXELS: ClassVar[int | None]
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -50,7 +50,10 @@ class Stage1:
         roi: Side of the ROI, pixels.
         stride: Pixels from one ROI to the next.
         method: "exact": the score that each ROI gets by itself, at the price of a convolution of
-            the field per phase; where phases share nothing, as for a prime S, this is "crops".
+            the field per phase. Where that cannot be had this is "crops": phases share nothing, as
+            for a prime S; or an interpolated sample would not be that of the single ROI, as it
+            depends on pixels beyond it ("antialiased") or S/n is no binary fraction (S = 96, 120 or
+            148 and n = 50), so that float32 rounds its place otherwise far from the corner.
             "fast": one phase only; an ROI gets the score of the nearest window on the grid of the
             network's pooling, up to half a grid step away. "crops": each ROI resized and scored by
             itself, in batches.
@@ -114,10 +117,16 @@ class Stage1:
         self._pooling, self._step, self._every = pooling, step * again, every * again
         if self.method == "fast":
             self.phases = 1
-        elif self._step > self._size:
+        elif self._step > self._size or not self._shareable():
             self.method = "crops"
         else:
             self.phases = self._every**2
+
+    def _shareable(self) -> bool:
+        """Whether a sample of the whole field has, to the last bit, the value it has in its ROI."""
+        denominator = self._size // math.gcd(self._size, self.roi)
+        binary = denominator & (denominator - 1) == 0
+        return self._resize == "nearest" or (self._resize != "antialiased" and binary)
 
     def scores(self, field: np.ndarray) -> np.ndarray:
         """Scores every ROI.

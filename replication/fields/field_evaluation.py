@@ -42,6 +42,9 @@ _BAND = np.geomspace(0.1, 1000, 81)
 #: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`.
 _SEVERE = slice(2, 4)
 
+#: NILM and LSIL, likewise.
+_MILD = slice(0, 2)
+
 
 def evaluate(
     fields: Sequence[AnnotatedField],
@@ -195,6 +198,8 @@ def _at_threshold(
                 figures[f"sensitivity {label}"] = ratio(matrix[:, i, i], by_label[:, i])
             severe = matrix[:, _SEVERE, _SEVERE].sum((1, 2))
             figures["sensitivity HSIL+"] = ratio(severe, by_label[:, _SEVERE].sum(1))
+            mild = matrix[:, _MILD]
+            figures["specificity HSIL+"] = ratio(mild[:, :, _MILD].sum((1, 2)), mild.sum((1, 2)))
         return figures
 
     return statistic
@@ -255,6 +260,14 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
             "sensitivity HSIL+",
             "HSIL and SCC nuclei found and named HSIL or SCC",
             int(annotated[_SEVERE].sum()),
+            counted=True,
+        )
+        # Of found ones alone: a nucleus that nobody saw was not named rightly.
+        yield _Described(
+            "specificity HSIL+",
+            "NILM and LSIL nuclei named neither HSIL nor SCC, of those found",
+            int(_sum(one.named for one in counts)[_MILD].sum()),
+            missing="no NILM or LSIL nucleus was found",
             counted=True,
         )
 

@@ -124,7 +124,7 @@ def _precision_recall(figure: Figure, evaluation: Evaluation) -> None:
         _point(axes, recall, precision)
         handles[f"threshold {evaluation.threshold:g}, best matching"] = Line2D([], [], **_MARK)
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015))
-    axes.xaxis.set_major_formatter(_percent)
+    axes.xaxis.set_major_formatter(figures.percent_tick)
     _finish(figure, axes, evaluation, handles)
 
 
@@ -136,7 +136,7 @@ def end_to_end(evaluation: Evaluation, form: str = "svg") -> bytes:
         form: "svg" or "png".
     """
     rows = sum(count > 0 for count in evaluation.annotated.values()) + 1
-    return figures.drawn(1.2 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form)
+    return figures.drawn(1.4 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form)
 
 
 def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
@@ -160,8 +160,12 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     )
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(0, 1.005), xlabel="annotated nuclei")
-    axes.xaxis.set_major_formatter(_percent)
+    axes.set(
+        xlim=(0, 1.005),
+        xlabel="annotated nuclei\nHSIL+ specificity among found NILM and LSIL: "
+        f"{evaluation.figure('specificity HSIL+')}",
+    )
+    axes.xaxis.set_major_formatter(figures.percent_tick)
     axes.grid(True, axis="x")
     interval = {"marker": "|", "ms": 6, "mew": 1.2, "linewidth": 1.2, "color": figures.INK}
     handles = {
@@ -184,12 +188,8 @@ def _point(axes: Axes, x: field_results.Figure, y: field_results.Figure) -> None
 def _finish(
     figure: Figure, axes: Axes, evaluation: Evaluation, handles: dict[str, Line2D | Patch]
 ) -> None:
-    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(figures.percent_tick)
     axes.grid(True)
     if not evaluation.complete:
         axes.set_title("not reliable: not every cell is annotated", weight="normal")
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=1)
-
-
-def _percent(value: float, _: int) -> str:
-    return f"{100 * value:.0f} %"

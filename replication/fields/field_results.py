@@ -149,7 +149,11 @@ class Evaluation:
                 if figure.count
             ]
             if told:
-                lines.append(f"Found and named right: {'; '.join(told)}.")
+                specificity = self.figure("specificity HSIL+")
+                lines.append(
+                    f"Found and named right: {'; '.join(told)}. HSIL+ specificity, among the "
+                    f"{specificity.count:,} NILM and LSIL nuclei found: {specificity}."
+                )
         if self.fields == 1:
             lines.append("One field alone gives no interval.")
         return lines

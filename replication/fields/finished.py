@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from replication import runs
+from replication import one_class, runs
 from replication.fields.cells import Cells
+from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
 FOLDER = "scan"
@@ -51,3 +52,16 @@ def finished(run: runs.RunDirectory) -> list[Finished]:
     """
     folders = [run.path / "fields" / name for name in run.manifest().get("fields", ())]
     return [Finished(folder, runs.read_json(folder / "field.json")) for folder in folders]
+
+
+def remarks(run: runs.RunDirectory) -> list[str]:
+    """Returns a sentence where stage 2 gives one class to nearly every cell of the last scan.
+
+    Args:
+        run: A scan directory.
+    """
+    fields = [one.info["counts"] for one in finished(run)]
+    counts = [sum(field[name] for field in fields) for name in STAGE2_CLASSES]
+    named = np.repeat(np.arange(len(STAGE2_CLASSES)), counts)
+    found = one_class.remark(named, STAGE2_CLASSES, noun="cells")
+    return [found] if found else []

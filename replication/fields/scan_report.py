@@ -12,7 +12,7 @@ from urllib.parse import quote
 from replication import pages, runs
 from replication.fields.colours import COLOURS, LETTERS, is_light
 from replication.fields.field_figures import NAMES
-from replication.fields.finished import Finished, finished
+from replication.fields.finished import Finished, finished, remarks
 from replication.fields.pictures import THUMBNAILS
 from replication.fields.scan_evaluation import EVALUATION
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -46,6 +46,7 @@ def write_report(run: runs.RunDirectory) -> Path:
         announcement=pages.announcement(manifest),
         settings=manifest["settings"],
         models=manifest["models"],
+        remarks=remarks(run),
         environment=manifest.get("environment", {}),
         fields=[_field(one.info) for one in fields],
         unreadable=manifest.get("unreadable", ()),

@@ -88,7 +88,8 @@ class Stages:
         stage1: Finds.
         stage2: Names.
         about: By "stage1" and "stage2": name, run, protocol, seed, size, resize, SHA-256 of the
-            file, calibration.
+            file; of stage 2 also "notes" (what it cannot say) and "scored" (what it scored in its
+            own run, in sentences).
     """
 
     stage1: Stage1
@@ -115,7 +116,8 @@ def load(
     models = [keras.saving.load_model(fit.model_path, compile=False) for fit in (fit1, fit2)]
     stage1 = Stage1(models[0], fit1.info["resize"], roi=roi, stride=stride, method=method)
     stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi)
-    about = {"stage1": _about(fit1), "stage2": {**_about(fit2), "notes": missing}}
+    stage2_about = {**_about(fit2), "notes": missing, "scored": decisions.scored(fit2)}
+    about = {"stage1": _about(fit1), "stage2": stage2_about}
     return Stages(stage1, stage2, about)
 
 

@@ -64,6 +64,9 @@ class Row:
         hsil_plus_sensitivity: HSIL and SCC nuclei found and named HSIL or SCC; NaN without any.
         hsil_plus_low: Lower end of its 95 % interval over fields.
         hsil_plus_high: Upper end.
+        hsil_plus_specificity: NILM and LSIL nuclei named neither, of those found; NaN without any.
+        specificity_low: Lower end of its 95 % interval over fields.
+        specificity_high: Upper end.
     """
 
     stride: int
@@ -82,6 +85,9 @@ class Row:
     hsil_plus_sensitivity: float
     hsil_plus_low: float
     hsil_plus_high: float
+    hsil_plus_specificity: float
+    specificity_low: float
+    specificity_high: float
 
     @property
     def setting(self) -> Setting:
@@ -209,6 +215,7 @@ class _Sweeper:
         counts = self._counts[setting]
         figures = {one.name: one for one in figures_at_threshold(counts, complete=complete)}
         recall, severe = figures["recall"], figures["sensitivity HSIL+"]
+        mild = figures["specificity HSIL+"]
         kept = float(np.mean([one.detections for one in counts]))
         return Row(
             **dataclasses.asdict(setting),
@@ -225,6 +232,9 @@ class _Sweeper:
             hsil_plus_sensitivity=severe.value,
             hsil_plus_low=severe.low,
             hsil_plus_high=severe.high,
+            hsil_plus_specificity=mild.value,
+            specificity_low=mild.low,
+            specificity_high=mild.high,
         )
 
 

@@ -67,7 +67,7 @@ def _sweep_figure(figure: Figure, rows: Sequence[Row], radii: Sequence[float]) -
                 handles["the default"] = Line2D([], [], **_RING)
         axes.set_title(f"suppression radius {radius:g} px", weight="normal")
         axes.grid(True)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.yaxis.set_major_formatter(figures.percent_tick)
     handles["by chance"] = Line2D([], [], **_CHANCE)
     kept = [row.kept_per_field for row in rows if row.kept_per_field]
     panels[0].set_ylim(-0.02, 1.02)

@@ -12,8 +12,14 @@ import rich.table
 import rich.text
 
 from replication import results, runs
-from replication.fields import reader, scan_directory, scan_evaluation, scan_report, stages
-from replication.fields.finished import FOLDER
+from replication.fields import (
+    finished,
+    reader,
+    scan_directory,
+    scan_evaluation,
+    scan_report,
+    stages,
+)
 from replication.fields.scan_directory import Settings
 from tfds_pap import phantom_set
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -21,6 +27,7 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 _TRAINED_ON = {
     "phantom": "drawings made by this package",
     "stand-in": "images that are not the authors' own",
+    "undeclared": "images that nobody declared to be the authors' own",
     "original": "the authors' images",
 }
 
@@ -148,6 +155,8 @@ def scan_and_report(
     scan_directory.scan(run, paths, both, settings, workers=workers, truth=truth)
     table = scan_directory.sum_up(run)
     _print(table)
+    for line in (*both.about["stage2"]["scored"], *finished.remarks(run)):
+        print(f"Stage 2: {line}")
     evaluation = scan_evaluation.evaluate_scan(
         run, complete=complete_truth, match_radius=match_radius
     )
@@ -195,7 +204,7 @@ def scan_of_run(
         return
     print(f"Whole fields, {both[0]} protocol:")
     scan_and_report(
-        run.path / f"{FOLDER}_{both[0]}",
+        run.path / f"{finished.FOLDER}_{both[0]}",
         Models(run.path, run.path, both[0]),
         [] if manual_dir is None else reader.given_fields([str(folder)])[:count],
         settings=Settings(),

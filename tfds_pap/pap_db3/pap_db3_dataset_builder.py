@@ -37,3 +37,6 @@ class Builder(tree_builder.TreeBuilder):
         "train": {"cell": 800, "background": 800},
         "validation": {"cell": 200, "background": 200},
     }
+    PUBLISHED_NAME = r"(train|validation)/[01]/(new_\d+_)?\d+\.jpe?g"
+    PUBLISHED_NAME_EXAMPLE = "train/0/17.jpg or train/0/new_109_5628811.jpeg"
+    PUBLISHED_PIXELS = None

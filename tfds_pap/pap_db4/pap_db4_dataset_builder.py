@@ -37,3 +37,6 @@ class Builder(tree_builder.TreeBuilder):
         "train": dict.fromkeys(taxonomy.STAGE2_CLASSES, 1000),
         "validation": dict.fromkeys(taxonomy.STAGE2_CLASSES, 200),
     }
+    PUBLISHED_NAME = r"(train|validation)/([1-4])/\1_\2_\d+\.jpg"
+    PUBLISHED_NAME_EXAMPLE = "train/1/train_1_257.jpg"
+    PUBLISHED_PIXELS = 250
