@@ -233,7 +233,7 @@ def test_metadata_is_that_of_the_report(exported, fit, tiny_run):
     assert found["metrics"] == json.loads((fit.directory / "metrics.json").read_text())
     assert found["metrics"]["accuracy"].keys() >= {"value", "low", "high", "method"}
     assert "not a medical device" in found["intended_use"]
-    assert "not the papers' images" in found["announcement"]
+    assert "was not declared" in found["announcement"]
     assert found["calibration"]["temperature"] == decisions.of_fit(fit)[0].temperature
     assert found["limits"]["formats"] == ["JPEG", "PNG", "BMP", "GIF"]
     assert (
