@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     from tfds_pap import pipeline, roles
 
     policy = runs.configure_devices()
-    size = recipes.PHANTOM_PRESET[2]["size"]
+    size = recipes.PHANTOM_SIZE
     store = pipeline.load_images(pipeline.prepare(recipes.DATASETS[2], "phantom"), size)
     assigned = roles.assign_roles(store.index, "clean", stage=2)
     print(machine.describe())

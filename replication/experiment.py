@@ -192,6 +192,24 @@ def images(builder: tfds.core.DatasetBuilder, size: int, resize: str) -> pipelin
     return pipeline.load_images(builder, size, resize)
 
 
+def label(stage: int, protocol: str, seed: int) -> str:
+    """Returns how a fit is called on the terminal and in the manifest's durations."""
+    return f"stage {stage}, {protocol} protocol, seed {seed}"
+
+
+def check_size(run: runs.RunDirectory, recipe: training.Recipe, protocol: str, seed: int) -> None:
+    """Refuses a finished fit of another input size than the recipe's.
+
+    Raises:
+        runs.RunError: In one line.
+    """
+    directory = run.fit_directory(recipe.stage, protocol, seed)
+    if (size := runs.read_json(directory / "fit.json")["size"]) != recipe.size:
+        raise runs.RunError(
+            f"{directory} was trained at {size} px, not {recipe.size}; give another --run_dir"
+        )
+
+
 def run_fit(
     run: runs.RunDirectory,
     recipe: training.Recipe,
@@ -205,6 +223,7 @@ def run_fit(
     features_dir: Path = features.DIRECTORY,
     validator: Validator | None = None,
     about: Mapping[str, Any] | None = None,
+    shown: keras.callbacks.Callback | None = None,
 ) -> None:
     """Trains, saves and scores one model; returns at once where that is done.
 
@@ -220,15 +239,16 @@ def run_fit(
         features_dir: Where features are stored.
         validator: Scores epochs with other figures than loss and accuracy.
         about: Further entries of `fit.json`.
+        shown: Shows progress instead of a line of the fit's own.
+
+    Raises:
+        runs.RunError: If it was trained at another size.
     """
     directory = run.fit_directory(recipe.stage, protocol, seed)
-    label = f"stage {recipe.stage}, {protocol} protocol, seed {seed}"
+    words = label(recipe.stage, protocol, seed)
     if (directory / "fit.json").exists():
-        if (size := runs.read_json(directory / "fit.json")["size"]) != recipe.size:
-            raise runs.RunError(
-                f"{directory} was trained at {size} px, not {recipe.size}; give another --run_dir"
-            )
-        print(f"{label}: finished before")
+        check_size(run, recipe, protocol, seed)
+        print(f"{words}: finished before")
         return
     start = time.perf_counter()
     examples = store(builder, recipe, policy, features_dir)
@@ -246,8 +266,11 @@ def run_fit(
         seed=seed,
         policy=policy,
         directory=directory,
-        label=label,
-        callbacks=tensorboard.callbacks(logs, examples, assigned, profile=profile),
+        label=None if shown else words,
+        callbacks=(
+            *tensorboard.callbacks(logs, examples, assigned, profile=profile),
+            *([shown] if shown else []),
+        ),
         validate=validator(examples, assigned.tune) if validator and len(assigned.tune) else None,
     )
     scored = np.concatenate([assigned.tune, assigned.test])
@@ -294,7 +317,7 @@ def run_fit(
     )
     training.remove_state(directory)
     durations = run.manifest().get("durations", {})
-    durations[label] = round(time.perf_counter() - start, 1)
+    durations[words] = round(time.perf_counter() - start, 1)
     run.update_manifest(durations=durations, peak_memory_mib=round(runs.peak_memory_mib()))
 
 
@@ -403,6 +426,31 @@ def publish(
     Returns:
         The page.
     """
+    page, rows, notes = write_page(run, builders, audits, prevalence=prevalence)
+    print_summary(rows, run, notes)
+    return page
+
+
+def write_page(
+    run: runs.RunDirectory,
+    builders: Mapping[int, tfds.core.DatasetBuilder],
+    audits: Mapping[str, leak_audit.Audit],
+    *,
+    prevalence: float | None = None,
+    explained: bool = True,
+) -> tuple[Path, list[results.Row], list[str]]:
+    """Writes table, model card and report of what is finished.
+
+    Args:
+        run: Holds the fits.
+        builders: Prepared builder of each stage.
+        audits: By name of the data set.
+        prevalence: Of HSIL+ where the models are to be used, for predictive values.
+        explained: Whether the page shows heat maps, which take the longest.
+
+    Returns:
+        The page, the rows of its table, and the sentences below them.
+    """
     rows = summarise(run)
     by_stage = {stage: audits[builder.name] for stage, builder in builders.items()}
     notes = suspect_notes(run, rows, by_stage)
@@ -411,11 +459,10 @@ def publish(
         run,
         thumbnails(builders),
         prevalence=prevalence,
-        heat_maps=heat_maps(builders),
+        heat_maps=heat_maps(builders) if explained else None,
         notes=notes,
     )
-    print_summary(rows, run, notes)
-    return page
+    return page, rows, notes
 
 
 def print_summary(

@@ -63,9 +63,19 @@ RECIPES = {
     ),
 }
 
-#: What lets both protocols end within about five minutes on two CPU cores. 190 px is the smallest
-#: input on which the six blocks of P2 leave one cell: same parameters, 0.58 times the work.
-PHANTOM_PRESET = {1: {"epochs": 40}, 2: {"epochs": 26, "size": 190}}
+#: Smallest input in pixels on which the six blocks of P2 leave one cell: same parameters, 0.58
+#: times the work.
+PHANTOM_SIZE = 190
+#: What brings each fit clearly above chance within `PHANTOM_MINUTES` on two cores with AVX2.
+#: Unscaled pixels (paper) need many steps: in batches of 16 they left chance in none of 8 epochs.
+PHANTOM_PRESET = {
+    ("paper", 1): {"epochs": 15},
+    ("clean", 1): {"epochs": 15},
+    ("paper", 2): {"epochs": 9, "batch_size": 8, "size": PHANTOM_SIZE},
+    ("clean", 2): {"epochs": 4, "batch_size": 16, "size": PHANTOM_SIZE},
+}
+#: Minutes of a whole run with the preset, and of its part that is no training.
+PHANTOM_MINUTES, _PHANTOM_OVERHEAD = 4, 2
 
 
 def plan(
@@ -79,6 +89,7 @@ def plan(
     epochs: int | None = None,
     batch_size: int | None = None,
     augment: str | None = None,
+    minutes: int | None = None,
 ) -> training.Recipe:
     """Returns how one stage is trained, as the flags say.
 
@@ -92,11 +103,15 @@ def plan(
         epochs: Instead of the recipe's.
         batch_size: Instead of the recipe's.
         augment: "none" or "flips" instead of the clean recipe's.
+        minutes: What a run on phantoms is made for, from `PHANTOM_MINUTES`.
     """
-    preset = PHANTOM_PRESET[stage] if phantoms else {}
+    preset = dict(PHANTOM_PRESET[protocol, stage]) if phantoms else {}
+    if preset and minutes:
+        longer = (minutes - _PHANTOM_OVERHEAD) / (PHANTOM_MINUTES - _PHANTOM_OVERHEAD)
+        preset["epochs"] = round(preset["epochs"] * longer)
     if stage == 2 and stage2 == "resnet50":
         recipe = stage2_resnet50(protocol, weights_spec)
-        preset = {name: value for name, value in preset.items() if name != "size"}
+        preset = {name: value for name, value in preset.items() if name == "epochs"}
     elif stage == 1 and stage1 == "50":
         recipe = _PAPER_STAGE1_50
         if protocol == "clean":

@@ -1,6 +1,6 @@
 """Reproduces the two-stage paper: from image files to a report.
 
-    python -m replication.run                          # phantoms, about five minutes on two cores
+    python -m replication.run                          # phantoms, under four minutes on two cores
     python -m replication.run --manual_dir=DIR         # DIR holds DB_3 and DB_4; the paper's epochs
 
 Running the same command again resumes a run that was interrupted and skips what is finished.
@@ -8,11 +8,15 @@ Running the same command again resumes a run that was interrupted and skips what
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
 from replication import device_flags, flag_values, image_flags, runs
 from tfds_pap import commands
+
+if TYPE_CHECKING:
+    from replication import training
 
 _STAGES = ("1", "2")
 
@@ -54,11 +58,21 @@ _WEIGHTS = flags.DEFINE_string(
 _EPOCHS = flags.DEFINE_integer(
     "epochs",
     None,
-    "Epochs at most for every model (default: the paper's 100; phantoms: 40 in stage 1, 26 in 2).",
+    "Epochs at most for every model (default: the paper's 100; phantoms: see --budget).",
     lower_bound=1,
 )
+_BUDGET = flags.DEFINE_integer(
+    "budget",
+    None,
+    "Minutes that a run on drawn images is made for, on two cores with AVX2 (default: 4): more "
+    "minutes are more epochs.",
+    lower_bound=4,
+)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images a step (default: the paper's 32).", lower_bound=1
+    "batch_size",
+    None,
+    "Images a step (default: the paper's 32; phantoms: 8 and 16 in stage 2).",
+    lower_bound=1,
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, one model each (default: 0).")
 _AUGMENT = flags.DEFINE_enum(
@@ -100,66 +114,50 @@ def main(argv: list[str]) -> None:
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = "phantom" if _MANUAL_DIR.value is None else "original"
+    if _BUDGET.value and (source != "phantom" or _EPOCHS.value):
+        raise app.UsageError("--budget is for drawn images, without --epochs or --manual_dir")
     images = image_flags.declared(_MANUAL_DIR.value)
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from replication import experiment, recipes, results
+    from replication import experiment, results, run_steps
     from replication.fields import whole_fields
-    from tfds_pap import folders, pipeline, roles
+    from tfds_pap import folders, roles
 
     try:
         policy = device_flags.policy(strategy=_STRATEGY.value)
-        path = Path(_RUN_DIR.value or Path("runs") / source)
+        steps = run_steps.Steps(
+            path=Path(_RUN_DIR.value or Path("runs") / source),
+            source=source,
+            manual_dir=_MANUAL_DIR.value,
+            data_dir=_DATA_DIR.value,
+            images=images,
+            policy=policy,
+            identity=_identity(source, policy),
+            planned={(name, stage): _recipe(name, stage) for name in protocols for stage in stages},
+            prevalence=_PREVALENCE.value,
+            profile=_PROFILE.value,
+        )
         # The report shows what earlier commands trained here as well.
-        present = {fit.stage for fit in results.read_fits(runs.RunDirectory(path))}
-        builders = {
-            stage: pipeline.prepare(
-                recipes.DATASETS[stage], source, _MANUAL_DIR.value, _DATA_DIR.value
-            )
-            for stage in sorted(present.union(stages))
-        }
-        planned = {
-            (protocol, stage): recipes.plan(
-                protocol,
-                stage,
-                phantoms=source == "phantom",
-                stage1=_STAGE1.value,
-                stage2=_STAGE2.value,
-                weights_spec=_WEIGHTS.value,
-                epochs=_EPOCHS.value,
-                batch_size=_BATCH_SIZE.value,
-                augment=_AUGMENT.value,
-            )
-            for protocol in protocols
-            for stage in stages
-        }
-        run = runs.RunDirectory.open(path, _identity(source, builders, policy))
-        experiment.describe(run, builders, policy, images=images)
-        audits = experiment.audit(run, builders.values())
-        print(device_flags.words(policy))
-        # Seeds are the outer loop: after the first one the whole table can be filled.
-        for seed in seeds:
-            for stage in stages:
-                for protocol in protocols:
-                    experiment.run_fit(
-                        run,
-                        planned[protocol, stage],
-                        protocol,
-                        seed,
-                        builder=builders[stage],
-                        policy=policy,
-                        profile=_PROFILE.value,
-                        prevalence=_PREVALENCE.value,
-                    )
-        whole_fields.scan_of_run(run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
-        page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
+        steps.prepare(sorted({fit.stage for fit in results.read_fits(steps.run)}))
+        if source == "original":
+            # Before hours of training: a tree may be wrong. Drawn images cannot be.
+            steps.prepare(stages)
+        missing = steps.missing(seeds, stages)
+        progress = steps.progress(missing, ending=_SCAN_FIELDS.value > 0)
+        print(device_flags.words(policy), *progress.plan(), sep="\n", flush=True)
+        for seed, stage, protocol in missing:
+            steps.fit(seed, stage, protocol, progress)
+        whole_fields.scan_of_run(steps.run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
+        page = experiment.publish(
+            steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value
+        )
     except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.run: {error}") from None
-    print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")
+    print(f"\n{len(results.read_fits(steps.run))} models, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
-    print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
+    print(f"TensorBoard: tensorboard --logdir={steps.path / 'logs'}")
 
 
 def _stages() -> list[int]:
@@ -169,11 +167,29 @@ def _stages() -> list[int]:
     return sorted({int(stage) for stage in _STAGE_LIST.value})
 
 
-def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[str, object]:
+def _recipe(protocol: str, stage: int) -> "training.Recipe":
+    from replication import recipes
+
+    return recipes.plan(
+        protocol,
+        stage,
+        phantoms=_MANUAL_DIR.value is None,
+        stage1=_STAGE1.value,
+        stage2=_STAGE2.value,
+        weights_spec=_WEIGHTS.value,
+        epochs=_EPOCHS.value,
+        batch_size=_BATCH_SIZE.value,
+        augment=_AUGMENT.value,
+        minutes=_BUDGET.value,
+    )
+
+
+def _identity(source: str, policy: runs.DevicePolicy) -> dict[str, object]:
     """Everything that results depend on; stages, protocols and seeds only choose among fits."""
     return {
         "source": source,
         "epochs": _EPOCHS.value,
+        "budget": _BUDGET.value,
         "batch_size": _BATCH_SIZE.value,
         "augment": _AUGMENT.value,
         "stage1": _STAGE1.value,
@@ -181,7 +197,6 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,
         **device_flags.identity(policy),
-        **{f"data of stage {s}": b.info.metadata["fingerprint"] for s, b in builders.items()},
     }
 
 

@@ -37,7 +37,7 @@ def test_stage2_has_the_papers_parameters(protocol):
 
 
 def test_small_preset_keeps_the_parameters():
-    preset = recipes.PHANTOM_PRESET[2]
+    preset = recipes.PHANTOM_PRESET["clean", 2]
     assert models.stage2_cnn("paper", preset["size"]).count_params() == 131_108
     with pytest.raises(ValueError, match="Computed output size"):
         models.stage2_cnn("paper", preset["size"] - 1)

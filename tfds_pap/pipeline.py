@@ -4,9 +4,11 @@ Every order and every random choice is a function of (seed, epoch), never of how
 process has already run: a run that was killed goes on with exactly the batches it would have seen.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import math
 import os
 import sys
@@ -96,7 +98,15 @@ def _prepare(
     )
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    builder.download_and_prepare(download_config=config)
+    if not builder.is_prepared():
+        drawn = getattr(builder.builder_config, "phantom_counts", None) is not None
+        print(f"{'Drawing the images of' if drawn else 'Preparing'} {builder.name}", flush=True)
+    # It announces downloads of unknown size where nothing is downloaded.
+    with contextlib.redirect_stdout(io.StringIO()) as held:
+        builder.download_and_prepare(download_config=config)
+    for line in held.getvalue().splitlines():
+        if line.startswith("Note: "):
+            print(line)
     return builder
 
 

@@ -1,0 +1,83 @@
+"""How commands start and end: quiet, and with one line after Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = sorted(
+    path
+    for package in ("tfds_pap", "replication", "finetune", "serving")
+    for path in (ROOT / package).rglob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
+)
+
+
+def interruptible():
+    # A suite that a shell runs in the background ignores SIGINT, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_ends_on_ctrl_c_as_all_do(path):
+    ending = path.read_text().partition('if __name__ == "__main__":')[2]
+    assert "commands.run(main, commands." in ending
+
+
+def test_ctrl_c_in_training_is_one_line_and_the_run_goes_on(tmp_path):
+    arguments = [sys.executable, "-m", "replication.run", "--stages=1", "--scan_fields=0"]
+    arguments += [f"--run_dir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
+    arguments += ["--protocol=paper"]
+    started = subprocess.Popen(
+        [*arguments, "--epochs=100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=interruptible,
+    )
+    while not (tmp_path / "run/stage1/paper/seed_0/state.npz").exists():
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    output, error = started.communicate()
+    assert started.returncode == 130
+    assert error.rstrip().endswith(
+        "replication.run: interrupted; the same command goes on where it was"
+    )
+    # Nothing but the progress line stands before it.
+    chatter = [line for line in error.replace("\r", "\n").splitlines()[:-1] if line.strip()]
+    assert all(line.startswith("fit 1 of 1") for line in chatter)
+    assert "Plan: 1 fit, at most 100000 epochs" in output and "Unknown size" not in output
+
+
+SCRIPT = """
+import os, sys
+from tfds_pap import commands
+def main(argv):
+    commands.prepare_tensorflow()
+    import tensorflow as tf
+    tf.constant(1)
+    if len(argv) > 1:
+        raise KeyboardInterrupt("answers until then: out.csv")
+commands.run(main, commands.STARTS_AGAIN)
+"""
+
+
+def test_the_import_of_tensorflow_is_silent_and_errors_are_not(tmp_path):
+    quiet = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    told = subprocess.run([sys.executable, "-c", SCRIPT, "x"], capture_output=True, text=True)
+    assert told.returncode == 130
+    assert told.stderr == "\n-c: interrupted; answers until then: out.csv\n"
+    (tmp_path / "tensorflow.py").write_text("import os\nos.write(2, b'why')\nraise OSError('no')\n")
+    broken = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert broken.returncode == 1 and "why" in broken.stderr and "OSError: no" in broken.stderr
