@@ -147,8 +147,9 @@ def main(argv: list[str]) -> None:
         missing = steps.missing(seeds, stages)
         progress = steps.progress(missing, ending=_SCAN_FIELDS.value > 0)
         print(device_flags.words(policy), *progress.plan(), sep="\n", flush=True)
-        for seed, stage, protocol in missing:
-            steps.fit(seed, stage, protocol, progress)
+        with progress:
+            for seed, stage, protocol in missing:
+                steps.fit(seed, stage, protocol, progress)
         whole_fields.scan_of_run(steps.run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
         page = experiment.publish(
             steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value

@@ -4,6 +4,7 @@ One line serves the whole run: `fit 3 of 4, about 40 s left`.
 """
 
 import dataclasses
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -110,6 +111,7 @@ class RunProgress:
         self._took: list[float] = []
         self._number = 0
         self._start = time.perf_counter()
+        self._line: _Line | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -117,7 +119,9 @@ class RunProgress:
         return None if None in self._expected else sum(self._expected) + self._end
 
     def plan(self) -> list[str]:
-        """Returns what is said before the start."""
+        """Returns what is said before the start; nothing where all fits are finished."""
+        if not self._fits:
+            return []
         count = f"{len(self._fits)} fit{'' if len(self._fits) == 1 else 's'}"
         epochs = sum(fit.epochs for fit in self._fits)
         if self.seconds is None:
@@ -140,7 +144,8 @@ class RunProgress:
         """
         self._number += 1
         self._start = time.perf_counter()
-        return _Line(self, epochs, images)
+        self._line = _Line(self, epochs, images)
+        return self._line
 
     def finished(self) -> None:
         """Takes in that the fit at work has ended, scored and saved."""
@@ -155,29 +160,34 @@ class RunProgress:
         """Returns where the run stands: which fit of how many."""
         return f"fit {min(self._number, len(self._fits))} of {len(self._fits)}"
 
-    def left(self, share: float = 1.0) -> str:
+    def left(self, own: float | None = None) -> str:
         """Returns about how long the run still takes, in words; "" where it cannot be told.
 
         Args:
-            share: Of the epochs of the fit at work that are done.
+            own: Seconds that the fit at work still trains; None where it has not shown yet.
         """
         ended = len(self._took)
         at_work = self._number - ended
-        elapsed = time.perf_counter() - self._start if at_work else 0.0
         if None in self._expected:
-            rest = [self._took[-1]] * (len(self._fits) - ended - at_work) if self._took else None
-            if rest is None or (at_work and not share):
+            if not self._took or (at_work and own is None):
                 return ""
-            own = elapsed * (1 / share - 1) if at_work else 0.0
-            return f"about {_duration(sum(rest) + own)} left"
-        # How much slower or faster than planned this run has been.
-        planned = sum(self._expected[:ended])
-        correction = sum(self._took) / planned if planned else 1.0
-        rest = correction * (sum(self._expected[ended + at_work :]) + self._end)
-        if at_work:
-            own = self._expected[ended] * correction * (1 - share)
-            rest += elapsed * (1 / share - 1) if share else own
-        return f"about {_duration(rest)} left"
+            rest = self._took[-1] * (len(self._fits) - self._number)
+        else:
+            # How much slower or faster than planned this run has been.
+            planned = sum(self._expected[:ended])
+            correction = sum(self._took) / planned if planned else 1.0
+            if at_work and own is None:
+                own = correction * self._expected[ended]
+            rest = correction * (sum(self._expected[self._number :]) + self._end)
+        return f"about {_duration(rest + (own or 0.0))} left"
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the line, also where Ctrl-C left it open."""
+        if self._line is not None:
+            self._line.close()
 
 
 class _Line(keras.callbacks.Callback):
@@ -190,15 +200,17 @@ class _Line(keras.callbacks.Callback):
         self._images = images
         self._bar: tqdm.tqdm | None = None
         self._epoch_start = 0.0
+        self._seconds: list[float] = []
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Opens the line."""
-        # A file or a pipe gets a line a quarter of a minute, a terminal one that moves.
-        interval = 0.1 if sys.stderr.isatty() else 15.0
         self._bar = tqdm.tqdm(
-            total=self._epochs, mininterval=interval, bar_format="{desc} {bar:12} {postfix}"
+            desc=self._words(None),
+            total=self._epochs,
+            # A file or a pipe gets a line a quarter of a minute, a terminal one that moves.
+            mininterval=0.1 if sys.stderr.isatty() else 15.0,
+            bar_format="{desc} {bar:12} {postfix}",
         )
-        self._bar.set_description_str(self._words(0), refresh=True)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock."""
@@ -206,21 +218,30 @@ class _Line(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Shows the epoch's figures and what is left of the run."""
-        rate = self._images / (time.perf_counter() - self._epoch_start)
+        self._seconds.append(time.perf_counter() - self._epoch_start)
+        # The first epoch traces the step as well.
+        usual = statistics.median(self._seconds[1:] or self._seconds)
         shown = {k: f"{v:.3f}" for k, v in (logs or {}).items() if k != "learning_rate"}
         self._bar.set_postfix(
-            {"epoch": epoch + 1, **shown, "images/s": f"{rate:.0f}"}, refresh=False
+            {"epoch": epoch + 1, **shown, "images/s": f"{self._images / self._seconds[-1]:.0f}"},
+            refresh=False,
         )
-        self._bar.set_description_str(self._words(epoch + 1), refresh=False)
+        self._bar.set_description_str(
+            self._words(usual * (self._epochs - epoch - 1)), refresh=False
+        )
         self._bar.update(epoch + 1 - self._bar.n)
 
-    def _words(self, epochs: int) -> str:
-        left = self._progress.left(epochs / self._epochs)
-        return ", ".join(filter(None, [self._progress.place(), left]))
+    def _words(self, own: float | None) -> str:
+        return ", ".join(filter(None, [self._progress.place(), self._progress.left(own)]))
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Closes the line."""
-        self._bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the line as it is; what is printed next stands below it."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _seconds(fit: Fit, speed: float) -> float:
