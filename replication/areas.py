@@ -1,13 +1,12 @@
-"""How sure the area under a ROC curve is, and a mean of numbers that are no shares."""
+"""How sure the area under a ROC curve is."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from replication.intervals import Interval, resampling_units
-from replication.shares import LEAST_GROUPS, by_unit, share_by_unit
+from replication.shares import by_unit, share_by_unit
 
 
 def roc_interval(
@@ -33,19 +32,22 @@ def roc_interval(
         confidence: Between 0 and 1.
 
     Returns:
-        The interval of the mean over classes and models; NaN where one side of a class stands in
-        one group.
+        The interval of the mean over classes and models. Of a single class it is NaN where one side
+        of it stands in one group; in a mean nothing is taken as known of that side.
     """
     units, kind = resampling_units(groups)
-    areas, below, above = [], 0.0, 0.0
+    areas, below, above, known = [], 0.0, 0.0, True
     for of_class, positive in zip(scores, positives, strict=True):
         placed = np.mean([_placements(one, positive) for one in of_class], axis=0)
         for side in (positive, ~positive):
             found = share_by_unit(*by_unit(placed, side, units), confidence)
             below += (found.value - found.low) ** 2
             above += (found.high - found.value) ** 2
+            known &= found.known
         areas.append(placed[positive].mean())
     middle, classes = float(np.mean(areas)), len(areas)
+    if classes == 1 and not known:
+        return Interval(math.nan, math.nan, f"no interval: one side is of one {kind[:-1]}")
     return Interval(
         max(0.0, middle - math.sqrt(below) / classes),
         min(1.0, middle + math.sqrt(above) / classes),
@@ -63,49 +65,3 @@ def _placements(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
         upper = np.searchsorted(others, mine, side="right")
         placed[side] = (lower + upper) / 2 / len(others)
     return placed
-
-
-def mean_interval(
-    values: np.ndarray, groups: Sequence[str], confidence: float = 0.95
-) -> Interval:
-    """Interval of the mean of numbers of 0 or more, such as losses, by group.
-
-    Student's interval of the logarithm of the mean, as such means are skewed; its variance is that
-    of a ratio over groups (W. G. Cochran, "Sampling Techniques", 1977, section 6.4).
-
-    Args:
-        values: float64 ``[n]``, 0 or more.
-        groups: Of each image; '' = unknown.
-        confidence: Between 0 and 1.
-
-    Returns:
-        The interval; NaN from one group, or where no value differs.
-    """
-    units, kind = resampling_units(groups)
-    return ratio_interval(*by_unit(values, np.ones(len(values), bool), units), kind, confidence)
-
-
-def ratio_interval(
-    sums: np.ndarray, sizes: np.ndarray, kind: str, confidence: float = 0.95
-) -> Interval:
-    """The same from sums by unit.
-
-    Args:
-        sums: float64 ``[units]``, 0 or more.
-        sizes: float64 ``[units]``, what they are sums over.
-        kind: 'groups', 'images' or what a unit is.
-        confidence: Between 0 and 1.
-    """
-    counted = sizes > 0
-    sums, sizes = sums[counted], sizes[counted]
-    total, units = sizes.sum(), len(sizes)
-    groups = total**2 / (sizes**2).sum() if units else 0.0
-    if groups < LEAST_GROUPS:
-        return Interval(math.nan, math.nan, f"no interval from one {kind.removesuffix('s')}")
-    mean = sums.sum() / total
-    variance = units / (units - 1) * ((sums - mean * sizes) ** 2).sum() / total**2
-    if not (mean > 0 and variance > 0):
-        return Interval(math.nan, math.nan, f"no interval: no {kind.removesuffix('s')} differs")
-    width = stats.t.ppf((1 + confidence) / 2, groups - 1) * math.sqrt(variance) / mean
-    method = f"Student's of the logarithm of the mean, by {kind.removesuffix('s')}"
-    return Interval(float(mean * math.exp(-width)), float(mean * math.exp(width)), method)

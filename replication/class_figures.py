@@ -85,7 +85,7 @@ def confusion_intervals(
         return [(found.value - end) * every for end in (found.low, found.high)], [found]
 
     return _intervals(
-        labels, predicted, groups, figures, moves, classes, confidence, resamples, seed
+        labels, predicted, groups, figures, [moves], classes, confidence, resamples, seed
     )
 
 
@@ -104,7 +104,8 @@ def difference_intervals(
     """Intervals of a figure of some models minus that of others, on the same images.
 
     A class moves the difference by its images that only the first, or only the second, names
-    rightly.
+    rightly; or else by what each side alone names rightly, as if the two had been scored on
+    different images. Both are too wide rather than too narrow, and the narrower stands.
 
     Args:
         labels: int64 ``[n]``.
@@ -130,7 +131,7 @@ def difference_intervals(
         one, other = figures(matrices[:, :models]), figures(matrices[:, models:])
         return {name: one[name] - other[name] for name in one}
 
-    def moves(c: int, units: np.ndarray) -> tuple[list[np.ndarray], list[Share]]:
+    def paired(c: int, units: np.ndarray) -> tuple[list[np.ndarray], list[Share]]:
         shares = [share_by_unit(*by_unit(one, labels == c, units), confidence) for one in only]
         right = [float((one == labels)[:, labels == c].mean()) for one in (first, second)]
         lost = []
@@ -143,8 +144,19 @@ def difference_intervals(
             lost.append(taken * other - (more - taken) * mine)
         return lost, shares
 
+    def apart(c: int, units: np.ndarray) -> tuple[list[np.ndarray], list[Share]]:
+        lost, shares = [], []
+        for one, mine in zip((first, second), np.repeat(np.eye(2), models, axis=1), strict=True):
+            right = (one == labels).mean(axis=0)
+            found = share_by_unit(*by_unit(right, labels == c, units), confidence)
+            lost += [(found.value - end) * mine for end in (found.low, found.high)]
+            shares.append(found)
+        return lost, shares
+
     both = np.concatenate([first, second])
-    return _intervals(labels, both, groups, gaps, moves, classes, confidence, resamples, seed)
+    return _intervals(
+        labels, both, groups, gaps, [paired, apart], classes, confidence, resamples, seed
+    )
 
 
 def _intervals(
@@ -152,38 +164,55 @@ def _intervals(
     predicted: np.ndarray,
     groups: Sequence[str],
     figures: Figures,
-    moves: Callable[[int, np.ndarray], tuple[list[np.ndarray], list[Share]]],
+    ways: Sequence[Callable[[int, np.ndarray], tuple[list[np.ndarray], list[Share]]]],
     classes: int,
     confidence: float,
     resamples: int,
     seed: int,
 ) -> dict[str, Interval]:
+    """The narrowest of several ways to move the classes, or resampling where that is wider."""
     units, kind = resampling_units(groups)
     counts = _counts(labels, predicted, units, classes)
     once = counts.sum(axis=0)[None]
-    moved, unknown = [], []
-    for c in np.flatnonzero(once[0, 0].sum(axis=1)):
-        lost, shares = moves(int(c), units)
-        moved += [_moved(once[0], int(c), one) for one in lost]
-        unknown += [int(c)] * (not all(one.known for one in shares))
     values = {name: float(of[0]) for name, of in figures(once).items()}
-    away = {name: of - values[name] for name, of in figures(np.array(moved)).items()}
-    drawn = _resampled(figures, counts, confidence, resamples, seed)
     over = f"{len(counts)} {kind if len(counts) > 1 else kind[:-1]}"
-    method = f"Wilson of each class, combined, or resampling of {over} where wider"
     if len(counts) == 1:
         return dict.fromkeys(values, Interval(np.nan, np.nan, f"no interval from {over}"))
+    present = np.flatnonzero(once[0, 0].sum(axis=1))
+    reach = [_reach(figures, once, values, moves, present, units) for moves in ways]
+    drawn = _resampled(figures, counts, confidence, resamples, seed)
+    method = f"Wilson of each class, combined, or resampling of {over} where wider"
+    unknown = sum(not all(one.known for one in ways[0](int(c), units)[1]) for c in present)
     if unknown:
-        method += f"; of {len(unknown)} class{'es' * (len(unknown) > 1)} in one group nothing is "
-        method += "taken as known"
-    return {
-        name: Interval(
-            float(np.fmin(value - np.sqrt((np.minimum(away[name], 0) ** 2).sum()), drawn[name][0])),
-            float(np.fmax(value + np.sqrt((np.maximum(away[name], 0) ** 2).sum()), drawn[name][1])),
-            method,
+        classed = "1 class stands" if unknown == 1 else f"{unknown} classes stand"
+        method += f"; {classed} in one group, so that nothing is taken as known of it"
+    found = {}
+    for name, value in values.items():
+        low = max(value - below[name] for below, _ in reach)
+        high = min(value + above[name] for _, above in reach)
+        found[name] = Interval(
+            float(np.fmin(low, drawn[name][0])), float(np.fmax(high, drawn[name][1])), method
         )
-        for name, value in values.items()
-    }
+        if not np.isfinite(value):
+            found[name] = Interval(np.nan, np.nan, "no interval of an undefined figure")
+    return found
+
+
+def _reach(
+    figures: Figures,
+    once: np.ndarray,
+    values: Mapping[str, float],
+    moves: Callable[[int, np.ndarray], tuple[list[np.ndarray], list[Share]]],
+    present: np.ndarray,
+    units: np.ndarray,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """How far down and up the figures go where each class moves, added as independent errors."""
+    moved = [_moved(once[0], int(c), lost) for c in present for lost in moves(int(c), units)[0]]
+    away = {name: of - values[name] for name, of in figures(np.array(moved)).items()}
+    return tuple(
+        {name: float(np.sqrt((end(of, 0) ** 2).sum())) for name, of in away.items()}
+        for end in (np.minimum, np.maximum)
+    )
 
 
 def _counts(

@@ -6,7 +6,7 @@ two unlike looks at them agree:
 *   McNemar's test on the images that one of the two names rightly and the other wrongly (Q.
     McNemar, Psychometrika 12 (1947) 153-157), corrected over all pairs (S. Holm, Scand. J. Stat. 6
     (1979) 65-70). It takes images as independent, which flatters where they share a slide.
-*   The paired bootstrap of the difference in accuracy, which draws slides whole, and seeds too.
+*   The interval of the paired difference in accuracy, by slide, and over seeds too.
 
 Not told apart is not equal: it means that these images do not decide.
 """
@@ -17,17 +17,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from replication import evaluation
+from replication import class_figures, evaluation, shares
 from replication.candidates import Candidate, Cost, on_same_images
-from replication.intervals import (
-    Estimate,
-    confusion_counts,
-    confusion_statistics,
-    percentile_bootstrap,
-)
+from replication.intervals import Estimate
 from replication.predictions import Predictions
 
 __all__ = [
@@ -82,7 +78,7 @@ class Pair:
         only_second: Images that only the second named rightly.
         p: Of McNemar's test, two-sided.
         p_holm: The same, corrected over all pairs.
-        accuracy: First minus second, mean over the seeds, with the paired bootstrap's interval.
+        accuracy: First minus second, mean over the seeds, with its interval.
         macro_f1: The same of the macro F1.
         told_apart: Whether the corrected test and the interval of the accuracy both say so, and
             favour the same one. False means that these images do not decide, never that the two
@@ -165,59 +161,48 @@ def _summary(
     )
 
 
-def _figures(runs: Sequence[Predictions], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of a confusion matrix ``[b, seeds]`` under resampling weights ``[b, n]``."""
-    labels, classes = runs[0].labels, len(runs[0].class_names)
-    present = np.bincount(labels, minlength=classes) > 0
-    by_seed = [
-        confusion_statistics(
-            confusion_counts(labels, run.predicted, classes, weights), present, range(classes)
-        )
-        for run in runs
-    ]
-    return {name: np.stack([f[name] for f in by_seed], axis=1) for name in _METRICS}
-
-
-def _differences(
-    aligned: Sequence[Sequence[Predictions]],
-    pairs: Sequence[tuple[int, int]],
+def _difference(
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
     confidence: float,
     resamples: int,
     seed: int,
-) -> dict[tuple[int, int], dict[str, Estimate]]:
-    """First minus second of each pair; one draw of groups and seeds serves all of them."""
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = [_figures(runs, weights) for runs in aligned]
-        return {
-            f"{name} {i} {j}": figures[i][name] - figures[j][name]
-            for i, j in pairs
-            for name in _METRICS
-        }
-
-    first = aligned[0][0]
-    values = statistic(np.ones((1, len(first))))
-    intervals = percentile_bootstrap(
-        statistic,
-        first.groups,
-        seeds=len(aligned[0]),
+) -> dict[str, Estimate]:
+    """First minus second, run by run; with several seeds for other seeds as well."""
+    labels, groups, classes = first[0].labels, first[0].groups, len(first[0].class_names)
+    one, other = (np.stack([run.predicted for run in runs]) for runs in (first, second))
+    present = np.bincount(labels, minlength=classes) > 0
+    figures = class_figures.mean_figures(present, range(classes), _METRICS)
+    intervals = class_figures.difference_intervals(
+        labels,
+        one,
+        other,
+        groups,
+        figures,
+        classes=classes,
         confidence=confidence,
         resamples=resamples,
         seed=seed,
     )
-    return {
-        (i, j): {
-            name: Estimate(
-                value=float(values[key := f"{name} {i} {j}"].mean()),
-                low=intervals[key].low,
-                high=intervals[key].high,
-                count=len(first),
-                method=f"paired {intervals[key].method}",
-            )
-            for name in _METRICS
-        }
-        for i, j in pairs
-    }
+    intervals["accuracy"] = shares.difference(one == labels, other == labels, groups, confidence)
+    by_seed = [figures(_matrices(labels, side, classes)) for side in (one, other)]
+    found = {}
+    for name in _METRICS:
+        gaps = by_seed[0][name] - by_seed[1][name]
+        value, interval = float(gaps.mean()), intervals[name]
+        low, high = shares.over_seeds(value, interval.low, interval.high, gaps, confidence)
+        method = f"paired, of one seed: {interval.method}"
+        if len(gaps) > 1:
+            method = f"paired: {interval.method}, and Student's over {len(gaps)} seeds"
+        found[name] = Estimate(value, float(low), float(high), len(labels), method)
+    return found
+
+
+def _matrices(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """The confusion matrix of each model, float64 ``[m, 1, k, k]``."""
+    every = np.arange(classes)
+    matrices = [confusion_matrix(labels, one, labels=every) for one in predicted]
+    return np.array(matrices, float)[:, None]
 
 
 def pairwise(
@@ -231,9 +216,9 @@ def pairwise(
 
     McNemar's test needs one answer an image: with several seeds it is that of the mean
     probabilities over the seeds. It is the exact binomial test below 25 discordant images, and the
-    chi-squared one with continuity correction from there on. The bootstrap draws groups whole
-    where all are known, and seeds with them; one draw serves both members of a pair, as run i of
-    every candidate belongs to the same seed.
+    chi-squared one with continuity correction from there on. The interval is by group where all
+    are known, and widened by Student's over the seeds; run i of every candidate belongs to the same
+    seed.
 
     Args:
         candidates: All scored on the same images, with as many seeds each. Given best first, the
@@ -252,7 +237,9 @@ def pairwise(
     pairs = list(itertools.combinations(range(len(candidates)), 2))
     if not pairs:
         return []
-    differences = _differences(aligned, pairs, confidence, resamples, seed)
+    differences = {
+        (i, j): _difference(aligned[i], aligned[j], confidence, resamples, seed) for i, j in pairs
+    }
     right = [_ensemble_right(runs) for runs in aligned]
     tests = [_mcnemar(right[i], right[j]) for i, j in pairs]
     corrected = multipletests([p for *_, p in tests], method="holm")[1]
@@ -390,8 +377,7 @@ def leak(
         by_image: Out-of-fold predictions with folds cut by image.
         by_group: The same images, with folds cut by group; as many seeds.
         confidence: Of the intervals.
-        resamples: Of the bootstrap, which draws groups whole, and seeds with them; one draw serves
-            both cuts.
+        resamples: Of groups.
         seed: Of the bootstrap.
 
     Returns:
@@ -417,7 +403,7 @@ def leak(
         groups=len(set(first.groups)),
         by_image={name: summaries[0][name] for name in _METRICS},
         by_group={name: summaries[1][name] for name in _METRICS},
-        difference=_differences(aligned, [(1, 0)], confidence, resamples, seed)[1, 0],
+        difference=_difference(aligned[1], aligned[0], confidence, resamples, seed),
     )
 
 

@@ -174,3 +174,80 @@ def interval(found: Share, kind: str) -> Interval:
     """The same as an interval, NaN where none holds."""
     ends = (found.low, found.high) if found.known else (math.nan, math.nan)
     return Interval(*ends, method(found, kind))
+
+
+def difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: Sequence[str],
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of the share of hits of one model minus that of another on the same images.
+
+    It combines the shares of images that only the first and that only the second hits, or else both
+    shares as if they were of different images, whichever is narrower (G. Y. Zou and A. Donner,
+    "Construction of confidence limits about effect measures", Stat. Med. 27 (2008) 1693-1702).
+
+    Args:
+        first: bool ``[m, n]``: hits of each of m models.
+        second: bool ``[m, n]``; row i is paired with row i of the first.
+        groups: Group of each image; '' = unknown.
+        confidence: Between 0 and 1.
+
+    Returns:
+        The interval of the mean difference; NaN ends where all images are of one group.
+    """
+    units, kind = resampling_units(groups)
+    every = np.ones(len(units), bool)
+
+    def found(hits: np.ndarray) -> Share:
+        return share_by_unit(*by_unit(hits.mean(axis=0), every, units), confidence)
+
+    ends = [
+        independent_difference(found(one), found(other))
+        for one, other in ((first & ~second, second & ~first), (first, second))
+    ]
+    if not found(first).known:
+        return interval(found(first), kind)
+    low, high = max(low for low, _ in ends), min(high for _, high in ends)
+    words = f"Wilson of both sides by {kind.removesuffix('s')} with the design effect, combined"
+    return Interval(low, high, words)
+
+
+def independent_difference(first: Share, second: Share) -> tuple[float, float]:
+    """Ends of the interval of one share minus another of other images."""
+    gap = first.value - second.value
+    return (
+        gap - math.hypot(first.value - first.low, second.high - second.value),
+        gap + math.hypot(first.high - first.value, second.value - second.low),
+    )
+
+
+def over_seeds(
+    value: float, low: float, high: float, by_seed: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Widens an interval of these seeds to one of any seeds, by Student's over the seeds' means.
+
+    Args:
+        value: The mean over the seeds.
+        low: Lower end of its interval for these seeds.
+        high: Upper end.
+        by_seed: float64 ``[seeds]``.
+        confidence: Between 0 and 1.
+
+    Returns:
+        Both ends; as they were for one seed, which says nothing of others.
+    """
+    if len(by_seed) < 2:
+        return low, high
+    half = student_half_width(by_seed, confidence)
+    return value - math.hypot(value - low, half), value + math.hypot(high - value, half)
+
+
+def student_half_width(by_seed: np.ndarray, confidence: float = 0.95) -> float:
+    """Half the width of Student's interval of the mean over seeds; NaN for one seed."""
+    seeds = len(by_seed)
+    if seeds < 2:
+        return math.nan
+    quantile = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+    return float(quantile * np.std(by_seed, ddof=1) / math.sqrt(seeds))
