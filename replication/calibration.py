@@ -230,7 +230,6 @@ def expected_calibration_error(
     bins: int = BINS,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
     """Expected calibration error of the top label, without an interval.
@@ -246,7 +245,6 @@ def expected_calibration_error(
         predictions: Of test images alone.
         bins: Number of bins of equal width over 0..1.
         confidence: Of the interval.
-        resamples: Not used; `triage` gives it to all figures alike.
         seed: Of the draws of chance.
 
     Returns:
@@ -259,9 +257,7 @@ def expected_calibration_error(
     return _scores(p, *_top_label(p), bins, confidence, seed).ece
 
 
-def brier_score(
-    predictions: Predictions, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def brier_score(predictions: Predictions, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Brier score over all classes, and its interval.
 
     The mean over the images of the sum over the classes of (probability - truth)^2, where the truth
@@ -274,7 +270,6 @@ def brier_score(
     Args:
         predictions: Of test images alone.
         confidence: Of the interval.
-        resamples: Not used; `triage` gives it to all figures alike.
         seed: Of the draws of chance.
 
     Returns:
@@ -292,7 +287,6 @@ def calibrate(
     bins: int = BINS,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
     seed: int = 0,
 ) -> Calibration:
     """Fits a temperature on the tune images and shows on the test images what it does.
@@ -373,9 +367,7 @@ def _bin_numbers(scores: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores, side="left")
 
 
-def _bins(
-    scores: np.ndarray, hits: np.ndarray, groups: tuple[str, ...], bins: int
-) -> list[Bin]:
+def _bins(scores: np.ndarray, hits: np.ndarray, groups: tuple[str, ...], bins: int) -> list[Bin]:
     numbers, edges = _bin_numbers(scores, bins), np.linspace(0, 1, bins + 1)
     found = []
     for number in np.unique(numbers):

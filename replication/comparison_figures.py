@@ -252,7 +252,7 @@ def _ranking(figure: Figure, result: Comparison) -> None:
     bars = "A black bar joins neighbours that cannot be told apart" if result.sets else ""
     bars = bars or "No neighbours in the ranking are undecided"
     axes.set_title(
-        f"{bars}\n(pairwise McNemar with Holm's correction, and paired bootstrap;\nnot Nemenyi)",
+        f"{bars}\n(pairwise McNemar with Holm's correction, and paired intervals;\nnot Nemenyi)",
         weight="normal",
         fontsize=8.5,
     )

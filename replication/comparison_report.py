@@ -242,7 +242,7 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
     for entry in manifest.get("audit", {}).values():
         console.print(entry["line"])
     metrics = _shown_metrics(result)
-    table = _table(f"{result.title}: {result.design}, % [95 % interval]")
+    table = _table(f"{result.title}: {result.design}, % [95 % interval of these seeds]")
     for heading in ("", "backbone", "weights", *metrics.values()):
         table.add_column(heading)
     for heading in ("parameters", "GFLOPs", "images/s", "MiB"):

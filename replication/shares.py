@@ -76,7 +76,7 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
         return Share(value, *wilson(hits.sum(), int(total), confidence), int(total), total)
     groups = float(total**2 / (among**2).sum())
     if groups < LEAST_GROUPS:
-        return Share(value, 0.0, 1.0, int(round(total)), groups)
+        return Share(value, 0.0, 1.0, round(total), groups)
     both = min(_spread(hits), _spread(among - hits))
     effect = 0.0
     if 0 < value < 1:
@@ -87,7 +87,7 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
     tail = (1 + confidence) / 2
     student = stats.norm.ppf(tail) / stats.t.ppf(tail, groups - 1)
     effective = total / effect * student**2
-    return Share(value, *_wilson(value, effective, confidence), int(round(total)), groups)
+    return Share(value, *_wilson(value, effective, confidence), round(total), groups)
 
 
 def _spread(sums: np.ndarray) -> float:
