@@ -225,8 +225,8 @@ def sentences(search: Search, found: Findings) -> list[str]:
         said.append(
             f"{found.undecided:,} of the {_plural(len(found.differences), 'other configuration')} "
             f"cannot be told from the best one on these images in {metric}, counting that the same "
-            "images chose the best of them all (95 % intervals for all configurations at once). Not "
-            "told apart is not equal: these images do not decide."
+            "images chose the best of them all (95 % intervals for all configurations at once). "
+            "Not told apart is not equal: these images do not decide."
         )
     if found.optimism:
         said.append(_optimism(search, found))
@@ -275,7 +275,8 @@ def _best(search: Search, found: Findings) -> str:
     if found.first:
         if search.executions > 1:
             text += f"; the first one {score(search, found.first.value)}"
-        text += f" {_interval(search, found.first.low, found.first.high)}, {found.over}"
+        ends = _interval(search, found.first.low, found.first.high)
+        text += f" {ends}, {found.over}"
     return f"{text}."
 
 

@@ -269,7 +269,10 @@ def _resampled(
     if not parts:
         empty = figures(counts.sum(axis=0)[None])
         return dict.fromkeys(empty, (np.nan, np.nan))
-    return {
-        name: tuple(map(float, np.nanpercentile(np.concatenate(values), [tail, 100 - tail])))
-        for name, values in parts.items()
-    }
+    found = {}
+    for name, values in parts.items():
+        every = np.concatenate(values)
+        defined = np.isfinite(every).all()
+        ends = np.percentile(every, [tail, 100 - tail]) if defined else (np.nan, np.nan)
+        found[name] = tuple(map(float, ends))
+    return found

@@ -7,6 +7,7 @@ figures over classes in `replication.class_figures`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -196,7 +197,8 @@ def _percentiles(values: np.ndarray, confidence: float, method: str) -> Interval
         return Interval(np.nan, np.nan, "no interval of an undefined figure")
     tail = 50 * (1 - confidence)
     low, high = (float(x) for x in np.percentile(values, [tail, 100 - tail]))
-    if low == high:
+    # Sums of weights differ in their last bits where nothing else does.
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
         return Interval(np.nan, np.nan, f"no interval: {method.partition(',')[0]} tells no spread")
     return Interval(low, high, method)
 
