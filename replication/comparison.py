@@ -41,6 +41,7 @@ __all__ = [
     "pareto",
     "rank",
     "sentence",
+    "told_from_zero",
 ]
 
 #: The costs that a Pareto front is drawn for.
@@ -100,23 +101,42 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Leak:
-    """One backbone scored on the same images with folds cut in two ways.
+    """One backbone scored on the same images with folds cut in two ways, and their control.
+
+    Cut by group, a model trains on none of the groups that it is tested on, and on fewer groups.
+    The control trains on as few, with images of the tested groups let in (`tfds_pap.folds`).
 
     Attributes:
         name: The backbone.
         images: Number of images.
         groups: Number of groups.
+        groups_by_class: Number of groups that hold each class.
+        majority: 'accuracy', 'balanced_accuracy' and 'macro_f1' of always naming the most frequent
+            class, and under 'class' its name.
         by_image: 'accuracy', 'balanced_accuracy' and 'macro_f1' with folds cut by image.
         by_group: The same with folds cut by group.
-        difference: By image minus by group, paired: the size of the leak.
+        let_in: The same of the control; None where it was not scored.
+        difference: By image minus by group, paired: leak and scarcity together.
+        leak: Control minus by group: what images of the same groups in training add.
+        scarcity: By image minus control: what more groups in training add.
     """
 
     name: str
     images: int
     groups: int
+    groups_by_class: Mapping[str, int]
+    majority: Mapping[str, float | str]
     by_image: Mapping[str, evaluation.SeedSummary]
     by_group: Mapping[str, evaluation.SeedSummary]
+    let_in: Mapping[str, evaluation.SeedSummary] | None
     difference: Mapping[str, Estimate]
+    leak: Mapping[str, Estimate] | None
+    scarcity: Mapping[str, Estimate] | None
+
+
+def told_from_zero(difference: Estimate) -> bool:
+    """Whether the interval of a difference lies on one side of 0; False where there is none."""
+    return difference.low > 0 or difference.high < 0
 
 
 def rank(
@@ -366,6 +386,7 @@ def pareto(values: Mapping[str, float], costs: Mapping[str, float]) -> list[str]
 def leak(
     by_image: Candidate,
     by_group: Candidate,
+    let_in: Candidate | None = None,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -376,35 +397,64 @@ def leak(
     Args:
         by_image: Out-of-fold predictions with folds cut by image.
         by_group: The same images, with folds cut by group; as many seeds.
+        let_in: The same images, from the control; None leaves leak and scarcity together.
         confidence: Of the intervals.
         resamples: Of groups.
-        seed: Of the bootstrap.
+        seed: Of the resamples.
 
     Returns:
-        Both figures and their paired difference.
+        All figures and their paired differences.
 
     Raises:
         ValueError: Different backbones, images or numbers of seeds, or a group that is not known.
     """
-    if (by_image.name, by_image.weights) != (by_group.name, by_group.weights):
-        raise ValueError(
-            f"leak: expected one backbone under both cuts, got {by_image.name} "
-            f"({by_image.weights}) and {by_group.name} ({by_group.weights})"
-        )
-    aligned = on_same_images((by_group, by_image))
+    for other in (by_image, *([let_in] if let_in else [])):
+        if (other.name, other.weights) != (by_group.name, by_group.weights):
+            raise ValueError(
+                f"leak: expected one backbone under both cuts, got {other.name} "
+                f"({other.weights}) and {by_group.name} ({by_group.weights})"
+            )
+    scored = (by_group, by_image, *([let_in] if let_in else []))
+    aligned = on_same_images(scored)
     first = aligned[0][0]
     for image, group in zip(first.ids, first.groups, strict=True):
         if not group:
             raise ValueError(f"leak: expected a known group for every image, none for {image!r}")
-    summaries = [_summary(c, confidence, resamples, seed) for c in (by_image, by_group)]
+    summaries = [
+        {name: _summary(c, confidence, resamples, seed)[name] for name in _METRICS} for c in scored
+    ]
+
+    def minus(one: int, other: int) -> dict[str, Estimate]:
+        return _difference(aligned[one], aligned[other], confidence, resamples, seed)
+
     return Leak(
         name=by_image.name,
         images=len(first),
         groups=len(set(first.groups)),
-        by_image={name: summaries[0][name] for name in _METRICS},
-        by_group={name: summaries[1][name] for name in _METRICS},
-        difference=_difference(aligned[1], aligned[0], confidence, resamples, seed),
+        groups_by_class=_groups_by_class(first),
+        majority=_majority(first),
+        by_image=summaries[1],
+        by_group=summaries[0],
+        let_in=summaries[2] if let_in else None,
+        difference=minus(1, 0),
+        leak=minus(2, 0) if let_in else None,
+        scarcity=minus(1, 2) if let_in else None,
     )
+
+
+def _groups_by_class(run: Predictions) -> dict[str, int]:
+    pairs = {*zip(run.labels.tolist(), run.groups, strict=True)}
+    return {name: sum(label == c for label, _ in pairs) for c, name in enumerate(run.class_names)}
+
+
+def _majority(run: Predictions) -> dict[str, float | str]:
+    """Figures of always naming the most frequent class, and its name."""
+    classes = len(run.class_names)
+    counts = np.bincount(run.labels, minlength=classes)
+    most = int(counts.argmax())
+    figures = class_figures.mean_figures(counts > 0, range(classes), _METRICS)
+    named = figures(_matrices(run.labels, np.full((1, len(run)), most), classes))
+    return {"class": run.class_names[most], **{name: float(of[0]) for name, of in named.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,6 +470,7 @@ class Comparison:
         unit: What a group is, for example 'slide'.
         by_image: The same backbones with folds cut by image, where `candidates` were cut by group;
             some or none of them.
+        let_in: The same of the control that tells leak from scarcity; some or none of them.
         resamples: Of every bootstrap.
 
     Raises:
@@ -433,6 +484,7 @@ class Comparison:
     design: str
     unit: str = "group"
     by_image: tuple[Candidate, ...] = ()
+    let_in: tuple[Candidate, ...] = ()
     resamples: int = 2000
 
     def __post_init__(self) -> None:
@@ -485,8 +537,14 @@ class Comparison:
     def leaks(self) -> list[Leak]:
         """One for each backbone that was scored under both cuts, in order of rank."""
         others = {candidate.name: candidate for candidate in self.by_image}
+        controls = {candidate.name: candidate for candidate in self.let_in}
         return [
-            leak(others[entry.candidate.name], entry.candidate, resamples=self.resamples)
+            leak(
+                others[entry.candidate.name],
+                entry.candidate,
+                controls.get(entry.candidate.name),
+                resamples=self.resamples,
+            )
             for entry in self.ranked
             if entry.candidate.name in others
         ]
