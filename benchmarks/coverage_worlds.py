@@ -157,7 +157,7 @@ class Cells:
             if among.any():
                 told[kind] = shares.share(hits, among, groups)
                 yield kind, told[kind].low, told[kind].high, truth
-        if present[last] and not present[:last].sum() == 0:
+        if present[last] and present[:last].any():
             sensitivity = shares.share(named[0] == last, labels == last, groups)
             truth = triage.predictive_values(
                 self._rates[0, last, last], found["specificity of a class"][2], _PREVALENCE

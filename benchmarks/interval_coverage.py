@@ -3,11 +3,11 @@
     python benchmarks/interval_coverage.py --csv=results/interval_coverage.csv      # half an hour
     python benchmarks/interval_coverage.py --samples=40 --groups=20 --classes=4 --seeds=1
 
-Populations of groups (slides, fields) whose images resemble each other are drawn: each group has its
-own classes, its own difficulty and its own stain, so that a model errs on whole groups. A figure is
-known from 20,000 groups; its 95 % intervals from small samples are set beside it. In the rare world
-the last class is 2 % of the images and stands in 6 % of the groups. Half of the samples of a row are
-of a model that is wrong in a quarter of the images, half of one that is wrong in a few.
+Populations of groups (slides, fields) whose images resemble each other are drawn: each group has
+its own classes, its own difficulty and its own stain, so that a model errs on whole groups. A
+figure is known from 20,000 groups; its 95 % intervals from small samples are set beside it. In the
+rare world the last class is 2 % of the images and stands in 6 % of the groups. Half of the samples
+of a row are of a model that is wrong in a quarter of the images, half of one that is wrong in few.
 
 Figures over classes are those of the population at the class shares of the sample. `told` is the
 share of samples that gave an interval at all: where a class stands in one group there is none. The
