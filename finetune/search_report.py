@@ -225,9 +225,9 @@ def sentences(search: Search, found: Findings) -> list[str]:
         metric = METRICS.get(found.metric, worded(found.metric))
         said.append(
             f"{found.undecided:,} of the {_plural(len(found.differences), 'other configuration')} "
-            "cannot be told from the best one on these images (the 95 % interval of the paired "
-            f"difference in {metric} holds 0). Not told apart is not equal: these images do not "
-            "decide."
+            f"cannot be told from the best one on these images in {metric}, counting that the same "
+            "images chose the best of them all (95 % intervals for all configurations at once). "
+            "Not told apart is not equal: these images do not decide."
         )
     if found.optimism:
         said.append(_optimism(search, found))
@@ -278,7 +278,8 @@ def _best(search: Search, found: Findings) -> str:
     if found.first:
         if search.executions > 1:
             text += f"; the first one {score(search, found.first.value)}"
-        text += f" {_interval(search, found.first.low, found.first.high)}, {found.over}"
+        ends = _interval(search, found.first.low, found.first.high)
+        text += f" {ends}, {found.over}"
     return f"{text}."
 
 
@@ -308,7 +309,10 @@ def _paper(search: Search, found: Findings) -> str:
             for metric, difference in beside.differences.items()
         )
         verdict = "tell" if beside.told_apart else "cannot tell"
-        text += f" Best minus paper on the same images: {gaps}; these images {verdict} them apart."
+        text += (
+            f" Best minus paper on the same images: {gaps}, counting that these images chose the "
+            f"best; they {verdict} the two apart."
+        )
     return text
 
 

@@ -5,6 +5,7 @@ than it is, and, where the scored images were trained on, what that cost.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,8 @@ import numpy as np
 from scipy import stats
 
 from finetune.trials import Answers, Direction, Search, Trial
-from replication.intervals import Estimate, percentile_bootstrap, resampling_units
+from replication import class_figures, shares
+from replication.intervals import Estimate, Interval, group_weights, resampling_units
 
 #: From here up a score leaves nothing to choose by.
 SATURATED = 0.995
@@ -68,9 +70,9 @@ def beside_the_paper(
     if answers and paper is not search.best:
         rows = [answers.row(search.best), answers.row(paper)]
         if None not in rows:
-            pair = answers.only(rows)
+            # The best is the best of all of them, also where it stands beside one.
             found = {
-                metric: differences(pair, search.best, metric, resamples=search.resamples)[
+                metric: differences(answers, search.best, metric, resamples=search.resamples)[
                     paper.trial_id
                 ]
                 for metric in metrics
@@ -82,14 +84,23 @@ def beside_the_paper(
 def differences(
     answers: Answers, best: Trial, metric: str, *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """A configuration minus each other one, with the paired bootstrap over images or groups.
+    """A configuration minus each other one, with intervals that hold for all of them at once.
+
+    The images that chose the best of many are those that it is compared on. So each resample
+    chooses again: it tells how far the best and the worst of configurations that are equally good
+    lie apart by chance, and no difference below 95 % of that counts. This holds whichever
+    configuration was chosen, and is never narrower than the interval of two configurations alone.
+
+    Source: J. W. Tukey's range, by resampling (P. H. Westfall and S. S. Young, "Resampling-based
+    multiple testing", 1993, section 2.3); the comparison with the best as in J. C. Hsu, "Multiple
+    comparisons" (1996), chapter 4.
 
     Args:
-        answers: Of all of them.
+        answers: Of all configurations that the choice was among.
         best: Which one.
         metric: See `Answers.figures`.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap; one draw serves all differences.
+        resamples: Of groups, or of images where groups are unknown.
+        seed: Of the resamples; one draw serves all differences.
 
     Returns:
         By id of the other trial; none where `best` has no predictions.
@@ -98,24 +109,60 @@ def differences(
     others = [n for n in range(len(answers.trials)) if n != row]
     if row is None or not others:
         return {}
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = answers.figures(metric, weights)
-        gaps = figures[:, [row]] - figures
-        return {answers.trials[n].trial_id: gaps[:, n] for n in others}
-
-    values = statistic(np.ones((1, len(answers.labels))))
-    intervals = percentile_bootstrap(statistic, answers.groups, resamples=resamples, seed=seed)
-    return {
-        name: Estimate(
-            value=float(values[name][0]),
-            low=interval.low,
-            high=interval.high,
-            count=len(answers.labels),
-            method=f"paired {interval.method}",
+    once = answers.figures(metric, np.ones((1, len(answers.labels))))[0]
+    reach, over = _range_by_chance(answers, metric, once, resamples, seed)
+    words = f"for {len(answers.trials)} configurations at once: range of equal ones by {over}"
+    found = {}
+    for other in others:
+        gap, low, high = float(once[row] - once[other]), math.nan, math.nan
+        method = "no interval: no spread can be told"
+        if reach > 0:
+            alone = _alone(answers, metric, row, other)
+            low = float(np.fmin(gap - reach, alone.low))
+            high = float(np.fmax(gap + reach, alone.high))
+            method = words
+        found[answers.trials[other].trial_id] = Estimate(
+            gap, low, high, len(answers.labels), method
         )
-        for name, interval in intervals.items()
-    }
+    return found
+
+
+def _range_by_chance(
+    answers: Answers, metric: str, once: np.ndarray, resamples: int, seed: int
+) -> tuple[float, str]:
+    """How far equally good configurations lie apart in 95 % of resamples; NaN from few groups."""
+    units, kind = resampling_units(answers.groups)
+    count = int(units.max()) + 1
+    rows = max(1, _CHUNK_ENTRIES // len(units))
+    ranges = [
+        np.ptp(answers.figures(metric, weights[:, units]) - once, axis=1)
+        for weights in group_weights(count, resamples, seed, rows=rows)
+    ]
+    over = f"resampling of {count} {kind}, {resamples} times"
+    if not ranges:
+        return math.nan, over
+    return float(np.percentile(np.concatenate(ranges), 95)), over
+
+
+def _alone(answers: Answers, metric: str, row: int, other: int) -> Interval:
+    """The interval of two configurations alone, which few unlike answers make wide."""
+    labels, classes = answers.labels, len(answers.class_names)
+    first, second = (answers.predicted[[n]] for n in (row, other))
+    if metric == "loss":
+        return Interval(math.nan, math.nan, "")
+    if metric == "macro_f1":
+        present = np.bincount(labels, minlength=classes) > 0
+        figures = class_figures.mean_figures(present, range(classes), [metric])
+        return class_figures.difference_intervals(
+            labels, first, second, answers.groups, figures, classes=classes, resamples=0
+        )[metric]
+    counted = np.ones(len(labels), bool)
+    hits = first == labels, second == labels
+    if metric == "hsil_plus_sensitivity":
+        counted, severe = answers.severe
+        hits = np.isin(first, severe), np.isin(second, severe)
+    groups = list(itertools.compress(answers.groups, counted))
+    return shares.difference(hits[0][:, counted], hits[1][:, counted], groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +230,7 @@ def selection_optimism(
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, units]
         inside = sign * answers.figures(metric, drawn.astype(float))
         outside = sign * answers.figures(metric, (drawn == 0).astype(float))
-        # A draw without a class has no macro F1, of any configuration.
+        # A draw without a class has no macro F1, of any configuration; `method` counts them.
         defined = np.isfinite(inside).all(axis=1) & np.isfinite(outside).all(axis=1)
         inside, outside = inside[defined], outside[defined]
         winner = inside.argmax(axis=1)
@@ -193,12 +240,13 @@ def selection_optimism(
     gap, won = np.concatenate(gaps), np.concatenate(winners)
     if len(gap) < resamples / 2:
         return None
-    row = answers.row(best)
+    row, lacking = answers.row(best), resamples - len(gap)
+    without = f"; {lacking} that lack a class say nothing" if lacking else ""
     return Optimism(
         expected=float(gap.mean() / math.sqrt(2 - 1 / count)),
         again=float((won == row).mean()) if row is not None else math.nan,
         chosen=len(np.unique(won)),
-        method=f"{len(gap)} draws of {count} {kind}, each scored on what it left out",
+        method=f"{len(gap)} draws of {count} {kind}, each scored on what it left out{without}",
     )
 
 
@@ -278,17 +326,14 @@ def _fold_optimism(
     sides = [(a, a.row(chosen)) for a in (fold, held_out) if a is not None]
     if len(sides) < 2 or any(row is None for _, row in sides):
         return Estimate(value, math.nan, math.nan, 0, "no interval without predictions")
-    right = np.concatenate([a.predicted[row] == a.labels for a, row in sides]).astype(float)
-    groups = [*sides[0][0].groups, *sides[1][0].groups]
-    first = np.arange(len(right)) < len(sides[0][0].labels)
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        with np.errstate(invalid="ignore"):
-            shares = [
-                weights[:, side] @ right[side] / weights[:, side].sum(axis=1)
-                for side in (first, ~first)
-            ]
-        return {"optimism": shares[0] - shares[1]}
-
-    interval = percentile_bootstrap(statistic, groups, resamples=search.resamples)["optimism"]
-    return Estimate(value, interval.low, interval.high, len(right), interval.method)
+    found, kinds = [], []
+    for answers, row in sides:
+        units, kind = resampling_units(answers.groups)
+        right, every = answers.predicted[row] == answers.labels, np.ones(len(units), bool)
+        found.append(shares.share_by_unit(*shares.by_unit(right, every, units)))
+        kinds.append(kind)
+    count = sum(one.count for one in found)
+    if not all(one.known for one in found):
+        return Estimate(value, math.nan, math.nan, count, "no interval: one side is of one group")
+    method = f"{shares.method(found[0], kinds[0])}; both sides combined as independent"
+    return Estimate(value, *shares.independent_difference(*found), count, method)

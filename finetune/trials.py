@@ -355,6 +355,12 @@ class Answers:
         ids = [one.trial_id for one in self.trials]
         return ids.index(trial.trial_id) if trial.trial_id in ids else None
 
+    @property
+    def severe(self) -> tuple[np.ndarray, list[int]]:
+        """Which images are HSIL or SCC, bool ``[n]``, and which classes these are."""
+        classes = [c for c, name in enumerate(self.class_names) if name in STAGE2_CLASSES[2:]]
+        return np.isin(self.labels, classes), classes
+
     def only(self, rows: Sequence[int]) -> "Answers":
         """The same of some trials, in the order given."""
         return dataclasses.replace(
@@ -389,8 +395,8 @@ class Answers:
                 for predicted in self.predicted
             ]
             return np.stack(by_trial, axis=1)
-        severe = [c for c, name in enumerate(self.class_names) if name in STAGE2_CLASSES[2:]]
-        counted = np.isin(self.labels, severe) if metric == "hsil_plus_sensitivity" else slice(None)
+        are_severe, severe = self.severe
+        counted = are_severe if metric == "hsil_plus_sensitivity" else slice(None)
         values = {
             "accuracy": lambda: self.predicted == self.labels,
             "hsil_plus_sensitivity": lambda: np.isin(self.predicted, severe),

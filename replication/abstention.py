@@ -9,8 +9,9 @@ import math
 import numpy as np
 
 from replication.calibration import one_role
-from replication.intervals import Estimate, Interval, percentile_bootstrap, resampling_units, wilson
+from replication.intervals import Estimate
 from replication.predictions import Predictions
+from replication.shares import share
 
 #: Share of the tune images that a model that abstains still answers.
 COVERAGE = 0.90
@@ -19,6 +20,9 @@ COVERAGE = 0.90
 NO_TUNE = (
     "This protocol has no tune images, and a threshold chosen on the test images would flatter."
 )
+
+#: Why there is no interval of the area.
+_NO_AURC = "no interval: none that was tried holds for few errors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +35,10 @@ class Abstention:
         note: How it was chosen, or why there is none, in a sentence.
         tune_coverage: Share of the tune images answered.
         tune_risk: Share of wrong ones among these.
-        coverage: Share of the test images answered, with Wilson's interval.
-        coverage_by_group: The same with the group bootstrap, stretched to hold Wilson's interval;
-            None where not every group is known. Quote it where it is there.
+        coverage: Share of the test images answered, by group where groups are known, as all shares.
         risk: Share of wrong ones among the test images answered.
-        risk_by_group: Likewise by group.
         risk_of_all: Share of wrong ones among all test images.
-        risk_of_all_by_group: Likewise by group.
-        aurc: Area under the risk-coverage curve of the test images, with a bootstrap interval.
+        aurc: Area under the risk-coverage curve of the test images, without an interval.
     """
 
     target: float
@@ -47,11 +47,8 @@ class Abstention:
     tune_coverage: float
     tune_risk: float
     coverage: Estimate
-    coverage_by_group: Estimate | None
     risk: Estimate
-    risk_by_group: Estimate | None
     risk_of_all: Estimate
-    risk_of_all_by_group: Estimate | None
     aurc: Estimate
 
 
@@ -81,8 +78,6 @@ def risk_coverage(
     coverage: float = COVERAGE,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Abstention:
     """Chooses when to abstain on the tune images, and shows on the test images what it gives.
 
@@ -96,8 +91,6 @@ def risk_coverage(
             they are (`triage.assess` puts the temperature on them first).
         coverage: Share of the tune images to answer, above 0 and up to 1.
         confidence: Of the intervals.
-        resamples: Of the bootstrap, over groups where all are known.
-        seed: Of the bootstrap.
 
     Returns:
         The threshold and its figures. Without tune images only those of all test images.
@@ -128,27 +121,15 @@ def risk_coverage(
         "risk_of_all": (wrong, every),
     }
 
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = {name: weighted_share(weights, *masks) for name, masks in shares.items()}
-        *_, areas, _ = _accumulated(sure, wrong, weights)
-        return {**figures, "aurc": areas}
-
-    intervals = percentile_bootstrap(
-        statistic, test.groups, confidence=confidence, resamples=resamples, seed=seed
-    )
-    estimates: dict[str, Estimate | None] = {}
-    for name, masks in shares.items():
-        estimates[name], estimates[f"{name}_by_group"] = proportion(
-            *masks, test.groups, intervals[name], confidence
-        )
-    area, found = float(statistic(np.ones((1, len(test))))["aurc"][0]), intervals["aurc"]
+    estimates = {name: share(*masks, test.groups, confidence) for name, masks in shares.items()}
+    area = float(_accumulated(sure, wrong, np.ones((1, len(test))))[2][0])
     return Abstention(
         target=coverage,
         threshold=threshold,
         note=note,
         tune_coverage=tune_coverage,
         tune_risk=tune_risk,
-        aurc=Estimate(area, found.low, found.high, len(test), found.method),
+        aurc=Estimate(area, math.nan, math.nan, len(test), _NO_AURC),
         **estimates,
     )
 
@@ -166,44 +147,6 @@ def weighted_share(weights: np.ndarray, hits: np.ndarray, among: np.ndarray) -> 
     """
     below = weights @ among
     return np.divide(weights @ hits, below, out=np.full(len(below), math.nan), where=below > 0)
-
-
-def proportion(
-    hits: np.ndarray,
-    among: np.ndarray,
-    groups: tuple[str, ...],
-    bootstrapped: Interval,
-    confidence: float = 0.95,
-) -> tuple[Estimate, Estimate | None]:
-    """A share with both of its intervals.
-
-    Args:
-        hits: bool ``[n]``; part of ``among``.
-        among: bool ``[n]``.
-        groups: Group of each image; '' = unknown.
-        bootstrapped: The bootstrap interval of the same share.
-        confidence: Of Wilson's interval.
-
-    Returns:
-        The share with Wilson's interval, and where every group is known once more with that of the
-        group bootstrap, stretched to hold Wilson's: neither few groups nor a perfect score flatter.
-    """
-    successes, total = int(hits.sum()), int(among.sum())
-    if not total:
-        nothing = Estimate(math.nan, math.nan, math.nan, 0, "undefined: no image to count")
-        return nothing, nothing if resampling_units(groups)[1] == "groups" else None
-    value, (low, high) = successes / total, wilson(successes, total, confidence)
-    units, kind = resampling_units(groups)
-    if kind == "images":
-        return Estimate(value, low, high, total, "Wilson"), None
-    independent = f"Wilson, as if the images of {units.max() + 1} groups were independent"
-    return Estimate(value, low, high, total, independent), Estimate(
-        value,
-        float(np.fmin(low, bootstrapped.low)),
-        float(np.fmax(high, bootstrapped.high)),
-        total,
-        f"{bootstrapped.method}; stretched to hold Wilson's interval",
-    )
 
 
 def _confidence(p: Predictions) -> tuple[np.ndarray, np.ndarray]:

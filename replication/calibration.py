@@ -9,7 +9,8 @@ import math
 import numpy as np
 from scipy import optimize, special
 
-from replication.intervals import Estimate, percentile_bootstrap, wilson
+from replication import shares
+from replication.intervals import Estimate
 from replication.positive import positive_class
 from replication.predictions import Predictions
 
@@ -21,6 +22,10 @@ TEMPERATURE_BOUNDS = (0.01, 100.0)
 
 #: Stands for a probability of 0, which has no logarithm: the smallest normal float32.
 SMALLEST = float(np.finfo(np.float32).tiny)
+
+#: Why there is no interval of the error: few images make it too large, and so every resample.
+_NO_ECE = "no interval: few images make it too large; see what chance alone would show"
+_NO_LOSS = "no interval: a mean without an upper end, which few images make"
 
 #: Draws behind the error that a calibrated model would show.
 _CONSISTENCY_DRAWS = 1000
@@ -36,8 +41,8 @@ class Bin:
         count: Number of images, 1 or more.
         confidence: Mean score.
         accuracy: Share of hits: of right images, or of positive ones.
-        low: Lower end of Wilson's interval of the share.
-        high: Upper end of Wilson's interval of the share.
+        low: Lower end of the interval of the share, by group where groups are known; NaN without.
+        high: Upper end.
     """
 
     lower: float
@@ -216,7 +221,8 @@ def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
     Raises:
         ValueError: No predictions, of another role, or fewer than 1 bin.
     """
-    return _bins(*_top_label(one_role(predictions, "test")), bins)
+    p = one_role(predictions, "test")
+    return _bins(*_top_label(p), p.groups, bins)
 
 
 def expected_calibration_error(
@@ -224,14 +230,13 @@ def expected_calibration_error(
     bins: int = BINS,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Expected calibration error of the top label, and its interval.
+    """Expected calibration error of the top label, without an interval.
 
     The sum over the bins of (images of the bin / all images) x |share of right images - mean
-    confidence|. Few images make it too large, and resamples of them larger still: the percentile
-    interval is stretched down to hold the figure where it has to be.
+    confidence|. Few images make it too large, and resamples of them larger still, so that no
+    interval holds; `Scores.ece_if_calibrated` says what chance alone would show.
 
     Source: M. P. Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
     AAAI 2015; C. Guo et al. (2017) for the top label.
@@ -240,8 +245,7 @@ def expected_calibration_error(
         predictions: Of test images alone.
         bins: Number of bins of equal width over 0..1.
         confidence: Of the interval.
-        resamples: Of the bootstrap, over groups where all are known.
-        seed: Of the bootstrap.
+        seed: Of the draws of chance.
 
     Returns:
         The error, 0..1.
@@ -250,12 +254,10 @@ def expected_calibration_error(
         ValueError: No predictions, of another role, or fewer than 1 bin.
     """
     p = one_role(predictions, "test")
-    return _scores(p, *_top_label(p), bins, confidence, resamples, seed).ece
+    return _scores(p, *_top_label(p), bins, confidence, seed).ece
 
 
-def brier_score(
-    predictions: Predictions, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def brier_score(predictions: Predictions, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Brier score over all classes, and its interval.
 
     The mean over the images of the sum over the classes of (probability - truth)^2, where the truth
@@ -268,8 +270,7 @@ def brier_score(
     Args:
         predictions: Of test images alone.
         confidence: Of the interval.
-        resamples: Of the bootstrap, over groups where all are known.
-        seed: Of the bootstrap.
+        seed: Of the draws of chance.
 
     Returns:
         The score, 0..2.
@@ -278,7 +279,7 @@ def brier_score(
         ValueError: No predictions, or of another role.
     """
     p = one_role(predictions, "test")
-    return _scores(p, *_top_label(p), BINS, confidence, resamples, seed).brier
+    return _scores(p, *_top_label(p), BINS, confidence, seed).brier
 
 
 def calibrate(
@@ -286,7 +287,6 @@ def calibrate(
     bins: int = BINS,
     *,
     confidence: float = 0.95,
-    resamples: int = 2000,
     seed: int = 0,
 ) -> Calibration:
     """Fits a temperature on the tune images and shows on the test images what it does.
@@ -295,8 +295,7 @@ def calibrate(
         predictions: A whole predictions file: test images, and tune images where there are any.
         bins: Number of bins of equal width over 0..1.
         confidence: Of the intervals.
-        resamples: Of the bootstrap, over groups where all are known.
-        seed: Of the bootstrap.
+        seed: Of the draws of chance.
 
     Returns:
         The figures before and after. Without tune images there is no temperature, and none is
@@ -319,7 +318,7 @@ def calibrate(
             pair = positive.scores, positive.truth
         else:
             return None
-        return _scores(p, *pair, bins, confidence, resamples, seed, one_score=hsil_plus)
+        return _scores(p, *pair, bins, confidence, seed, one_score=hsil_plus)
 
     return Calibration(
         temperature=temperature,
@@ -368,7 +367,7 @@ def _bin_numbers(scores: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores, side="left")
 
 
-def _bins(scores: np.ndarray, hits: np.ndarray, bins: int) -> list[Bin]:
+def _bins(scores: np.ndarray, hits: np.ndarray, groups: tuple[str, ...], bins: int) -> list[Bin]:
     numbers, edges = _bin_numbers(scores, bins), np.linspace(0, 1, bins + 1)
     found = []
     for number in np.unique(numbers):
@@ -376,7 +375,8 @@ def _bins(scores: np.ndarray, hits: np.ndarray, bins: int) -> list[Bin]:
         count, right = int(inside.sum()), int(hits[inside].sum())
         lower, upper = float(edges[number]), float(edges[number + 1])
         mean = float(scores[inside].mean())
-        found.append(Bin(lower, upper, count, mean, right / count, *wilson(right, count)))
+        share = shares.share(hits, inside, groups)
+        found.append(Bin(lower, upper, count, mean, right / count, share.low, share.high))
     return found
 
 
@@ -394,7 +394,6 @@ def _scores(
     hits: np.ndarray,
     bins: int,
     confidence: float,
-    resamples: int,
     seed: int,
     *,
     one_score: bool = False,
@@ -409,28 +408,18 @@ def _scores(
     # The same floor as that of the log loss in `evaluation`, which is scikit-learn's.
     losses = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1))
 
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        total = weights.sum(axis=1)
-        return {
-            "ece": _weighted_ece(scores - hits, numbers, bins, weights),
-            "brier": weights @ squares / total,
-            "log_loss": weights @ losses / total,
-        }
-
-    intervals = percentile_bootstrap(
-        statistic, p.groups, confidence=confidence, resamples=resamples, seed=seed
-    )
-    estimates = {}
-    for name, values in statistic(once).items():
-        value, interval = float(values[0]), intervals[name]
-        low, method = interval.low, interval.method
-        if name == "ece" and value < low:
-            low, method = value, f"{method}; stretched down to hold the figure"
-        estimates[name] = Estimate(value, low, interval.high, len(p), method)
+    ece = float(_weighted_ece(scores - hits, numbers, bins, once)[0])
+    # The score of one image is at most this, so that a share of it has an interval.
+    most, every = (1.0 if one_score else 2.0), np.ones(len(p), bool)
+    brier = shares.share(squares / most, every, p.groups, confidence)
     return Scores(
         ece_if_calibrated=_ece_if_calibrated(scores, numbers, bins, confidence, seed),
-        bins=tuple(_bins(scores, hits, bins)),
-        **estimates,
+        bins=tuple(_bins(scores, hits, p.groups, bins)),
+        ece=Estimate(ece, math.nan, math.nan, len(p), _NO_ECE),
+        brier=Estimate(
+            float(squares.mean()), most * brier.low, most * brier.high, len(p), brier.method
+        ),
+        log_loss=Estimate(float(losses.mean()), math.nan, math.nan, len(p), _NO_LOSS),
     )
 
 

@@ -56,8 +56,8 @@ _CUT = flags.DEFINE_enum(
     "cut",
     None,
     ["image", "group", "both"],
-    "How folds are cut: by image, by group, or both, which prints the size of the leak (default: "
-    "group where every group is known, else image).",
+    "How folds are cut: by image, by group, or both; both says how much of the difference is leak "
+    "and how much is scarcity of groups (default: group where every group is known, else image).",
 )
 _UNIT = flags.DEFINE_string("group_unit", "group", "What a group is, for texts (default: group).")
 _SIZE = flags.DEFINE_integer(
@@ -225,7 +225,7 @@ def _cuts(index: object) -> tuple[tuple[str, ...], int]:
     if count == 0:
         return (heads.PUBLISHED,), 0
     if _CUT.value == "both":
-        return ("group", "image"), count
+        return ("group", "image", "let_in"), count
     return (_CUT.value or ("group" if all(index.groups) else "image"),), count
 
 

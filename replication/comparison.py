@@ -6,7 +6,7 @@ two unlike looks at them agree:
 *   McNemar's test on the images that one of the two names rightly and the other wrongly (Q.
     McNemar, Psychometrika 12 (1947) 153-157), corrected over all pairs (S. Holm, Scand. J. Stat. 6
     (1979) 65-70). It takes images as independent, which flatters where they share a slide.
-*   The paired bootstrap of the difference in accuracy, which draws slides whole, and seeds too.
+*   The interval of the paired difference in accuracy, by slide, and over seeds too.
 
 Not told apart is not equal: it means that these images do not decide.
 """
@@ -17,17 +17,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from replication import evaluation
+from replication import class_figures, evaluation, shares
 from replication.candidates import Candidate, Cost, on_same_images
-from replication.intervals import (
-    Estimate,
-    confusion_counts,
-    confusion_statistics,
-    percentile_bootstrap,
-)
+from replication.intervals import Estimate
 from replication.predictions import Predictions
 
 __all__ = [
@@ -45,6 +41,7 @@ __all__ = [
     "pareto",
     "rank",
     "sentence",
+    "told_from_zero",
 ]
 
 #: The costs that a Pareto front is drawn for.
@@ -82,7 +79,7 @@ class Pair:
         only_second: Images that only the second named rightly.
         p: Of McNemar's test, two-sided.
         p_holm: The same, corrected over all pairs.
-        accuracy: First minus second, mean over the seeds, with the paired bootstrap's interval.
+        accuracy: First minus second, mean over the seeds, with its interval.
         macro_f1: The same of the macro F1.
         told_apart: Whether the corrected test and the interval of the accuracy both say so, and
             favour the same one. False means that these images do not decide, never that the two
@@ -104,23 +101,42 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Leak:
-    """One backbone scored on the same images with folds cut in two ways.
+    """One backbone scored on the same images with folds cut in two ways, and their control.
+
+    Cut by group, a model trains on none of the groups that it is tested on, and on fewer groups.
+    The control trains on as few, with images of the tested groups let in (`tfds_pap.folds`).
 
     Attributes:
         name: The backbone.
         images: Number of images.
         groups: Number of groups.
+        groups_by_class: Number of groups that hold each class.
+        majority: 'accuracy', 'balanced_accuracy' and 'macro_f1' of always naming the most frequent
+            class, and under 'class' its name.
         by_image: 'accuracy', 'balanced_accuracy' and 'macro_f1' with folds cut by image.
         by_group: The same with folds cut by group.
-        difference: By image minus by group, paired: the size of the leak.
+        let_in: The same of the control; None where it was not scored.
+        difference: By image minus by group, paired: leak and scarcity together.
+        leak: Control minus by group: what images of the same groups in training add.
+        scarcity: By image minus control: what more groups in training add.
     """
 
     name: str
     images: int
     groups: int
+    groups_by_class: Mapping[str, int]
+    majority: Mapping[str, float | str]
     by_image: Mapping[str, evaluation.SeedSummary]
     by_group: Mapping[str, evaluation.SeedSummary]
+    let_in: Mapping[str, evaluation.SeedSummary] | None
     difference: Mapping[str, Estimate]
+    leak: Mapping[str, Estimate] | None
+    scarcity: Mapping[str, Estimate] | None
+
+
+def told_from_zero(difference: Estimate) -> bool:
+    """Whether the interval of a difference lies on one side of 0; False where there is none."""
+    return difference.low > 0 or difference.high < 0
 
 
 def rank(
@@ -165,59 +181,48 @@ def _summary(
     )
 
 
-def _figures(runs: Sequence[Predictions], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of a confusion matrix ``[b, seeds]`` under resampling weights ``[b, n]``."""
-    labels, classes = runs[0].labels, len(runs[0].class_names)
-    present = np.bincount(labels, minlength=classes) > 0
-    by_seed = [
-        confusion_statistics(
-            confusion_counts(labels, run.predicted, classes, weights), present, range(classes)
-        )
-        for run in runs
-    ]
-    return {name: np.stack([f[name] for f in by_seed], axis=1) for name in _METRICS}
-
-
-def _differences(
-    aligned: Sequence[Sequence[Predictions]],
-    pairs: Sequence[tuple[int, int]],
+def _difference(
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
     confidence: float,
     resamples: int,
     seed: int,
-) -> dict[tuple[int, int], dict[str, Estimate]]:
-    """First minus second of each pair; one draw of groups and seeds serves all of them."""
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = [_figures(runs, weights) for runs in aligned]
-        return {
-            f"{name} {i} {j}": figures[i][name] - figures[j][name]
-            for i, j in pairs
-            for name in _METRICS
-        }
-
-    first = aligned[0][0]
-    values = statistic(np.ones((1, len(first))))
-    intervals = percentile_bootstrap(
-        statistic,
-        first.groups,
-        seeds=len(aligned[0]),
+) -> dict[str, Estimate]:
+    """First minus second, run by run; with several seeds for other seeds as well."""
+    labels, groups, classes = first[0].labels, first[0].groups, len(first[0].class_names)
+    one, other = (np.stack([run.predicted for run in runs]) for runs in (first, second))
+    present = np.bincount(labels, minlength=classes) > 0
+    figures = class_figures.mean_figures(present, range(classes), _METRICS)
+    intervals = class_figures.difference_intervals(
+        labels,
+        one,
+        other,
+        groups,
+        figures,
+        classes=classes,
         confidence=confidence,
         resamples=resamples,
         seed=seed,
     )
-    return {
-        (i, j): {
-            name: Estimate(
-                value=float(values[key := f"{name} {i} {j}"].mean()),
-                low=intervals[key].low,
-                high=intervals[key].high,
-                count=len(first),
-                method=f"paired {intervals[key].method}",
-            )
-            for name in _METRICS
-        }
-        for i, j in pairs
-    }
+    intervals["accuracy"] = shares.difference(one == labels, other == labels, groups, confidence)
+    by_seed = [figures(_matrices(labels, side, classes)) for side in (one, other)]
+    found = {}
+    for name in _METRICS:
+        gaps = by_seed[0][name] - by_seed[1][name]
+        value, interval = float(gaps.mean()), intervals[name]
+        low, high = shares.over_seeds(value, interval.low, interval.high, gaps, confidence)
+        method = f"paired, of one seed: {interval.method}"
+        if len(gaps) > 1:
+            method = f"paired: {interval.method}, and Student's over {len(gaps)} seeds"
+        found[name] = Estimate(value, float(low), float(high), len(labels), method)
+    return found
+
+
+def _matrices(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """The confusion matrix of each model, float64 ``[m, 1, k, k]``."""
+    every = np.arange(classes)
+    matrices = [confusion_matrix(labels, one, labels=every) for one in predicted]
+    return np.array(matrices, float)[:, None]
 
 
 def pairwise(
@@ -231,9 +236,9 @@ def pairwise(
 
     McNemar's test needs one answer an image: with several seeds it is that of the mean
     probabilities over the seeds. It is the exact binomial test below 25 discordant images, and the
-    chi-squared one with continuity correction from there on. The bootstrap draws groups whole
-    where all are known, and seeds with them; one draw serves both members of a pair, as run i of
-    every candidate belongs to the same seed.
+    chi-squared one with continuity correction from there on. The interval is by group where all
+    are known, and widened by Student's over the seeds; run i of every candidate belongs to the same
+    seed.
 
     Args:
         candidates: All scored on the same images, with as many seeds each. Given best first, the
@@ -252,7 +257,9 @@ def pairwise(
     pairs = list(itertools.combinations(range(len(candidates)), 2))
     if not pairs:
         return []
-    differences = _differences(aligned, pairs, confidence, resamples, seed)
+    differences = {
+        (i, j): _difference(aligned[i], aligned[j], confidence, resamples, seed) for i, j in pairs
+    }
     right = [_ensemble_right(runs) for runs in aligned]
     tests = [_mcnemar(right[i], right[j]) for i, j in pairs]
     corrected = multipletests([p for *_, p in tests], method="holm")[1]
@@ -379,6 +386,7 @@ def pareto(values: Mapping[str, float], costs: Mapping[str, float]) -> list[str]
 def leak(
     by_image: Candidate,
     by_group: Candidate,
+    let_in: Candidate | None = None,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -389,36 +397,64 @@ def leak(
     Args:
         by_image: Out-of-fold predictions with folds cut by image.
         by_group: The same images, with folds cut by group; as many seeds.
+        let_in: The same images, from the control; None leaves leak and scarcity together.
         confidence: Of the intervals.
-        resamples: Of the bootstrap, which draws groups whole, and seeds with them; one draw serves
-            both cuts.
-        seed: Of the bootstrap.
+        resamples: Of groups.
+        seed: Of the resamples.
 
     Returns:
-        Both figures and their paired difference.
+        All figures and their paired differences.
 
     Raises:
         ValueError: Different backbones, images or numbers of seeds, or a group that is not known.
     """
-    if (by_image.name, by_image.weights) != (by_group.name, by_group.weights):
-        raise ValueError(
-            f"leak: expected one backbone under both cuts, got {by_image.name} "
-            f"({by_image.weights}) and {by_group.name} ({by_group.weights})"
-        )
-    aligned = on_same_images((by_group, by_image))
+    for other in (by_image, *([let_in] if let_in else [])):
+        if (other.name, other.weights) != (by_group.name, by_group.weights):
+            raise ValueError(
+                f"leak: expected one backbone under both cuts, got {other.name} "
+                f"({other.weights}) and {by_group.name} ({by_group.weights})"
+            )
+    scored = (by_group, by_image, *([let_in] if let_in else []))
+    aligned = on_same_images(scored)
     first = aligned[0][0]
     for image, group in zip(first.ids, first.groups, strict=True):
         if not group:
             raise ValueError(f"leak: expected a known group for every image, none for {image!r}")
-    summaries = [_summary(c, confidence, resamples, seed) for c in (by_image, by_group)]
+    summaries = [
+        {name: _summary(c, confidence, resamples, seed)[name] for name in _METRICS} for c in scored
+    ]
+
+    def minus(one: int, other: int) -> dict[str, Estimate]:
+        return _difference(aligned[one], aligned[other], confidence, resamples, seed)
+
     return Leak(
         name=by_image.name,
         images=len(first),
         groups=len(set(first.groups)),
-        by_image={name: summaries[0][name] for name in _METRICS},
-        by_group={name: summaries[1][name] for name in _METRICS},
-        difference=_differences(aligned, [(1, 0)], confidence, resamples, seed)[1, 0],
+        groups_by_class=_groups_by_class(first),
+        majority=_majority(first),
+        by_image=summaries[1],
+        by_group=summaries[0],
+        let_in=summaries[2] if let_in else None,
+        difference=minus(1, 0),
+        leak=minus(2, 0) if let_in else None,
+        scarcity=minus(1, 2) if let_in else None,
     )
+
+
+def _groups_by_class(run: Predictions) -> dict[str, int]:
+    pairs = {*zip(run.labels.tolist(), run.groups, strict=True)}
+    return {name: sum(label == c for label, _ in pairs) for c, name in enumerate(run.class_names)}
+
+
+def _majority(run: Predictions) -> dict[str, float | str]:
+    """Figures of always naming the most frequent class, and its name."""
+    classes = len(run.class_names)
+    counts = np.bincount(run.labels, minlength=classes)
+    most = int(counts.argmax())
+    figures = class_figures.mean_figures(counts > 0, range(classes), _METRICS)
+    named = figures(_matrices(run.labels, np.full((1, len(run)), most), classes))
+    return {"class": run.class_names[most], **{name: float(of[0]) for name, of in named.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,6 +470,7 @@ class Comparison:
         unit: What a group is, for example 'slide'.
         by_image: The same backbones with folds cut by image, where `candidates` were cut by group;
             some or none of them.
+        let_in: The same of the control that tells leak from scarcity; some or none of them.
         resamples: Of every bootstrap.
 
     Raises:
@@ -447,6 +484,7 @@ class Comparison:
     design: str
     unit: str = "group"
     by_image: tuple[Candidate, ...] = ()
+    let_in: tuple[Candidate, ...] = ()
     resamples: int = 2000
 
     def __post_init__(self) -> None:
@@ -499,8 +537,14 @@ class Comparison:
     def leaks(self) -> list[Leak]:
         """One for each backbone that was scored under both cuts, in order of rank."""
         others = {candidate.name: candidate for candidate in self.by_image}
+        controls = {candidate.name: candidate for candidate in self.let_in}
         return [
-            leak(others[entry.candidate.name], entry.candidate, resamples=self.resamples)
+            leak(
+                others[entry.candidate.name],
+                entry.candidate,
+                controls.get(entry.candidate.name),
+                resamples=self.resamples,
+            )
             for entry in self.ranked
             if entry.candidate.name in others
         ]

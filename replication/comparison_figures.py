@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from replication import figures, runs
-from replication.comparison import COSTS, Comparison
+from replication.comparison import COSTS, Comparison, told_from_zero
 
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
 
@@ -253,13 +253,13 @@ def _ranking(figure: Figure, result: Comparison) -> None:
     if len(names) == 1:
         bars = "One backbone: there is nothing to compare"
     bars = bars or "No neighbours in the ranking are undecided"
-    how = "(pairwise McNemar with Holm's correction, and paired bootstrap;\nnot Nemenyi)"
+    how = "(pairwise McNemar with Holm's correction, and paired intervals;\nnot Nemenyi)"
     title = bars if len(names) == 1 else f"{bars}\n{how}"
     axes.set_title(title, weight="normal", fontsize=8.5)
 
 
 def leak(result: Comparison, metric: str = "accuracy", form: str = "svg") -> bytes:
-    """Draws the size of the leak: the same backbones with folds cut by image and by group.
+    """Draws what a cut by image adds: both cuts, and the control that tells leak from scarcity.
 
     Args:
         result: A comparison that was scored under both cuts.
@@ -267,37 +267,49 @@ def leak(result: Comparison, metric: str = "accuracy", form: str = "svg") -> byt
         form: 'svg' or 'png'.
 
     Returns:
-        The picture. Bars are 95 % intervals; beside each row stands the paired difference with its
-        own.
+        The picture. Bars are 95 % intervals; beside each row stand leak and scarcity with their
+        own. A dotted line is what always naming the most frequent class scores.
     """
-    height = 1.2 + 0.4 * len(result.leaks)
+    height = 1.4 + 0.55 * len(result.leaks)
     return _drawn(height, lambda figure: _leak(figure, result, metric), form)
 
 
 def _leak(figure: Figure, result: Comparison, metric: str) -> None:
     axes = figure.subplots()
+    cuts = (
+        ("by_image", "folds cut by image", _ORANGE, "s", -0.22),
+        ("let_in", f"as few {result.unit}s, own let in", _GREY, "D", 0.0),
+        ("by_group", f"folds cut by {result.unit}", _BLUE, "o", 0.22),
+    )
+    handles, names = [], []
+    for cut, name, colour, marker, shift in cuts:
+        for y, found in enumerate(result.leaks):
+            if (summaries := getattr(found, cut)) is None:
+                continue
+            summary, at = summaries[metric], [y + shift] * 2
+            if math.isfinite(summary.low):
+                axes.plot([100 * summary.low, 100 * summary.high], at, color=colour, linewidth=1.5)
+            axes.plot(100 * summary.mean, y + shift, marker, color=colour, markersize=5)
+            if name not in names:
+                handles.append(Line2D([], [], marker=marker, color=colour, linewidth=1.5))
+                names.append(name)
     for y, found in enumerate(result.leaks):
-        ends = []
-        for summary, colour, marker, shift in (
-            (found.by_image[metric], _ORANGE, "s", -0.14),
-            (found.by_group[metric], _BLUE, "o", 0.14),
-        ):
-            at = [y + shift] * 2
-            axes.plot([100 * summary.low, 100 * summary.high], at, color=colour, linewidth=1.5)
-            axes.plot(100 * summary.mean, y + shift, marker, color=colour, markersize=5.5)
-            ends.append((100 * summary.mean, y + shift))
-        arrow = {"arrowstyle": "-|>", "color": _INK, "linewidth": 0.8, "shrinkA": 5, "shrinkB": 4}
-        axes.annotate("", ends[1], ends[0], arrowprops=arrow)
-        text = points(found.difference[metric].value)
-        interval = points_interval(found.difference[metric].low, found.difference[metric].high)
-        axes.text(1.03, y, f"{text}  {interval}", va="center", transform=axes.get_yaxis_transform())
-    axes.text(1.03, -0.75, "the leak, points", va="bottom", transform=axes.get_yaxis_transform())
+        parts = {"leak": found.leak, "scarcity": found.scarcity}
+        if found.leak is None:
+            parts = {"difference": found.difference}
+        lines = []
+        for name, of in parts.items():
+            unsure = "" if told_from_zero(of[metric]) else " *"
+            ends = points_interval(of[metric].low, of[metric].high)
+            lines.append(f"{name} {points(of[metric].value)}  {ends}{unsure}")
+        beside = axes.get_yaxis_transform()
+        axes.text(1.03, y, "\n".join(lines), va="center", transform=beside, fontsize=8.5)
+    majority = 100 * result.leaks[0].majority[metric]
+    handles.append(axes.axvline(majority, color=_INK, linestyle=":", linewidth=1))
+    names.append(f"always {result.leaks[0].majority['class']}")
+    note = "points; * not told apart from 0"
+    axes.text(1.03, -0.75, note, va="bottom", transform=axes.get_yaxis_transform(), fontsize=8.5)
     _rows(axes, [found.name for found in result.leaks], result, f"{_METRIC_LABELS[metric]}, %")
-    handles = [
-        Line2D([], [], marker="s", color=_ORANGE, linewidth=1.5),
-        Line2D([], [], marker="o", color=_BLUE, linewidth=1.5),
-    ]
-    names = ["folds cut by image", f"folds cut by {result.unit}"]
     figure.legend(handles, names, loc="outside upper center", ncols=2)
 
 

@@ -14,7 +14,7 @@ import rich.table
 from sklearn.metrics import confusion_matrix
 
 from replication import comparison_figures, figures, one_class, pages, runs, shown
-from replication.comparison import COSTS, Comparison, Leak, Pair, extent
+from replication.comparison import COSTS, Comparison, Leak, Pair, extent, told_from_zero
 from replication.evaluation import SeedSummary
 from replication.intervals import Estimate
 
@@ -73,6 +73,8 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         extent=extent(result.images, result.groups, result.unit),
         headline=_headline(result),
         remarks=_remarks(result),
+        leak_facts=leak_facts(result.leaks[0], result.unit) if result.leaks else "",
+        told_from_zero=told_from_zero,
         shown_pairs=shown_pairs,
         shown_title=shown_title,
         untrained=_untrained(result),
@@ -150,28 +152,55 @@ def _headline(result: Comparison) -> str:
 
 
 def leak_sentence(leak: Leak, unit: str) -> str:
-    """Says how much of a figure comes from the cut.
+    """Says how much of a figure comes from the cut, and which part of that is leak.
 
     Args:
         leak: Of one backbone.
         unit: What a group is, for example 'slide'.
     """
-    gap = leak.difference["accuracy"]
-    ends = comparison_figures.points_interval(gap.low, gap.high)
-    return (
-        f"The same {leak.images:,} images, the same features of {leak.name}: "
+    text = (
+        f"The same {leak.images:,} images, the same features of {leak.name}: accuracy "
         f"{_percent(leak.by_image['accuracy'])} when folds are cut by image, "
-        f"{_percent(leak.by_group['accuracy'])} when they are cut by {unit}. "
-        f"The leak is {comparison_figures.points(gap.value)} points {ends}."
+        f"{_percent(leak.by_group['accuracy'])} when they are cut by {unit}, "
+        f"{_told(leak.difference['accuracy'])}. "
     )
+    if leak.let_in is None:
+        return f"{text}How much of that is leak and how much is scarcity of {unit}s is not known."
+    return (
+        f"{text}With as few training {unit}s a class, but those of the tested images let in, it is "
+        f"{_percent(leak.let_in['accuracy'])}. So the leak is {_told(leak.leak['accuracy'])}, and "
+        f"the scarcity of {unit}s {_told(leak.scarcity['accuracy'])}."
+    )
+
+
+def leak_facts(leak: Leak, unit: str) -> str:
+    """Says on how many groups of each class it rests, and what the majority class scores.
+
+    Args:
+        leak: Of any backbone; all rest on the same images.
+        unit: What a group is.
+    """
+    counts = ", ".join(f"{name} {count}" for name, count in leak.groups_by_class.items())
+    majority = leak.majority
+    figures = ", ".join(f"{_METRICS[name]} {_value(majority[name])} %" for name in _LEAK_METRICS)
+    return (
+        f"{unit[0].upper()}{unit[1:]}s a class: {counts}. Always naming {majority['class']} "
+        f"scores: {figures}."
+    )
+
+
+def _told(difference: Estimate) -> str:
+    """A difference in points, and whether it can be told from 0."""
+    unsure = "" if told_from_zero(difference) else ", not told apart from 0"
+    return f"{_difference(difference, ' points')}{unsure}"
 
 
 def _percent(summary: SeedSummary, unit: str = " %") -> str:
     return f"{_value(summary.mean)}{unit} {_interval(summary.low, summary.high)}"
 
 
-def _difference(estimate: Estimate) -> str:
-    text = comparison_figures.points(estimate.value)
+def _difference(estimate: Estimate, unit: str = "") -> str:
+    text = comparison_figures.points(estimate.value) + unit
     return f"{text} {comparison_figures.points_interval(estimate.low, estimate.high)}"
 
 
@@ -224,9 +253,21 @@ def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any
             "metric": name,
             **_columns("by_image", leak.by_image[name].mean, leak.by_image[name]),
             **_columns("by_group", leak.by_group[name].mean, leak.by_group[name]),
-            **_columns("leak", leak.difference[name].value, leak.difference[name]),
+            **{
+                column: value
+                for part, of in _parts(leak).items()
+                for column, value in {
+                    **_columns(part, of[name].value, of[name]),
+                    f"{part}_told_from_0": told_from_zero(of[name]),
+                }.items()
+            },
+            **(
+                _columns("let_in", leak.let_in[name].mean, leak.let_in[name]) if leak.let_in else {}
+            ),
+            "majority": leak.majority[name],
             "images": leak.images,
             "groups": leak.groups,
+            **{f"groups of {label}": count for label, count in leak.groups_by_class.items()},
             "method": leak.difference[name].method,
         }
         for leak in result.leaks
@@ -236,6 +277,14 @@ def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any
         if rows:
             table = pd.DataFrame(rows).assign(source=manifest.get("source", "unknown"))
             runs.write_atomically(directory / f"{name}.csv", table.to_csv(index=False))
+
+
+def _parts(leak: Leak) -> dict[str, Mapping[str, Estimate]]:
+    """The difference of the two cuts and, with a control, what it is made of."""
+    parts = {"by_image_minus_by_group": leak.difference}
+    if leak.leak is not None:
+        parts |= {"leak": leak.leak, "scarcity": leak.scarcity}
+    return parts
 
 
 def _columns(name: str, value: float, ends: Estimate | SeedSummary) -> dict[str, float]:
@@ -258,7 +307,7 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
     for entry in manifest.get("audit", {}).values():
         console.print(entry["line"])
     metrics = _shown_metrics(result)
-    table = _table(f"{result.title}: {result.design}, % [95 % interval]")
+    table = _table(f"{result.title}: {result.design}, % [95 % interval of these seeds]")
     for heading in ("", "backbone", "weights", *metrics.values()):
         table.add_column(heading)
     for heading in ("parameters", "GFLOPs", "images/s", "MiB"):
@@ -321,16 +370,39 @@ def _shown_pairs(result: Comparison) -> tuple[list[Pair], str]:
 
 
 def _print_leaks(console: rich.console.Console, result: Comparison) -> None:
-    table = _table(f"The size of the leak: cut by image against cut by {result.unit}")
-    headings = ["backbone", "accuracy by image, %", f"accuracy by {result.unit}, %"]
-    for heading in (*headings, *(f"leak, {_METRICS[name]}" for name in _LEAK_METRICS)):
+    unit = result.unit
+    table = _table(f"Cut by image against cut by {unit}, and what the difference is made of")
+    for heading in (
+        "backbone",
+        "",
+        "by image, %",
+        f"own {unit} let in, %",
+        f"by {unit}, %",
+        "leak, points",
+        "scarcity, points",
+    ):
         table.add_column(heading)
     for leak in result.leaks:
-        table.add_row(
-            _label(result, leak.name),
-            *(_percent(cut["accuracy"], "") for cut in (leak.by_image, leak.by_group)),
-            *(_difference(leak.difference[name]) for name in _LEAK_METRICS),
-        )
+        for number, name in enumerate(_LEAK_METRICS):
+            apart = "–" if leak.let_in is None else None
+            table.add_row(
+                _label(result, leak.name) if number == 0 else "",
+                _METRICS[name],
+                _percent(leak.by_image[name], ""),
+                apart or _percent(leak.let_in[name], ""),
+                _percent(leak.by_group[name], ""),
+                apart or _told_short(leak.leak[name]),
+                apart or _told_short(leak.scarcity[name]),
+            )
     console.print(table)
+    console.print(leak_facts(result.leaks[0], unit))
+    if any(
+        not told_from_zero(of[n]) for k in result.leaks for of in _parts(k).values() for n in of
+    ):
+        console.print("* not told apart from 0")
     if headline := _headline(result):
         console.print(headline)
+
+
+def _told_short(difference: Estimate) -> str:
+    return _difference(difference) + ("" if told_from_zero(difference) else " *")

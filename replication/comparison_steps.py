@@ -197,7 +197,8 @@ def check_cuts(index: pipeline.Index, design: Design) -> None:
     for name in design.cuts:
         for seed in design.seeds:
             cut = heads.cut(index, name, protocol=design.protocol, count=design.folds, seed=seed)
-            if name != heads.PUBLISHED:
+            # The control trains without what the cut by group trains without.
+            if name not in (heads.PUBLISHED, "let_in"):
                 for line in folds.untrained_classes(index, cut):
                     print(f"Note: cut by {name}, seed {seed}: {line}")
 
@@ -310,9 +311,11 @@ def compare(
         winner_note=note,
         design=design.words,
         unit=design.unit,
-        by_image=tuple(cuts["image"][0] for cuts in scored.values())
-        if len(design.cuts) > 1
-        else (),
+        **{
+            f: tuple(cuts[name][0] for cuts in scored.values())
+            for f, name in (("by_image", "image"), ("let_in", "let_in"))
+            if name in design.cuts[1:]
+        },
     )
 
 

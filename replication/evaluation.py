@@ -6,23 +6,14 @@ needs the model again.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from sklearn import metrics
 
-from replication.intervals import (
-    Estimate,
-    Interval,
-    confusion_counts,
-    confusion_statistics,
-    looped,
-    percentile_bootstrap,
-    resampling_units,
-    weighted_aucs,
-    wilson,
-)
+from replication import areas, class_figures, shares
+from replication.intervals import Estimate, Interval, wilson
 from replication.predictions import ROLES, Predictions, jsonable
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -31,57 +22,11 @@ __all__ = [
     "Estimate",
     "Predictions",
     "SeedSummary",
-    "bootstrap",
     "evaluate",
     "jsonable",
     "summarise_seeds",
     "wilson",
 ]
-
-
-def bootstrap(
-    predictions: Predictions,
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Percentile bootstrap of any statistic of the predictions.
-
-    Groups are drawn whole where every group is known, images otherwise. This loops over resamples;
-    `evaluate` has a faster way for its own figures.
-
-    Args:
-        predictions: Of one role.
-        statistic: From labels (int64 ``[n]``) and probabilities (float64 ``[n, k]``) to a number;
-            ``ValueError`` or NaN = undefined. Such resamples are dropped and counted in `method`.
-        confidence: Between 0 and 1.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
-
-    Returns:
-        The statistic and its interval.
-
-    Raises:
-        ValueError: No predictions, or of several roles.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> labels, share = rng.integers(2, size=50), rng.random(50)
-        >>> p = Predictions(map(str, range(50)), [""] * 50, ["test"] * 50, labels,
-        ...     np.stack([1 - share, share], axis=1), ("background", "cell"))
-        >>> estimate = bootstrap(p, lambda y, q: float((q.argmax(axis=1) == y).mean()))
-        >>> estimate.low < estimate.value < estimate.high
-        True
-    """
-    p = _for_scoring(predictions)
-    loop = looped(lambda rows: statistic(p.labels[rows], p.probabilities[rows]))
-    interval = percentile_bootstrap(
-        loop, p.groups, confidence=confidence, resamples=resamples, seed=seed
-    )["statistic"]
-    value = float(loop(np.ones((1, len(p))))["statistic"][0])
-    return _with_interval(value, interval, len(p))
 
 
 def _for_scoring(predictions: Predictions) -> Predictions:
@@ -165,50 +110,63 @@ def _values(p: Predictions) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _fast(p: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The figures of `_values` as functions of resampling weights."""
-    truth, named, scores, names = p.labels, p.predicted, p.probabilities, p.class_names
-    present = np.bincount(truth, minlength=len(names)) > 0
-    chosen = _normalised(p)[np.arange(len(p)), truth]
-    loss = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1))
-    severe = _severe(names)
+#: Figures over classes, by the interval that they get.
+_OVER_CLASSES = (
+    "balanced_accuracy",
+    "quadratic_kappa",
+    *(f"macro_{name}" for name in ("precision", "sensitivity", "specificity", "f1")),
+    *(f"weighted_{name}" for name in ("precision", "sensitivity", "f1")),
+)
 
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        confusion = confusion_counts(truth, named, len(names), weights)
-        figures = confusion_statistics(confusion, present, _severity(names))
-        f1 = figures.pop("f1")
-        figures["log_loss"] = weights @ loss / weights.sum(axis=1)
-        curves = {"roc_auc": [], "pr_auc": []}
-        for c in np.flatnonzero(present):
-            figures[f"f1 {names[c]}"] = f1[:, c]
-            areas = weighted_aucs(weights, truth == c, scores[:, c])
-            for curve, area in zip(curves, areas, strict=True):
-                figures[f"{curve} {names[c]}"] = area
-                curves[curve].append(area)
-        for curve, areas in curves.items():
-            figures[f"{curve}_macro"] = np.mean(areas, axis=0)
-        if severe:
-            mild = [c for c in range(len(names)) if c not in severe]
-            for figure, members in (("sensitivity", severe), ("specificity", mild)):
-                rows = confusion[:, members]
-                above, below = rows[:, :, members].sum(axis=(1, 2)), rows.sum(axis=(1, 2))
-                figures[f"hsil_plus_{figure}"] = np.divide(
-                    above, below, out=np.full(len(above), np.nan), where=below > 0
-                )
-        return figures
+#: Why a figure has no interval.
+_NO_INTERVAL = {
+    "log_loss": "no interval: a mean without an upper end, which few images make",
+    "pr_auc": "no interval: none that was tried holds for few positive images",
+}
 
-    return statistic
+
+def _no_interval(value: float, count: int, name: str) -> Estimate:
+    return Estimate(value, math.nan, math.nan, count, _NO_INTERVAL[name])
+
+
+def _class_intervals(
+    scored: Sequence[Predictions], names: Sequence[str], **bootstrap: Any
+) -> dict[str, Interval]:
+    """Intervals of means over models of figures over classes."""
+    first = scored[0]
+    classes = len(first.class_names)
+    present = np.bincount(first.labels, minlength=classes) > 0
+    return class_figures.confusion_intervals(
+        first.labels,
+        np.stack([run.predicted for run in scored]),
+        first.groups,
+        class_figures.mean_figures(present, _severity(first.class_names), names),
+        classes=classes,
+        **bootstrap,
+    )
+
+
+def _roc_interval(
+    scored: Sequence[Predictions], classes: Sequence[int], confidence: float
+) -> Interval:
+    """Of the mean ROC-AUC over models and classes; NaN where only one class has images."""
+    first = scored[0]
+    positives = np.array([first.labels == c for c in classes])
+    if positives.all(axis=1).any():
+        return Interval(math.nan, math.nan, "undefined: images of one class only")
+    scores = np.array([[run.probabilities[:, c] for run in scored] for c in classes])
+    return areas.roc_interval(scores, positives, first.groups, confidence)
 
 
 def evaluate(
     predictions: Predictions, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Every figure of one model on one role, each with an interval.
+    """Every figure of one model on one role, with an interval where one holds.
 
-    Proportions get Wilson intervals, which take images as independent; all else gets the bootstrap,
-    which draws whole groups where every group is known. Crops of one field resemble each other, so
-    with known groups 'accuracy_by_group' gives the accuracy once more with the group bootstrap:
-    quote that one. A class without an image has NaN figures, and means over classes leave it out
+    Groups count as a whole where every group is known: crops of one field resemble each other. How
+    each interval was made, or why there is none, is its `method`; how often each kind holds is in
+    results/interval_coverage.csv. Figures over classes are those of other images with the same
+    class shares. A class without an image has NaN figures, and means over classes leave it out
     (their `method` says so). The precision of a class that is never named is NaN alone, and 0 in a
     mean, as in scikit-learn.
 
@@ -219,7 +177,7 @@ def evaluate(
         seed: Of the bootstrap.
 
     Returns:
-        `Estimate` under 'accuracy', 'accuracy_by_group' (known groups only), 'majority_baseline'
+        `Estimate` under 'accuracy', 'majority_baseline'
         (always naming the most frequent class of these images), 'balanced_accuracy', 'log_loss',
         'quadratic_kappa' (classes in order of severity), 'roc_auc_macro', 'pr_auc_macro',
         'hsil_plus_sensitivity' and 'hsil_plus_specificity' (HSIL or SCC, named as either; the four
@@ -235,22 +193,25 @@ def evaluate(
     p = _for_scoring(predictions)
     names, count, truth, named = p.class_names, len(p), p.labels, p.predicted
     every = list(range(len(names)))
-    intervals = percentile_bootstrap(
-        _fast(p), p.groups, confidence=confidence, resamples=resamples, seed=seed
-    )
-    values = _values(p)
-    tables = metrics.multilabel_confusion_matrix(truth, named, labels=every)
     present = [c for c in every if (truth == c).any()]
     absent = [names[c] for c in every if c not in present]
-    units, kind = resampling_units(p.groups)
-    wilson_method = "Wilson"
-    if kind == "groups":
-        wilson_method += f", as if the images of {units.max() + 1} groups were independent"
+    intervals = _class_intervals(
+        [p],
+        [*_OVER_CLASSES, *(f"f1 {c}" for c in present)],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    intervals["roc_auc_macro"] = _roc_interval([p], present, confidence)
+    for c in present:
+        intervals[f"roc_auc {c}"] = _roc_interval([p], [c], confidence)
+    values = _values(p)
+    for c in present:
+        for key in ("f1", "roc_auc"):
+            values[f"{key} {c}"] = values[f"{key} {names[c]}"]
 
-    def proportion(successes: int, total: int) -> Estimate:
-        value = successes / total if total else math.nan
-        method = wilson_method if total else "undefined: no image to count"
-        return Estimate(float(value), *wilson(successes, total, confidence), int(total), method)
+    def proportion(hits: np.ndarray, among: np.ndarray) -> Estimate:
+        return shares.share(hits, among, p.groups, confidence)
 
     def resampled(name: str, mean: bool = False) -> Estimate:
         estimate = _with_interval(values[name], intervals[name], count)
@@ -259,22 +220,22 @@ def evaluate(
             estimate = dataclasses.replace(estimate, method=note)
         return estimate
 
+    whole = np.ones(count, bool)
     results: dict[str, Any] = {
         "class_names": list(names),
-        "accuracy": proportion(int((truth == named).sum()), count),
-        "majority_baseline": proportion(int(np.bincount(truth).max()), count),
+        "accuracy": proportion(truth == named, whole),
+        "majority_baseline": proportion(truth == np.bincount(truth).argmax(), whole),
     }
-    if kind == "groups":
-        results["accuracy_by_group"] = resampled("accuracy")
-    for name in ("balanced_accuracy", "roc_auc_macro", "pr_auc_macro"):
+    for name in ("balanced_accuracy", "roc_auc_macro"):
         results[name] = resampled(name, mean=True)
-    for name in ("quadratic_kappa", "log_loss"):
-        results[name] = resampled(name)
+    results["pr_auc_macro"] = _no_interval(values["pr_auc_macro"], count, "pr_auc")
+    results["quadratic_kappa"] = resampled("quadratic_kappa")
+    results["log_loss"] = _no_interval(values["log_loss"], count, "log_loss")
     severe = _severe(names)
     if severe:
         truly, called = np.isin(truth, severe), np.isin(named, severe)
-        results["hsil_plus_sensitivity"] = proportion((truly & called).sum(), truly.sum())
-        results["hsil_plus_specificity"] = proportion((~truly & ~called).sum(), (~truly).sum())
+        results["hsil_plus_sensitivity"] = proportion(called, truly)
+        results["hsil_plus_specificity"] = proportion(~called, ~truly)
     for mean, figures in (
         ("macro", ("precision", "sensitivity", "specificity", "f1")),
         ("weighted", ("precision", "sensitivity", "f1")),
@@ -282,20 +243,21 @@ def evaluate(
         results[mean] = {name: resampled(f"{mean}_{name}", mean=True) for name in figures}
     results["per_class"] = {}
     for c, name in enumerate(names):
-        (tn, fp), (fn, tp) = tables[c].tolist()
+        truly, called = truth == c, named == c
         if c in present:
             figures = {
-                "sensitivity": proportion(tp, tp + fn),
-                "specificity": proportion(tn, tn + fp),
-                "ppv": proportion(tp, tp + fp),
-                "npv": proportion(tn, tn + fn),
-                **{key: resampled(f"{key} {name}") for key in ("f1", "roc_auc", "pr_auc")},
+                "sensitivity": proportion(called, truly),
+                "specificity": proportion(~called, ~truly),
+                "ppv": proportion(truly, called),
+                "npv": proportion(~truly, ~called),
+                **{key: resampled(f"{key} {c}") for key in ("f1", "roc_auc")},
+                "pr_auc": _no_interval(values[f"pr_auc {name}"], count, "pr_auc"),
             }
         else:
             keys = ("sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc", "pr_auc")
             nothing = Estimate(math.nan, math.nan, math.nan, 0, f"undefined: no image of {name}")
             figures = dict.fromkeys(keys, nothing)
-        results["per_class"][name] = {**figures, "support": int(tp + fn)}
+        results["per_class"][name] = {**figures, "support": int(truly.sum())}
     results["confusion_matrix"] = metrics.confusion_matrix(truth, named, labels=every).tolist()
     return results
 
@@ -309,8 +271,10 @@ class SeedSummary:
         minimum: Lowest seed.
         maximum: Highest seed.
         deviation: Standard deviation over the seeds (n - 1); NaN for one seed.
-        low: Lower end of the interval of the mean.
-        high: Upper end of the interval of the mean.
+        low: Lower end of the interval of the mean of these seeds, for other images.
+        high: Upper end of it.
+        over_seeds: Half the width of Student's 95 % interval over the seeds, for other seeds on
+            these images; NaN for one seed.
         seeds: Number of seeds.
         count: Number of images behind the figure.
         method: How the interval was made, in words.
@@ -322,6 +286,7 @@ class SeedSummary:
     deviation: float
     low: float
     high: float
+    over_seeds: float
     seeds: int
     count: int
     method: str
@@ -336,11 +301,9 @@ def summarise_seeds(
 ) -> dict[str, SeedSummary]:
     """Mean, spread and interval over the seeds of one model on the same test images.
 
-    One seed: the bootstrap over groups where they are known, else over images; a proportion without
-    groups gets Wilson. Several seeds: seeds are drawn with replacement and the images (or groups)
-    with them, all seeds seeing the same drawn images. The interval of a proportion is stretched to
-    hold Wilson's interval at the mean, so that neither few groups nor a perfect score flatters.
-    Two or three seeds say little about the next one, whatever the interval.
+    The interval is of these seeds: what the same trained models would score on other images, by
+    group where groups are known. What other seeds would score is another question, which few seeds
+    answer badly: `SeedSummary.over_seeds`.
 
     Args:
         runs: One for each seed, of one role; rows may come in any order.
@@ -363,49 +326,44 @@ def summarise_seeds(
     for number, run in enumerate(scored[1:], start=1):
         _same_images(scored[0], run, number)
     first, count = scored[0], len(scored[0])
-    proportions = {"accuracy": count}
-    wanted = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_macro", "quadratic_kappa"]
-    if severe := _severe(first.class_names):
-        truly = np.isin(first.labels, severe)
-        wanted += ["hsil_plus_sensitivity", "hsil_plus_specificity"]
-        proportions["hsil_plus_sensitivity"] = int(truly.sum())
-        proportions["hsil_plus_specificity"] = int((~truly).sum())
-    fast, by_seed = [_fast(run) for run in scored], [_values(run) for run in scored]
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = [one(weights) for one in fast]
-        return {name: np.stack([f[name] for f in figures], axis=1) for name in wanted}
-
-    intervals = percentile_bootstrap(
-        statistic,
-        first.groups,
-        seeds=len(scored),
+    truth = first.labels
+    intervals: dict[str, Interval] = _class_intervals(
+        scored,
+        ["balanced_accuracy", "macro_f1", "quadratic_kappa"],
         confidence=confidence,
         resamples=resamples,
         seed=seed,
     )
-    summaries = {}
+    intervals["roc_auc_macro"] = _roc_interval(scored, np.unique(truth).tolist(), confidence)
+    whole = np.ones(count, bool)
+    proportions = {"accuracy": ([run.predicted == truth for run in scored], whole)}
+    if severe := _severe(first.class_names):
+        called = [np.isin(run.predicted, severe) for run in scored]
+        truly = np.isin(truth, severe)
+        proportions["hsil_plus_sensitivity"] = called, truly
+        proportions["hsil_plus_specificity"] = [~one for one in called], ~truly
+    counts = dict.fromkeys(intervals, count)
+    for name, (hits, among) in proportions.items():
+        found = shares.share(np.mean(hits, axis=0), among, first.groups, confidence)
+        intervals[name], counts[name] = Interval(found.low, found.high, found.method), found.count
+    wanted = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_macro", "quadratic_kappa"]
+    wanted += [name for name in proportions if name not in wanted]
+    by_seed, summaries = [_values(run) for run in scored], {}
     for name in wanted:
-        values = np.array([figures[name] for figures in by_seed])
-        mean, total = float(values.mean()), proportions.get(name, count)
-        low, high, method = intervals[name].low, intervals[name].high, intervals[name].method
-        if name in proportions and total:
-            score = wilson(min(mean * total, total), total, confidence)
-            if len(scored) == 1 and resampling_units(first.groups)[1] == "images":
-                low, high, method = *score, "Wilson"
-            else:
-                low, high = np.fmin(low, score[0]), np.fmax(high, score[1])
-                method += "; stretched to hold Wilson at the mean"
+        values, interval = np.array([figures[name] for figures in by_seed]), intervals[name]
+        mean = float(values.mean())
         summaries[name] = SeedSummary(
             mean=mean,
             minimum=float(values.min()),
             maximum=float(values.max()),
             deviation=float(values.std(ddof=1)) if len(values) > 1 else math.nan,
-            low=float(low),
-            high=float(high),
+            low=float(np.fmin(interval.low, mean)) if math.isfinite(interval.low) else math.nan,
+            high=float(np.fmax(interval.high, mean)) if math.isfinite(interval.high) else math.nan,
+            over_seeds=shares.student_half_width(values, confidence),
             seeds=len(scored),
-            count=total,
-            method=method,
+            count=counts[name],
+            method=f"of {'this seed' if len(scored) == 1 else f'these {len(scored)} seeds'}: "
+            f"{interval.method}",
         )
     return summaries
 

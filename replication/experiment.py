@@ -474,7 +474,14 @@ def print_summary(
     if manifest["announcement"]:
         console.print(f"\n{manifest['announcement']}", style="bold")
     table = rich.table.Table(title="Test accuracy, mean over seeds", box=rich.box.SIMPLE)
-    for heading in ("", "protocol", "published", "measured", "95 % interval", "verdict"):
+    for heading in (
+        "",
+        "protocol",
+        "published",
+        "measured",
+        "95 % interval, of these seeds",
+        "verdict",
+    ):
         table.add_column(heading)
     for row in rows:
         accuracy = row.summary["accuracy"]
@@ -483,7 +490,7 @@ def print_summary(
             row.protocol,
             row.published.text,
             f"{accuracy.mean:.4f}" + (f" ({accuracy.seeds} seeds)" if accuracy.seeds > 1 else ""),
-            f"{accuracy.low:.4f} to {accuracy.high:.4f}",
+            shown.ends(accuracy.low, accuracy.high),
             row.verdict.partition(" (")[0],
         )
     console.print(table)

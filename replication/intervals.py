@@ -1,23 +1,24 @@
-"""How sure a figure is: Wilson intervals and the percentile bootstrap.
+"""How sure a figure is: Wilson intervals and resampled groups.
 
-A resample is a row of weights: how many times each image was drawn. Every statistic here is a
-function of such weights, so thousands of resamples are a few matrix products instead of a loop.
-``scipy.stats.bootstrap`` draws single observations; fields that are drawn whole, seeds drawn above
-them, and resamples without a class need the few lines below.
+A resample is a row of weights: how much each image counts. Every statistic here is a function of
+such weights, so thousands of resamples are a few matrix products instead of a loop. Weights are
+never 0, so that no resample lacks a class. Shares have their own interval in `replication.shares`,
+figures over classes in `replication.class_figures`.
 """
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 #: Weights held at a time: 4 million float64 are 32 MB.
 _CHUNK_ENTRIES = 4_000_000
 
-#: With fewer resamples kept than this share, what is left describes another way of sampling.
-_LEAST_KEPT = 0.5
+#: Fewer units than this have too little spread for resamples: no Dirichlet is as wide as Student's.
+LEAST_UNITS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +42,16 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval.
+    """An interval without its figure.
 
     Attributes:
         low: Lower end; NaN where there is no interval.
         high: Upper end; NaN where there is no interval.
-        dropped: Resamples in which the statistic was undefined.
         method: How it was made, in words.
     """
 
     low: float
     high: float
-    dropped: int
     method: str
 
 
@@ -104,34 +103,68 @@ def resampling_units(groups: Sequence[str]) -> tuple[np.ndarray, str]:
     return np.arange(len(groups)), "images"
 
 
+def group_weights(
+    count: int, resamples: int, seed: int, confidence: float = 0.95, rows: int = 1000
+) -> Iterator[np.ndarray]:
+    """Draws how much each unit counts, some resamples at a time.
+
+    The weights of a resample are Dirichlet's, which is the Bayesian bootstrap where all its
+    parameters are 1. With few units they are smaller: so small that the weighted mean of `count`
+    numbers spreads as far as Student's interval of their mean does.
+
+    Source: D. B. Rubin, "The Bayesian bootstrap", Ann. Stat. 9 (1981) 130-134. The parameter a
+    follows from the variance of such a mean, s^2 / (a count + 1) with s^2 over `count`, set equal
+    to s^2 / (count - 1) times (t / z)^2.
+
+    Args:
+        count: Number of units.
+        resamples: Number of resamples.
+        seed: Seed of the draws. The size of the parts does not change them.
+        confidence: Of the interval that they are for.
+        rows: Resamples at a time.
+
+    Yields:
+        float64 ``[b, count]``, above 0, with a mean of 1 over many resamples; nothing where there
+        are fewer than `LEAST_UNITS`.
+    """
+    if count < LEAST_UNITS:
+        return
+    tail = (1 + confidence) / 2
+    student = stats.norm.ppf(tail) / stats.t.ppf(tail, count - 1)
+    shape = ((count - 1) * student**2 - 1) / count
+    if not shape > 0:
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        yield rng.gamma(shape, size=(size, count)) / shape
+
+
 def percentile_bootstrap(
     statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     groups: Sequence[str],
     *,
-    seeds: int = 0,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Percentile bootstrap of several statistics over the same resamples.
+    """Percentiles of several statistics over the same resampled groups, or images.
 
     Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13;
     groups drawn whole: A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application"
-    (1997), section 3.8. Intervals from few groups or few seeds are too narrow.
+    (1997), section 3.8. The weights are those of `group_weights`.
 
     Args:
-        statistic: From weights (float64 ``[b, n]``: how often each image was drawn) to named arrays
-            ``[b]``, or ``[b, seeds]`` where ``seeds`` is given; NaN = undefined in that resample.
+        statistic: From weights (float64 ``[b, n]``: how much each image counts) to named arrays
+            ``[b]``, or ``[b, models]``, whose mean over the models is what the interval is of.
         groups: The group of each image, ``[n]``; '' = unknown.
-        seeds: Above 0: draw this many seeds with replacement as well, and average the statistic
-            over the seeds drawn. All of them see the same drawn images.
         confidence: Between 0 and 1.
         resamples: Number of resamples.
         seed: Seed of the draws. The size of the chunks in memory does not change them.
 
     Returns:
-        An interval per name. It is NaN where there is one unit only, or where the statistic is
-        undefined in more than half of the resamples.
+        An interval per name. It is NaN where there are fewer than `LEAST_UNITS` units, or where
+        the statistic is undefined.
 
     Raises:
         ValueError: No images, no resamples, or ``confidence`` not between 0 and 1.
@@ -143,43 +176,31 @@ def percentile_bootstrap(
         raise ValueError(f"bootstrap: expected at least 1 resample, got {resamples}")
     units, kind = resampling_units(groups)
     count = int(units.max()) + 1
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) if seeds else None
-    parts: dict[str, list[np.ndarray]] = {}
     rows = max(1, _CHUNK_ENTRIES // len(units))
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, units]
-        for name, values in statistic(weights.astype(np.float64)).items():
-            if drawn is not None:
-                share = drawn[start : start + size] / seeds
-                # A seed that was not drawn must not make the mean undefined.
-                values = np.where(share > 0, share * values, 0).sum(axis=1)
-            parts.setdefault(name, []).append(values)
     over = f"{count} {kind if count > 1 else kind[:-1]}"
-    if seeds > 1:
-        over = f"{seeds} seeds and {over}"
-    method = f"percentile bootstrap over {over}, {resamples} resamples"
+    parts: dict[str, list[np.ndarray]] = {}
+    for weights in group_weights(count, resamples, seed, confidence, rows):
+        for name, values in statistic(weights[:, units]).items():
+            parts.setdefault(name, []).append(values.reshape(len(weights), -1).mean(axis=1))
+    if not parts:
+        none = Interval(np.nan, np.nan, f"no interval from {over}")
+        return dict.fromkeys(statistic(np.ones((1, len(units)))), none)
+    method = f"resampling of {over}, {resamples} times"
     return {
-        name: _percentiles(np.concatenate(values), count, confidence, method)
+        name: _percentiles(np.concatenate(values), confidence, method)
         for name, values in parts.items()
     }
 
 
-def _percentiles(values: np.ndarray, units: int, confidence: float, method: str) -> Interval:
-    kept = values[np.isfinite(values)]
-    dropped = len(values) - len(kept)
-    if dropped:
-        method += f", {dropped} undefined and dropped"
-    if units == 1:
-        return Interval(np.nan, np.nan, dropped, method + "; no interval from one unit")
-    if len(kept) < _LEAST_KEPT * len(values):
-        return Interval(np.nan, np.nan, dropped, method + "; no interval, most are undefined")
+def _percentiles(values: np.ndarray, confidence: float, method: str) -> Interval:
+    if not np.isfinite(values).all():
+        return Interval(np.nan, np.nan, "no interval of an undefined figure")
     tail = 50 * (1 - confidence)
-    low, high = (float(x) for x in np.percentile(kept, [tail, 100 - tail]))
-    if low == high:
-        method += "; resamples do not differ, which is no certainty"
-    return Interval(low, high, dropped, method)
+    low, high = (float(x) for x in np.percentile(values, [tail, 100 - tail]))
+    # Sums of weights differ in their last bits where nothing else does.
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+        return Interval(np.nan, np.nan, f"no interval: {method.partition(',')[0]} tells no spread")
+    return Interval(low, high, method)
 
 
 def _check_confidence(confidence: float) -> None:
@@ -281,31 +302,3 @@ def weighted_aucs(
 def _ratio(above: np.ndarray, below: np.ndarray, undefined: float = np.nan) -> np.ndarray:
     above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
     return np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
-
-
-def looped(
-    statistic: Callable[[np.ndarray], float],
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Turn a function of row numbers into one of weights, for statistics without a fast form.
-
-    Args:
-        statistic: From the rows drawn (int64, with repeats) to a number. ``ValueError`` and NaN
-            both mean undefined.
-
-    Returns:
-        A function for `percentile_bootstrap`; its one name is 'statistic'.
-    """
-
-    def one(row: np.ndarray) -> float:
-        try:
-            return float(statistic(np.repeat(np.arange(len(row)), row.astype(int))))
-        except ValueError:
-            return np.nan
-
-    def every(weights: np.ndarray) -> dict[str, np.ndarray]:
-        with warnings.catch_warnings():
-            # Libraries warn about a class that a resample lacks; here that is counted instead.
-            warnings.simplefilter("ignore")
-            return {"statistic": np.array([one(row) for row in weights])}
-
-    return every

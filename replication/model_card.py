@@ -364,7 +364,8 @@ def _over_seeds(summary: Any, percent: bool) -> str:
 def _spread(summary: Any, percent: bool) -> str:
     if summary.seeds == 1 or not math.isfinite(summary.mean):
         return "–"
-    return f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
+    ends = f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
+    return f"{ends}; other seeds: mean ± {_number(summary.over_seeds, percent)} (Student)"
 
 
 def _estimate(found: Any, percent: bool = True) -> str:

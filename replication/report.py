@@ -312,6 +312,7 @@ def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:
     spread = ""
     if summary.seeds > 1 and math.isfinite(summary.mean):
         spread = f"{number(summary.minimum, percent)} to {number(summary.maximum, percent)}"
+        spread += f"; others: mean ± {number(summary.over_seeds, percent)}"
     return {"shown": cell, "spread": spread}
 
 

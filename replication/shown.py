@@ -68,6 +68,13 @@ def interval(low: float, high: float, percent: bool) -> str:
     return f"[{number(low, percent)}, {number(high, percent)}]"
 
 
+def ends(low: float, high: float) -> str:
+    """Returns for example '0.9587 to 0.9818', for the terminal."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    return f"{low:.4f} to {high:.4f}"
+
+
 def methods(by_name: Mapping[str, str]) -> dict[str, str]:
     """Gathers the distinct ways in which intervals were made.
 

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
+from replication import areas, shares
 from replication.abstention import (
     NO_TUNE,
     Abstention,
-    proportion,
     risk_coverage,
     risk_coverage_curve,
     weighted_share,
 )
 from replication.calibration import Calibration, apply_temperature, calibrate, one_role
-from replication.intervals import Estimate, Interval, percentile_bootstrap, weighted_aucs
+from replication.intervals import Estimate, Interval, weighted_aucs
 from replication.positive import PositiveClass, hsil_plus_scores, positive_class
 from replication.predictions import Predictions, jsonable
 
@@ -62,11 +63,8 @@ class OperatingPoint:
         reason: Why there is none; '' otherwise.
         tune_sensitivity: On the tune images; NaN without a threshold.
         tune_specificity: On the tune images; NaN without a threshold.
-        sensitivity: On the test images, with Wilson's interval.
-        sensitivity_by_group: The same with the group bootstrap, stretched to hold Wilson's
-            interval; None where not every group is known. Quote it where it is there.
-        specificity: On the test images, with Wilson's interval.
-        specificity_by_group: Likewise by group.
+        sensitivity: On the test images, by group where groups are known.
+        specificity: Likewise.
         ppv: Positive predictive value at the prevalence given; None where none was given.
         npv: Negative predictive value at the prevalence given; None where none was given.
     """
@@ -78,9 +76,7 @@ class OperatingPoint:
     tune_sensitivity: float
     tune_specificity: float
     sensitivity: Estimate
-    sensitivity_by_group: Estimate | None
     specificity: Estimate
-    specificity_by_group: Estimate | None
     ppv: Estimate | None
     npv: Estimate | None
 
@@ -99,7 +95,7 @@ class OperatingPoints:
         test_positive: Of these, positive ones.
         prevalence: Where PPV and NPV hold; None where it was not given.
         prevalence_note: What they are computed from, or why they are not.
-        roc_auc: Area under the ROC curve of the test images, with a bootstrap interval.
+        roc_auc: Area under the ROC curve of the test images, with an interval.
         points: The operating points; none without tune images.
     """
 
@@ -135,14 +131,14 @@ class Assessment:
 
 
 def assess(
-    predictions: Predictions, prevalence: float | None = None, **bootstrap: Any
+    predictions: Predictions, prevalence: float | None = None, confidence: float = 0.95
 ) -> dict[str, Any]:
     """Everything of `assessment`, ready for JSON.
 
     Args:
         predictions: A whole predictions file.
         prevalence: Of HSIL+ where the model is to be used, between 0 and 1.
-        **bootstrap: ``confidence``, ``resamples`` and ``seed``, as in `operating_points`.
+        confidence: Of the intervals.
 
     Returns:
         'calibration', 'operating_points' (None for other classes than those of stage 1 and 2) and
@@ -152,7 +148,7 @@ def assess(
     Raises:
         ValueError: There are no test images, or the prevalence is not between 0 and 1.
     """
-    found = assessment(predictions, prevalence, **bootstrap)
+    found = assessment(predictions, prevalence, confidence=confidence)
     return jsonable(
         {
             "calibration": found.calibration,
@@ -163,7 +159,7 @@ def assess(
 
 
 def assessment(
-    predictions: Predictions, prevalence: float | None = None, **bootstrap: Any
+    predictions: Predictions, prevalence: float | None = None, confidence: float = 0.95
 ) -> Assessment:
     """Fits the temperature, puts it on all probabilities, and then chooses every threshold.
 
@@ -171,7 +167,7 @@ def assessment(
         predictions: A whole predictions file: test images, and tune images where there are any.
         prevalence: Of HSIL+ where the model is to be used, between 0 and 1. It says nothing of
             the share of cells among regions, so that stage 1 never gets it.
-        **bootstrap: ``confidence``, ``resamples`` and ``seed``, as in `operating_points`.
+        confidence: Of the intervals.
 
     Returns:
         All of it.
@@ -180,7 +176,7 @@ def assessment(
         ValueError: There are no test images, or the prevalence is not between 0 and 1.
     """
     _check_prevalence(prevalence)
-    calibration = calibrate(predictions, **bootstrap)
+    calibration = calibrate(predictions, confidence=confidence)
     scaled = predictions
     if calibration.temperature is not None:
         scaled = apply_temperature(predictions, calibration.temperature)
@@ -190,9 +186,9 @@ def assessment(
         calibration=calibration,
         scaled=scaled,
         operating_points=operating_points(
-            scaled, prevalence if is_hsil_plus else None, **bootstrap
+            scaled, prevalence if is_hsil_plus else None, confidence=confidence
         ),
-        risk_coverage=risk_coverage(scaled, **bootstrap),
+        risk_coverage=risk_coverage(scaled, confidence=confidence),
     )
 
 
@@ -266,8 +262,6 @@ def operating_points(
     *,
     targets: Sequence[float] = TARGETS,
     confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> OperatingPoints | None:
     """Sensitivity at a fixed specificity, and the reverse.
 
@@ -278,8 +272,6 @@ def operating_points(
             among the images is no prevalence and is never used as one.
         targets: Specificities, and sensitivities, that are held fixed.
         confidence: Of the intervals.
-        resamples: Of the bootstrap, over groups where all are known.
-        seed: Of the bootstrap.
 
     Returns:
         The points: every target as a specificity, then every target as a sensitivity. None for
@@ -303,38 +295,26 @@ def operating_points(
             for target in targets
         ]
 
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        figures = {"roc_auc": weighted_aucs(weights, found.truth, found.scores)[0]}
-        for number, point in enumerate(chosen):
-            shares = {
-                name: weighted_share(weights, *masks)
-                for name, masks in _masks(found, point["threshold"]).items()
-            }
-            if prevalence is not None:
-                shares["ppv"], shares["npv"] = predictive_values(**shares, prevalence=prevalence)
-            figures |= {f"{number} {name}": values for name, values in shares.items()}
-        return figures
-
-    values = {name: float(v[0]) for name, v in statistic(np.ones((1, len(test)))).items()}
-    intervals = percentile_bootstrap(
-        statistic, test.groups, confidence=confidence, resamples=resamples, seed=seed
-    )
     points = []
-    for number, point in enumerate(chosen):
-        estimates: dict[str, Estimate | None] = {"ppv": None, "npv": None}
-        for name, masks in _masks(found, point["threshold"]).items():
-            interval = intervals[f"{number} {name}"]
-            estimates[name], estimates[f"{name}_by_group"] = proportion(
-                *masks, test.groups, interval, confidence
-            )
-        if prevalence is not None:
-            for name in ("ppv", "npv"):
-                key = f"{number} {name}"
+    for point in chosen:
+        estimates: dict[str, Estimate | None] = {
+            name: shares.share(*masks, test.groups, confidence)
+            for name, masks in _masks(found, point["threshold"]).items()
+        }
+        for name in ("ppv", "npv"):
+            estimates[name] = None
+            if prevalence is not None:
                 estimates[name] = _predictive_value(
-                    name, values[key], intervals[key], estimates, prevalence
+                    name, estimates["sensitivity"], estimates["specificity"], prevalence
                 )
         points.append(OperatingPoint(**point, **estimates))
-    area = intervals["roc_auc"]
+    area, ends = math.nan, Interval(math.nan, math.nan, "undefined: images of one class only")
+    if found.truth.any() and not found.truth.all():
+        once = np.ones((1, len(test)))
+        area = float(weighted_aucs(once, found.truth, found.scores)[0][0])
+        ends = areas.roc_interval(
+            found.scores[None, None], found.truth[None], test.groups, confidence
+        )
     return OperatingPoints(
         positive=found.name,
         rule=_RULE,
@@ -345,7 +325,7 @@ def operating_points(
         test_positive=int(found.truth.sum()),
         prevalence=prevalence,
         prevalence_note=_prevalence_note(found, prevalence),
-        roc_auc=Estimate(values["roc_auc"], area.low, area.high, len(test), area.method),
+        roc_auc=Estimate(area, ends.low, ends.high, len(test), ends.method),
         points=tuple(points),
     )
 
@@ -381,31 +361,45 @@ def _masks(positive: PositiveClass, threshold: float) -> dict[str, tuple[np.ndar
 
 
 def _predictive_value(
-    name: str,
-    value: float,
-    bootstrapped: Interval,
-    shares: dict[str, Estimate | None],
-    prevalence: float,
+    name: str, sensitivity: Estimate, specificity: Estimate, prevalence: float
 ) -> Estimate:
-    """A bootstrap of images that are all called right does not differ, and is no certainty."""
-    sensitivity, specificity = shares["sensitivity"], shares["specificity"]
-    low, high = bootstrapped.low, bootstrapped.high
-    for one, other in (
-        (sensitivity.value, specificity.low),
-        (sensitivity.value, specificity.high),
-        (sensitivity.low, specificity.value),
-        (sensitivity.high, specificity.value),
-    ):
-        end = float(predictive_values(one, other, prevalence)[("ppv", "npv").index(name)])
-        low, high = float(np.fmin(low, end)), float(np.fmax(high, end))
+    """Moves each share to the ends of its interval; the moves of the log odds add up as errors."""
+    which = ("ppv", "npv").index(name)
+
+    def at(one: float, other: float) -> float:
+        return float(predictive_values(one, other, prevalence)[which])
+
+    value = at(sensitivity.value, specificity.value)
     if not math.isfinite(value):
         why = "sensitivity or specificity is"
         if math.isfinite(sensitivity.value) and math.isfinite(specificity.value):
             why = f"no image is called {'positive' if name == 'ppv' else 'negative'}"
         return Estimate(math.nan, math.nan, math.nan, 0, f"undefined: {why}")
     count = sensitivity.count + specificity.count
-    method = f"{bootstrapped.method}; stretched to hold Wilson's ends of sensitivity or specificity"
-    return Estimate(value, low, high, count, method)
+    if not (math.isfinite(sensitivity.low) and math.isfinite(specificity.low)):
+        why = "no interval, as sensitivity or specificity has none"
+        return Estimate(value, math.nan, math.nan, count, why)
+    middle, below, above = _log_odds(value), 0.0, 0.0
+    for one, other in (
+        (sensitivity.value, specificity.low),
+        (sensitivity.value, specificity.high),
+        (sensitivity.low, specificity.value),
+        (sensitivity.high, specificity.value),
+    ):
+        away = _log_odds(at(one, other)) - middle
+        below, above = math.hypot(below, min(away, 0)), math.hypot(above, max(away, 0))
+    low, high = (float(special.expit(end)) for end in (middle - below, middle + above))
+    method = "ends of sensitivity and specificity, combined"
+    return Estimate(value, min(low, value), max(high, value), count, method)
+
+
+def _log_odds(share: float) -> float:
+    """Of 0 and 1 those of the nearest number, as nothing is sure."""
+    return float(special.logit(np.clip(share, _SURE, 1 - _SURE)))
+
+
+#: Nearest to 0 and 1 that a predictive value comes.
+_SURE = 1e-12
 
 
 def _prevalence_note(test: PositiveClass, prevalence: float | None) -> str:

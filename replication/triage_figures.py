@@ -36,7 +36,7 @@ def reliability_diagram(before: Scores, after: Scores | None, score: str, share:
         share: What a hit is, for the vertical axis.
 
     Returns:
-        SVG. Bars are Wilson's 95 % intervals.
+        SVG. Bars are 95 % intervals, by group where groups are known.
     """
     return figures.drawn(
         figures.HEIGHT,
@@ -117,8 +117,8 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
     for number, point in enumerate(points.points):
         if not math.isfinite(point.threshold):
             continue
-        sensitivity = point.sensitivity_by_group or point.sensitivity
-        specificity = point.specificity_by_group or point.specificity
+        sensitivity = point.sensitivity
+        specificity = point.specificity
         colour = _CHOSEN if point.fixed == "specificity" else figures.INK
         x, y = 1 - specificity.value, sensitivity.value
         ends = 1 - specificity.high, 1 - specificity.low
@@ -165,8 +165,8 @@ def _risk_coverage(figure: Figure, predictions: Predictions, abstention: Abstent
         tops.append(risk[coverage >= min(0.1, coverage[-1])].max())
     labels[-1] += f", area (AURC) {abstention.aurc.value:.4f}"
     if math.isfinite(abstention.threshold) and abstention.risk.count:
-        coverage = abstention.coverage_by_group or abstention.coverage
-        risk = abstention.risk_by_group or abstention.risk
+        coverage = abstention.coverage
+        risk = abstention.risk
         _bars(axes, coverage.value, risk.value, _CHOSEN, _ends(coverage), _ends(risk))
         mark = _mark(_CHOSEN, "o")
         axes.plot([coverage.value], [risk.value], zorder=4, clip_on=False, **mark)

@@ -5,9 +5,8 @@ from typing import Any
 
 from replication import triage, triage_figures
 from replication.calibration import Calibration, Scores
-from replication.intervals import Estimate
 from replication.predictions import Predictions
-from replication.shown import Shown, estimate, methods, svg
+from replication.shown import estimate, methods, svg
 
 #: What is shown where there is no threshold, or no image to count.
 _NONE = "not defined"
@@ -90,8 +89,8 @@ def _points(found: triage.OperatingPoints | None) -> dict[str, Any] | None:
                 "on_tune": _on_tune(point),
                 "threshold": f"{point.threshold:.4f}" if not point.reason else _NONE,
                 "figures": {
-                    "Sensitivity": _quoted(point.sensitivity, point.sensitivity_by_group),
-                    "Specificity": _quoted(point.specificity, point.specificity_by_group),
+                    "Sensitivity": estimate(point.sensitivity, missing=_NONE),
+                    "Specificity": estimate(point.specificity, missing=_NONE),
                 }
                 | (
                     {}
@@ -125,10 +124,10 @@ def _methods(found: triage.Assessment) -> dict[str, str]:
     }
     points = found.operating_points.points if found.operating_points else ()
     for point in points:
-        named["sensitivity and specificity"] = point.sensitivity_by_group or point.sensitivity
+        named["sensitivity and specificity"] = point.sensitivity
         if point.ppv is not None:
             named["PPV and NPV"] = point.ppv
-    named["abstaining"] = abstaining.risk_of_all_by_group or abstaining.risk_of_all
+    named["abstaining"] = abstaining.risk_of_all
     named["AURC"] = abstaining.aurc
     return methods({name: figure.method for name, figure in named.items()})
 
@@ -137,16 +136,11 @@ def _abstaining(found: triage.Abstention) -> dict[str, Any]:
     return {
         "threshold": "" if math.isnan(found.threshold) else f"{found.threshold:.4f}",
         "note": found.note,
-        "coverage": _quoted(found.coverage, found.coverage_by_group),
-        "risk": _quoted(found.risk, found.risk_by_group),
-        "risk_of_all": _quoted(found.risk_of_all, found.risk_of_all_by_group),
+        "coverage": estimate(found.coverage, missing=_NONE),
+        "risk": estimate(found.risk, missing=_NONE),
+        "risk_of_all": estimate(found.risk_of_all, missing=_NONE),
         "aurc": estimate(found.aurc, percent=False),
     }
-
-
-def _quoted(independent: Estimate, by_group: Estimate | None) -> Shown:
-    """Images of one group resemble each other, so that the interval by group is the honest one."""
-    return estimate(by_group or independent, missing=_NONE)
 
 
 def _figures(found: triage.Assessment) -> list[dict[str, str]]:
@@ -166,7 +160,8 @@ def _figures(found: triage.Assessment) -> list[dict[str, str]]:
             ),
             "alt": f"Reliability diagram of the named class{before_after}",
             "caption": f"Reliability of the named class{before_after}. On the grey line confidence "
-            "is what it says; below it the model is too sure. Bars are Wilson intervals.",
+            "is what it says; below it the model is too sure. Bars are 95 % "
+            "intervals, by group where groups are known.",
         }
     ]
     if calibration.hsil_plus_before:

@@ -72,7 +72,7 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
     model, metrics = metadata["model"], metadata["metrics"]
     calibration, abstention = metadata["calibration"], metadata["abstention"]
     rows = [
-        # With groups known, the interval that respects them is the one to quote.
+        # Runs of before named the interval by group apart.
         _metric(title, metrics.get(f"{key}_by_group") or metrics[key])
         for key, title in _METRICS.items()
         if metrics.get(key)

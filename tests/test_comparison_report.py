@@ -14,6 +14,7 @@ from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
 from replication import (
+    comparison,
     comparison_figures,
     comparison_report,
     comparison_steps,
@@ -91,7 +92,9 @@ def written(folder, result, **manifest):
 
 @pytest.fixture(scope="module")
 def both_cuts():
-    return compared(candidates=candidates(), by_image=candidates(gain=1.5))
+    return compared(
+        candidates=candidates(), by_image=candidates(gain=1.5), let_in=candidates(gain=1.4)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +149,55 @@ def test_page_has_the_figures_of_the_comparison(page, both_cuts):
 def test_the_leak_of_the_winner_stands_on_top(page, both_cuts):
     leak = next(one for one in both_cuts.leaks if one.name == both_cuts.winner)
     by_image, by_group = leak.by_image["accuracy"], leak.by_group["accuracy"]
+    let_in = leak.let_in["accuracy"]
     sentence = comparison_report.leak_sentence(leak, "slide")
-    assert f"{100 * by_image.mean:.1f} %" in sentence and f"{100 * by_group.mean:.1f} %" in sentence
-    assert f"+{100 * (by_image.mean - by_group.mean):.1f} points" in sentence
+    for figure in (by_image, by_group, let_in):
+        assert f"{100 * figure.mean:.1f} %" in sentence
+    points = comparison_figures.points
+    assert f"the leak is {points(let_in.mean - by_group.mean)} points" in sentence
+    assert f"scarcity of slides {points(by_image.mean - let_in.mean)} points" in sentence
     text = Page(page).text
     assert text.index(sentence) < text.index("Rank Backbone")
+
+
+def test_beside_every_leak_stand_slides_a_class_majority_and_whether_it_can_be_told(
+    page, both_cuts, run_dir, capsys
+):
+    leak = both_cuts.leaks[0]
+    run = both_cuts.candidates[0].runs[0]
+    pairs = {*zip(run.labels.tolist(), run.groups, strict=True)}
+    counts = [sum(label == c for label, _ in pairs) for c in range(4)]
+    assert list(leak.groups_by_class.values()) == counts
+    most = np.bincount(run.labels).max() / len(run)
+    named = run.class_names[np.bincount(run.labels).argmax()]
+    facts = (
+        f"Slides a class: NILM {counts[0]}, LSIL {counts[1]}, HSIL {counts[2]}, SCC {counts[3]}. "
+        f"Always naming {named} scores: accuracy {100 * most:.1f} %, balanced accuracy 25.0 %"
+    )
+    comparison_report.print_comparison(both_cuts, {})
+    printed = " ".join(capsys.readouterr().out.split())
+    table = pd.read_csv(run_dir / "leak.csv")
+    for text in (Page(page).text, printed):
+        assert facts in text
+    unsure = sum(
+        not comparison.told_from_zero(of[name])
+        for one in both_cuts.leaks
+        for of in (one.leak, one.scarcity)
+        for name in ("accuracy", "balanced_accuracy", "macro_f1")
+    )
+    assert unsure == (~table[["leak_told_from_0", "scarcity_told_from_0"]]).to_numpy().sum() > 0
+    assert Page(page).text.count("not told apart from 0") >= unsure
+    assert "* not told apart from 0" in printed
+    assert table["majority"][0] == pytest.approx(most) and table["groups of SCC"][0] == counts[3]
+
+
+def test_without_the_control_nobody_says_leak(tmp_path):
+    two = compared(candidates=candidates(2), by_image=candidates(2, gain=1.0))
+    (first, *_) = two.leaks
+    assert first.leak is None and first.scarcity is None
+    sentence = comparison_report.leak_sentence(first, "slide")
+    assert "How much of that is leak and how much is scarcity of slides is not known" in sentence
+    assert "Scarcity, points" in Page(written(tmp_path / "run", two)).text
 
 
 def test_untrained_backbones_are_labelled_wherever_they_stand(page, both_cuts, capsys):
@@ -193,7 +240,7 @@ def test_markup_in_names_is_shown_and_not_obeyed(tmp_path, capsys):
     text = written(tmp_path / "run", odd)
     assert "<b>[red]" not in text and "&lt;b&gt;[red]slide[/x]" in text
     comparison_report.print_comparison(odd, {})
-    assert "cut by <b>[red]slide[/x]" in capsys.readouterr().out
+    assert "by <b>[red]slide[/x]" in capsys.readouterr().out
 
 
 def test_tables_hold_the_comparison(run_dir, both_cuts):
@@ -211,7 +258,9 @@ def test_tables_hold_the_comparison(run_dir, both_cuts):
     assert pairs["told_apart"].tolist() == [pair.told_apart for pair in both_cuts.pairs]
     assert pairs["holm_p"].tolist() == pytest.approx([pair.p_holm for pair in both_cuts.pairs])
     leaks = pd.read_csv(run_dir / "leak.csv")
-    np.testing.assert_allclose(leaks["leak"], leaks["by_image"] - leaks["by_group"], atol=1e-12)
+    gaps = leaks["by_image"] - leaks["by_group"]
+    np.testing.assert_allclose(leaks["leak"] + leaks["scarcity"], gaps, atol=1e-12)
+    np.testing.assert_allclose(leaks["leak"], leaks["let_in"] - leaks["by_group"], atol=1e-12)
     assert len(leaks) == 3 * len(both_cuts.leaks)
     for table in (ranking, pairs, leaks):
         assert set(table["source"]) == {"stand-in"}
@@ -229,7 +278,7 @@ def test_printout(both_cuts, capsys):
     # Of 21 pairs the winner's 6 are shown, and each line ends with what they decide.
     assert "(15 more pairs in pairs.csv)" in joined
     assert len(re.findall(r"told apart +$", printed, re.MULTILINE)) == 6
-    assert "The size of the leak: cut by image against cut by slide" in joined
+    assert "Cut by image against cut by slide, and what the difference is made of" in joined
     assert max(map(len, printed.splitlines())) <= 176
 
 

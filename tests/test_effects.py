@@ -1,5 +1,6 @@
 """Effects and choices are tested against known truths and independent computations."""
 
+import dataclasses
 import itertools
 import math
 
@@ -316,22 +317,58 @@ def test_no_optimism_without_a_choice_or_a_draw():
     assert selection_optimism(slide, slide.trials[0], "accuracy") is None
 
 
-def test_differences_equal_a_naive_bootstrap():
-    answers = answered(flips(3, 120, 0.7, 7))
+def test_differences_hold_for_all_configurations_at_once():
+    answers = answered(flips(30, 120, 0.7, 7))
     right = answers.predicted == answers.labels
-    found = differences(answers, answers.trials[1], "accuracy", resamples=3000)
-    assert set(found) == {"000", "002"}
-    rng = np.random.default_rng(8)
-    rows = rng.integers(120, size=(3000, 120))
-    for number in (0, 2):
-        gaps = (right[1].astype(float) - right[number])[rows].mean(axis=1)
+    found = differences(answers, answers.trials[1], "accuracy", resamples=500)
+    assert len(found) == 29 and "001" not in found
+    alone = differences(answers.only([1, 2]), answers.trials[1], "accuracy", resamples=500)["002"]
+    for number in (0, 2, 29):
         estimate = found[f"{number:03}"]
         assert estimate.value == pytest.approx(right[1].mean() - right[number].mean())
-        assert (estimate.low, estimate.high) == pytest.approx(
-            tuple(np.percentile(gaps, [2.5, 97.5])), abs=0.012
-        )
+        assert "30 configurations at once" in estimate.method
+        # Among many, more of a difference is chance.
+        assert estimate.high - estimate.low > 1.2 * (alone.high - alone.low)
     assert differences(answers.only([0]), answers.trials[0], "accuracy") == {}
     assert differences(answers.only([0, 2]), answers.trials[1], "accuracy") == {}
+
+
+def equal_search(rng, count=123, images=223, fields=20):
+    """Configurations of equal true accuracy, whose errors share the field and the image."""
+    sizes = rng.multinomial(images - fields, rng.dirichlet(np.full(fields, 2.0))) + 1
+    field = np.repeat(np.arange(fields), sizes)
+    hard = rng.normal(0, 0.7, fields)[field] + rng.normal(0, 1.0, images)
+    own = rng.normal(0, 0.5, (count, fields))[:, field] + rng.normal(0, 0.8, (count, images))
+    return answered(1 + hard + own > 0, tuple(f"field {number}" for number in field))
+
+
+def test_equal_configurations_are_not_told_apart_by_the_images_that_chose():
+    """123 configurations of equal true accuracy, 223 images of 20 fields; nominal is 5 %."""
+    rng = np.random.default_rng(0)
+    any_told, others_told = [], []
+    for _ in range(20):
+        answers = equal_search(rng)
+        scores = answers.figures("accuracy", np.ones((1, 223)))[0]
+        best = answers.trials[int(scores.argmax())]
+        found = differences(answers, best, "accuracy", resamples=200)
+        told = [apart(difference) for difference in found.values()]
+        any_told.append(any(told))
+        others_told.append(np.mean(told))
+    assert np.mean(any_told) <= 0.05
+    assert np.mean(others_told) <= 0.05
+
+
+def test_a_configuration_that_is_worse_is_still_told_apart():
+    answers = equal_search(np.random.default_rng(1), count=10)
+    bad = answered(np.zeros((1, 223), bool), answers.groups)
+    both = dataclasses.replace(
+        answers,
+        trials=(*answers.trials, dataclasses.replace(bad.trials[0], trial_id="bad")),
+        predicted=np.concatenate([answers.predicted, bad.predicted]),
+        losses=np.concatenate([answers.losses, bad.losses]),
+    )
+    found = differences(both, both.trials[0], "accuracy", resamples=200)
+    assert [name for name, one in found.items() if apart(one)] == ["bad"]
 
 
 def test_the_paper_beside_the_best():

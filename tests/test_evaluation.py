@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from replication import runs
+from replication.class_figures import mean_figures
 from replication.evaluation import (
     Estimate,
     Predictions,
-    _fast,
     _values,
     evaluate,
     jsonable,
     summarise_seeds,
     wilson,
 )
+from replication.intervals import weighted_aucs
 
 # A figure without images must be NaN, not a warning.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -64,21 +65,15 @@ def estimates(results):
 
 @pytest.mark.parametrize("names", [FOUR, TWO, ("a", "b", "c")])
 @pytest.mark.parametrize("seed", range(4))
-def test_values_and_fast_statistics_equal_scikit_learn(names, seed):
+def test_values_and_statistics_of_resamples_equal_scikit_learn(names, seed):
     p = random_predictions(seed, names=names, skill=0.3)
-    y, q, n, k = p.labels, p.predicted, len(p), len(names)
-    values = _values(p)
-    unweighted = _fast(p)(np.ones((1, n)))
-    assert values.keys() == unweighted.keys()
-    for name, value in values.items():
-        assert unweighted[name][0] == pytest.approx(value, abs=1e-12), name
-    # Resamples: scikit-learn on the rows drawn.
+    n, k = len(p), len(names)
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=3)
-    fast = _fast(p)(weights.astype(float))
-    for b, row in enumerate(weights):
-        rows = np.repeat(np.arange(n), row)
-        yb, qb, sb = y[rows], q[rows], p.probabilities[rows]
+    drawn = [np.arange(n), *(rng.integers(n, size=n) for _ in range(3))]
+    for rows in drawn:
+        # Predictions name each image once.
+        some = make(p.labels[rows], p.probabilities[rows], names)
+        yb, qb, sb = some.labels, some.predicted, some.probabilities
         clean = sb / sb.sum(axis=1, keepdims=True)
         expected = {
             "accuracy": metrics.accuracy_score(yb, qb),
@@ -89,22 +84,34 @@ def test_values_and_fast_statistics_equal_scikit_learn(names, seed):
             "weighted_sensitivity": metrics.recall_score(yb, qb, average="weighted"),
             "weighted_f1": metrics.f1_score(yb, qb, average="weighted"),
             "quadratic_kappa": metrics.cohen_kappa_score(yb, qb, weights="quadratic"),
-            "log_loss": metrics.log_loss(yb, clean, labels=range(k)),
             "macro_specificity": np.mean(
                 [metrics.recall_score(yb != c, qb != c) for c in range(k)]
             ),
         }
-        for c, name in enumerate(names):
-            expected[f"f1 {name}"] = metrics.f1_score(yb == c, qb == c)
-            expected[f"roc_auc {name}"] = metrics.roc_auc_score(yb == c, sb[:, c])
-            expected[f"pr_auc {name}"] = metrics.average_precision_score(yb == c, sb[:, c])
-        for curve in ("roc_auc", "pr_auc"):
-            expected[f"{curve}_macro"] = np.mean([expected[f"{curve} {name}"] for name in names])
-        if names == FOUR:
-            expected["hsil_plus_sensitivity"] = metrics.recall_score(yb >= 2, qb >= 2)
-            expected["hsil_plus_specificity"] = metrics.recall_score(yb < 2, qb < 2)
+        matrix = metrics.confusion_matrix(yb, qb, labels=range(k)).astype(float)
+        fast = mean_figures(np.ones(k, bool), range(k), list(expected))(matrix[None, None])
+        values = _values(some)
         for name, value in expected.items():
-            assert fast[name][b] == pytest.approx(value, abs=1e-12), name
+            assert fast[name][0] == pytest.approx(value, abs=1e-12), name
+            assert values[name] == pytest.approx(value, abs=1e-12), name
+        weights = np.bincount(rows, minlength=n)[None].astype(float)
+        for c, name in enumerate(names):
+            of_class = {
+                f"f1 {name}": metrics.f1_score(yb == c, qb == c),
+                f"roc_auc {name}": metrics.roc_auc_score(yb == c, sb[:, c]),
+                f"pr_auc {name}": metrics.average_precision_score(yb == c, sb[:, c]),
+            }
+            for key, value in of_class.items():
+                assert values[key] == pytest.approx(value, abs=1e-12), key
+            areas = weighted_aucs(weights, p.labels == c, p.probabilities[:, c])
+            for key, area in zip(("roc_auc", "pr_auc"), areas, strict=True):
+                assert area[0] == pytest.approx(of_class[f"{key} {name}"], abs=1e-12), key
+        assert values["log_loss"] == pytest.approx(metrics.log_loss(yb, clean, labels=range(k)))
+        if names == FOUR:
+            recall = metrics.recall_score(yb >= 2, qb >= 2)
+            assert values["hsil_plus_sensitivity"] == pytest.approx(recall)
+            other = metrics.recall_score(yb < 2, qb < 2)
+            assert values["hsil_plus_specificity"] == pytest.approx(other)
 
 
 def test_structure_of_the_results():
@@ -118,7 +125,6 @@ def test_structure_of_the_results():
     assert results["majority_baseline"].value == np.bincount(y).max() / 200
     assert results["hsil_plus_sensitivity"].count == (y >= 2).sum()
     assert results["hsil_plus_specificity"].value == ((y < 2) & (q < 2)).sum() / (y < 2).sum()
-    assert "accuracy_by_group" not in results
     for c, name in enumerate(FOUR):
         figures = results["per_class"][name]
         tp, called = ((y == c) & (q == c)).sum(), (q == c).sum()
@@ -129,8 +135,9 @@ def test_structure_of_the_results():
         assert figures["specificity"].count == (y != c).sum()
         assert figures["npv"].value == ((y != c) & (q != c)).sum() / (q != c).sum()
     for estimate in estimates(results):
-        assert estimate.low <= estimate.value <= estimate.high
-        assert estimate.method
+        assert estimate.low <= estimate.value <= estimate.high or (
+            math.isnan(estimate.low) and estimate.method.startswith("no interval")
+        )
     assert set(results["macro"]) == {"precision", "sensitivity", "specificity", "f1"}
     assert set(results["weighted"]) == {"precision", "sensitivity", "f1"}
 
@@ -190,47 +197,45 @@ def clustered(seed=0, fields=40, size=10):
     return labels, named, tuple(f"field{i // size}" for i in range(fields * size))
 
 
-def test_group_bootstrap_is_wider_on_clustered_images():
+def test_intervals_by_group_are_wider_on_clustered_images():
     labels, named, groups = clustered()
     with_groups = evaluate(sure(labels, named, groups=groups), resamples=500)
     without = evaluate(sure(labels, named), resamples=500)
-    for key in ("balanced_accuracy", "quadratic_kappa", "log_loss"):
+    for key in ("accuracy", "balanced_accuracy", "quadratic_kappa", "hsil_plus_sensitivity"):
         a, b = with_groups[key], without[key]
+        assert a.value == b.value
         assert a.high - a.low > 1.5 * (b.high - b.low), key
-    by_group, plain = with_groups["accuracy_by_group"], with_groups["accuracy"]
-    assert by_group.value == plain.value
-    assert by_group.high - by_group.low > 1.5 * (plain.high - plain.low)
-    assert "40 groups were independent" in plain.method
-    assert "over 40 groups, 500 resamples" in by_group.method
+    assert without["accuracy"].method == "Wilson"
+    assert "design effect of groups" in with_groups["accuracy"].method
+    assert "resampling of 40 groups" in with_groups["balanced_accuracy"].method
 
 
 def test_one_unknown_group_means_images():
     labels, named, groups = clustered()
     results = evaluate(sure(labels, named, groups=("", *groups[1:])), resamples=50)
-    assert "accuracy_by_group" not in results
-    assert "over 400 images" in results["balanced_accuracy"].method
+    assert results["accuracy"].method == "Wilson"
+    assert "resampling of 400 images" in results["balanced_accuracy"].method
 
 
-def test_groups_of_one_class_drop_resamples_without_it():
-    labels = np.repeat([0, 1, 2, 3], 5)
-    groups = tuple(f"g{i // 5}{i % 5 % 2}" for i in range(20))
-    results = evaluate(sure(labels, labels, groups=groups), resamples=500)
-    estimate = results["per_class"]["SCC"]["f1"]
-    assert "undefined and dropped" in estimate.method
-    assert estimate.value == 1
-    # Two groups of eight hold each class: about 10 % of resamples lack one.
-    one_each = evaluate(sure([0, 1, 2, 3], [0, 1, 2, 3], groups=tuple("abcd")), resamples=500)
-    assert one_each["balanced_accuracy"].value == 1
-    assert math.isnan(one_each["balanced_accuracy"].low)
-    assert "most are undefined" in one_each["balanced_accuracy"].method
+def test_what_no_method_can_tell_has_no_interval_and_says_why():
+    results = evaluate(random_predictions(1), resamples=50)
+    for figure in (
+        results["log_loss"],
+        results["pr_auc_macro"],
+        results["per_class"]["SCC"]["pr_auc"],
+    ):
+        assert math.isfinite(figure.value)
+        assert math.isnan(figure.low) and math.isnan(figure.high)
+        assert figure.method.startswith("no interval: ")
 
 
-def test_one_group_gives_no_bootstrap_interval():
+def test_one_group_gives_no_interval():
     p = random_predictions(0, groups=("only",) * 200)
     results = evaluate(p, resamples=50)
-    assert math.isnan(results["accuracy_by_group"].low)
-    assert results["accuracy_by_group"].value == results["accuracy"].value
-    assert "one unit" in results["accuracy_by_group"].method
+    for figure in (results["accuracy"], results["balanced_accuracy"], results["macro"]["f1"]):
+        assert math.isfinite(figure.value)
+        assert math.isnan(figure.low) and math.isnan(figure.high)
+        assert figure.method.startswith("no interval")
 
 
 def test_a_class_without_images_is_nan():
@@ -285,7 +290,9 @@ def test_perfect_predictions():
     assert results["log_loss"].value == pytest.approx(0, abs=1e-12)
     assert results["accuracy"].low == pytest.approx(200 / (200 + 1.96**2), abs=1e-5)
     assert results["majority_baseline"].value == 0.25
-    assert "no certainty" in results["macro"]["f1"].method
+    # 50 of 50 of each class: no figure over classes is certain where the share is not.
+    for figure in (results["macro"]["f1"], results["balanced_accuracy"], results["roc_auc_macro"]):
+        assert figure.low < 0.99
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -341,7 +348,8 @@ def test_one_seed_without_groups_is_wilson():
         assert (summary[name].low, summary[name].high) == pytest.approx(
             (single[name].low, single[name].high)
         )
-        assert summary[name].method == "Wilson"
+        assert summary[name].method == "of this seed: Wilson"
+        assert math.isnan(summary[name].over_seeds)
         assert summary[name].count == single[name].count
     assert summary["accuracy"].mean == single["accuracy"].value
     assert summary["macro_f1"].mean == single["macro"]["f1"].value
@@ -357,16 +365,16 @@ def test_one_seed_without_groups_is_wilson():
     }
 
 
-def test_one_seed_with_groups_takes_the_wider():
+def test_one_seed_with_groups_is_the_model_itself():
     labels, named, groups = clustered()
     run = sure(labels, named, groups=groups)
     summary, single = summarise_seeds([run]), evaluate(run)
-    assert summary["accuracy"].low == pytest.approx(single["accuracy_by_group"].low, abs=0.02)
-    assert summary["accuracy"].low < single["accuracy"].low
-    assert "over 40 groups" in summary["accuracy"].method
-    assert "stretched to hold Wilson" in summary["accuracy"].method
+    assert (summary["accuracy"].low, summary["accuracy"].high) == pytest.approx(
+        (single["accuracy"].low, single["accuracy"].high)
+    )
     perfect = summarise_seeds([sure(labels, labels, groups=groups)])
-    assert perfect["accuracy"].low == pytest.approx(wilson(400, 400)[0])
+    # 40 groups that agree say as much as 40 images, and not as much as 400.
+    assert perfect["accuracy"].low < wilson(40, 40)[0] < wilson(400, 400)[0]
     assert perfect["hsil_plus_sensitivity"].low < 1
 
 
@@ -380,21 +388,21 @@ def test_several_seeds():
     assert got.maximum == max(accuracies)
     assert got.deviation == pytest.approx(np.std(accuracies, ddof=1))
     assert got.seeds == 4
-    low, high = wilson(got.mean * 200, 200)
-    assert got.low <= low
-    assert got.high >= high
-    assert "over 4 seeds and 200 images" in summary["macro_f1"].method
+    # Student's, by hand: 3.182 for 3 degrees of freedom.
+    assert got.over_seeds == pytest.approx(3.1824 * got.deviation / 2, rel=1e-4)
+    for figure in summary.values():
+        assert figure.method.startswith("of these 4 seeds: ")
     assert summarise_seeds(runs, resamples=500) == summary
 
 
-def test_seeds_that_differ_widen_the_interval():
+def test_seeds_that_differ_say_little_about_others():
     right, wrong = [0, 1, 2, 3] * 50, [1, 1, 2, 0] * 50
     good, bad = sure([0, 1, 2, 3] * 50, right), sure([0, 1, 2, 3] * 50, wrong)
-    apart = summarise_seeds([good, bad], resamples=500)["balanced_accuracy"]
-    alike = summarise_seeds([bad, bad], resamples=500)["balanced_accuracy"]
-    assert apart.high - apart.low > 3 * (alike.high - alike.low)
-    assert apart.high == 1
-    assert apart.low < 0.55
+    apart = summarise_seeds([good, bad], resamples=100)["balanced_accuracy"]
+    alike = summarise_seeds([bad, bad], resamples=100)["balanced_accuracy"]
+    # Two seeds: 12.706 standard errors.
+    assert apart.over_seeds == pytest.approx(12.706 * apart.deviation / math.sqrt(2), rel=1e-4)
+    assert alike.over_seeds == 0
 
 
 def test_the_mean_of_equal_seeds_is_the_seed():

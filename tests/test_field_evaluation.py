@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from replication import intervals, runs
+from replication import runs, shares
 from replication.fields import (
     field_counts,
     field_evaluation,
@@ -124,18 +124,16 @@ def test_figures_are_what_a_loop_over_nuclei_finds(fields, evaluation):
         assert evaluation.figure(name).value == pytest.approx(value), name
 
 
-def test_intervals_are_percentiles_over_fields_drawn_whole(fields, evaluation):
-    drawn = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), size=200)
-    resampled = [naive(np.repeat(fields, times)) for times in drawn]
-    for name in resampled[0]:
-        figure = evaluation.figure(name)
-        values = [one[name] for one in resampled if math.isfinite(one[name])]
-        low, high = np.percentile(values, [2.5, 97.5])
-        if "Wilson" in figure.method:
-            ends = intervals.wilson(figure.value * figure.count, figure.count)
-            low, high = min(low, ends[0]), max(high, ends[1])
-        assert (figure.low, figure.high) == pytest.approx((low, high)), name
-        assert figure.method.startswith("percentile bootstrap over 5 fields, 200 resamples")
+def test_shares_get_the_interval_of_their_counts_by_field(fields, evaluation):
+    recall, f1 = evaluation.figure("recall"), evaluation.figure("f1")
+    hits = np.array([naive([field])["recall"] * len(field.nuclei) for field in fields])
+    among = np.array([len(field.nuclei) for field in fields], float)
+    expected = shares.share_by_unit(hits, among)
+    assert (recall.low, recall.high) == pytest.approx((expected.low, expected.high))
+    assert "design effect of fields" in recall.method
+    assert f1.method == "resampling of 5 fields, 200 times"
+    assert f1.low < f1.value < f1.high
+    assert math.isnan(evaluation.figure("average_precision").low)
 
 
 def test_the_confusion_matrix_is_that_of_scikit_learn(fields, evaluation):

@@ -22,7 +22,35 @@ def slides():
     return index_of(slide % 3, [f"slide {number}" for number in slide])
 
 
-@pytest.mark.parametrize("by", folds.CUTS)
+def test_the_control_lets_the_tested_slides_in_and_trains_on_as_few(slides):
+    by_group = folds.cut(slides, 3, by="group", seed=1)
+    control = folds.cut(slides, 3, by="let_in", seed=1)
+    assert sorted(np.concatenate([fold.test for fold in control])) == list(range(90))
+    for number, fold in enumerate(control):
+        without = by_group[number // 2]
+        assert {*fold.test} <= {*without.test} and not {*fold.test} & {*fold.train}
+        # Each tested slide is half in training.
+        assert {*slides.groups[fold.test]} <= {*slides.groups[fold.train]}
+        for label in range(3):
+            slides_of = [
+                {*slides.groups[rows][slides.labels[rows] == label]}
+                for rows in (fold.train, without.train)
+            ]
+            assert len(slides_of[0]) == len(slides_of[1]) == 2
+
+
+def test_the_control_trains_without_a_class_where_the_cut_by_group_does():
+    # All of HSIL is on one slide, so that one fold by group trains without it.
+    slide = np.repeat(np.arange(7), 10)
+    index = index_of(np.minimum(slide // 3, 2), [f"slide {number}" for number in slide])
+    by_group, control = (folds.cut(index, 3, by=by, seed=0) for by in ("group", "let_in"))
+    for number, fold in enumerate(control):
+        trained = [{*index.labels[one.train]} for one in (fold, by_group[number // 2])]
+        assert trained[0] == trained[1]
+    assert any(2 not in index.labels[fold.train] for fold in control)
+
+
+@pytest.mark.parametrize("by", ["image", "group"])
 def test_every_image_is_tested_once(slides, by):
     cut = folds.cut(slides, 3, by=by, seed=1)
     assert sorted(np.concatenate([fold.test for fold in cut])) == list(range(90))

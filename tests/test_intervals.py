@@ -1,16 +1,12 @@
 import math
-import re
 
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
-from replication.evaluation import bootstrap
-from replication.intervals import percentile_bootstrap, wilson
-from replication.predictions import Predictions
+from replication.intervals import group_weights, percentile_bootstrap, wilson
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -79,64 +75,39 @@ def test_only_the_group_bootstrap_covers_the_truth_on_clustered_images():
     assert np.mean(by_image) < 0.85
 
 
-def two_class(labels, scores):
-    n = len(labels)
-    return Predictions(
-        ids=tuple(f"image{i:04d}" for i in range(n)),
-        groups=("",) * n,
-        splits=("test",) * n,
-        labels=labels,
-        probabilities=np.stack([1 - scores, scores], axis=1),
-        class_names=("background", "cell"),
-    )
+def test_the_bootstrap_spreads_as_far_as_students_interval():
+    values = np.random.default_rng(3).normal(size=400)
+    for count in (6, 12, 400):
+        some = values[:count]
+        found = percentile_bootstrap(share_of(some), [""] * count, resamples=20000)["share"]
+        half = scipy.stats.t.ppf(0.975, count - 1) * some.std(ddof=1) / math.sqrt(count)
+        # Of few numbers the percentiles of Dirichlet weights are no normal ones.
+        assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.2 if count < 10 else 0.1)
 
 
-def test_bootstrap_agrees_with_scipy():
-    rng = np.random.default_rng(3)
-    labels = rng.integers(2, size=120)
-    scores = np.clip(0.2 * labels + rng.random(120) * 0.8, 0, 1)
-    ours = bootstrap(
-        two_class(labels, scores), lambda y, q: roc_auc_score(y, q[:, 1]), resamples=500, seed=1
-    )
-    theirs = scipy.stats.bootstrap(
-        (labels, scores),
-        roc_auc_score,
-        paired=True,
-        vectorized=False,
-        method="percentile",
-        n_resamples=500,
-        rng=2,
-    ).confidence_interval
-    assert ours.value == roc_auc_score(labels, scores)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+def test_every_resample_holds_every_unit():
+    for weights in group_weights(5, 2000, 0):
+        assert (weights > 0).all()
+    assert not list(group_weights(4, 2000, 0))
+    few = percentile_bootstrap(share_of(np.ones(4)), [""] * 4)["share"]
+    assert math.isnan(few.low) and few.method == "no interval from 4 images"
 
 
-def test_bootstrap_drops_and_counts_undefined_resamples():
-    p = two_class(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 1, 0]))
-
-    def sensitivity(labels, probabilities):
-        return (labels * probabilities[:, 1]).sum() / labels.sum() if labels.any() else np.nan
-
-    def refusing(labels, probabilities):
-        if not labels.any():
-            raise ValueError("no cell")
-        return sensitivity(labels, probabilities)
-
-    estimate = bootstrap(p, sensitivity)
-    dropped = int(re.search(r"(\d+) undefined and dropped", estimate.method)[1])
-    # Six draws without a cell: (4/6)^6 = 8.8 % of 2,000; four standard deviations are 51.
-    assert abs(dropped - 2000 * (4 / 6) ** 6) < 51
-    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0, 1)
-    assert bootstrap(p, refusing) == estimate
+def test_resamples_that_do_not_differ_are_no_certainty():
+    found = percentile_bootstrap(share_of(np.ones(30)), [""] * 30)["share"]
+    assert math.isnan(found.low) and "tells no spread" in found.method
 
 
 def test_bootstrap_is_seeded_and_chunks_do_not_change_it(monkeypatch):
     right = np.random.default_rng(0).random(50) < 0.7
-    first = percentile_bootstrap(share_of(right), [""] * 50, seeds=0, seed=7)
-    assert first == percentile_bootstrap(share_of(right), [""] * 50, seed=7)
+    first = percentile_bootstrap(share_of(right), [""] * 50, seed=7)
+    again = percentile_bootstrap(share_of(right), [""] * 50, seed=7)["share"]
+    assert (again.low, again.high) == (first["share"].low, first["share"].high)
     assert first != percentile_bootstrap(share_of(right), [""] * 50, seed=8)
     monkeypatch.setattr("replication.intervals._CHUNK_ENTRIES", 50 * 7)
-    assert first == percentile_bootstrap(share_of(right), [""] * 50, seed=7)
+    again = percentile_bootstrap(share_of(right), [""] * 50, seed=7)["share"]
+    # Sums of other lengths differ in their last bits.
+    assert (again.low, again.high) == pytest.approx((first["share"].low, first["share"].high))
 
 
 def test_bootstrap_refuses_bad_input():

@@ -42,7 +42,7 @@ def add_fit(run, stage, protocol, seed, *, groups=True, assess=False):
     predictions.write(directory / "predictions.csv")
     metrics = evaluation.evaluate(predictions.select("test"), resamples=50)
     if assess:
-        metrics["triage"] = triage.assess(predictions, prevalence=0.02, resamples=50)
+        metrics["triage"] = triage.assess(predictions, prevalence=0.02)
     runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
     info = {
         "stage": stage,

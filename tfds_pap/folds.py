@@ -6,7 +6,7 @@ from sklearn import model_selection
 from tfds_pap import pipeline, roles
 
 #: How a set may be cut.
-CUTS = ("image", "group")
+CUTS = ("image", "group", "let_in")
 
 
 def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.Roles]:
@@ -17,7 +17,8 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
         count: Number of folds.
         by: "image": any image may be tested by a model that trained on its neighbours from the
             same slide (scikit-learn's StratifiedKFold). "group": a group is never on both sides
-            (StratifiedGroupKFold).
+            (StratifiedGroupKFold). "let_in": the control of the two, see `_let_in`; two roles a
+            fold.
         seed: Another seed, other folds.
 
     Returns:
@@ -37,20 +38,21 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
             f"class {index.class_names[counts.argmin()]} has {counts.min()} images, fewer than "
             f"--folds={count}"
         )
-    if by == "group" and not np.all(groups != ""):
+    if by != "image" and not np.all(groups != ""):
         raise roles.CutError(
             f"a cut by group needs the group of every image (groups.csv: file,group); "
             f"{int((groups == '').sum())} have none"
         )
-    if by == "group" and len(np.unique(groups)) < count:
+    if by != "image" and len(np.unique(groups)) < count:
         raise roles.CutError(f"{len(np.unique(groups))} groups are fewer than --folds={count}")
     splitter = {
         "image": model_selection.StratifiedKFold,
         "group": model_selection.StratifiedGroupKFold,
+        "let_in": model_selection.StratifiedGroupKFold,
     }[by](count, shuffle=True, random_state=seed)
     folds = []
     for number, (train, test) in enumerate(
-        splitter.split(by_id, labels, groups if by == "group" else None), start=1
+        splitter.split(by_id, labels, groups if by != "image" else None), start=1
     ):
         if len(np.unique(labels[train])) < 2:
             (only,) = np.unique(labels[train])
@@ -58,8 +60,55 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
                 f"fold {number} of {count} would train on {index.class_names[only]} alone; take "
                 "fewer folds"
             )
-        folds.append(roles.Roles(by_id[train], by_id[:0], by_id[test]))
+        parts = [(train, test)]
+        if by == "let_in":
+            parts = _let_in(labels, groups, train, test, np.random.default_rng([seed, number]))
+        folds += [roles.Roles(by_id[train], by_id[:0], by_id[test]) for train, test in parts]
     return folds
+
+
+def _let_in(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    rng: np.random.Generator,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Lets images of the tested groups into training, at the same number of groups a class.
+
+    A fold cut by group trains on fewer groups than one cut by image, and on none of those that it
+    is tested on. This takes the two apart. The tested images of each group and class are halved;
+    each half is tested by a model that trains on the other half, and on as many other groups as
+    make up the number of the fold cut by group.
+
+    Args:
+        labels: int64 ``[n]``.
+        groups: str ``[n]``.
+        train: Positions that the fold cut by group trains on.
+        test: Positions that it tests.
+        rng: Of the halves and of the groups that make room.
+
+    Returns:
+        Training and test positions of both halves. Where a class has fewer training groups than
+        tested ones, only as many of these are let in; of a class without any, none.
+    """
+    half = np.zeros(len(labels), int)
+    for label, group in {*zip(labels[test].tolist(), groups[test].tolist(), strict=True)}:
+        rows = rng.permutation(test[(labels[test] == label) & (groups[test] == group)])
+        # An odd image, or a lone one, falls on either side.
+        half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
+    found = []
+    for tested in (0, 1):
+        other, kept = test[half[test] != tested], []
+        for label in np.unique(labels[train]):
+            own = other[labels[other] == label]
+            rest = train[labels[train] == label]
+            there = rng.permutation(np.unique(groups[rest]))
+            let_in = rng.permutation(np.unique(groups[own]))[: len(there)]
+            stay = there[: len(there) - len(let_in)]
+            kept += [own[np.isin(groups[own], let_in)], rest[np.isin(groups[rest], stay)]]
+        found.append((np.sort(np.concatenate(kept)), test[half[test] == tested]))
+    return found
 
 
 def untrained_classes(index: pipeline.Index, folds: list[roles.Roles]) -> list[str]:
