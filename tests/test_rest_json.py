@@ -4,7 +4,6 @@ import base64
 import itertools
 import json
 import math
-import time
 import tracemalloc
 
 import grpc
@@ -90,7 +89,6 @@ def test_numbers_and_text_that_json_does_not_know():
 
 def test_a_long_value_is_quoted_from_its_beginning_only():
     long = {"instances": [[float(n) for n in range(100)]] * 20_000, "name": "x" * 10_000_000}
-    start = time.process_time()
     tracemalloc.start()
     try:
         text = json_text.quoted(long)
@@ -98,7 +96,8 @@ def test_a_long_value_is_quoted_from_its_beginning_only():
     finally:
         tracemalloc.stop()
     assert text.startswith('{\n    "instances": [[0.0, 1.0, 2.0,') and len(text) == 1024
-    assert time.process_time() - start < 0.5 and peak < 1_000_000
+    # Whole, the value is 40 MB of text: it is neither written nor held.
+    assert peak < 1_000_000
     deep = []
     for _ in range(900):
         deep = [deep]

@@ -177,12 +177,10 @@ def test_other_flags_are_refused_with_the_difference(tmp_path):
     ],
 )
 def test_bad_flags_are_named_at_once(flag, message):
-    start = time.perf_counter()
     done = command("replication.run", flag)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "tensorflow" not in done.stdout.lower()
-    assert time.perf_counter() - start < 60
 
 
 def test_missing_tree_is_one_error_without_a_traceback(tmp_path):

@@ -432,12 +432,9 @@ def test_a_second_phase_trains_blocks(places):
     ],
 )
 def test_wrong_flags_are_one_line_at_once(module, arguments, message):
-    start = time.monotonic()
     done = command(f"finetune.{module}", *arguments)
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr
-    # TensorFlow alone takes longer to import.
-    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize(

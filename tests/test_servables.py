@@ -199,10 +199,9 @@ def test_long_messages_are_cut(servable):
 
 
 def test_a_timeout_cancels_the_run(servable):
-    begin = time.monotonic()
-    slow = {"seconds": np.float32([20])}
+    # Uncancelled it would outlast this file's timeout.
+    slow = {"seconds": np.float32([3600])}
     refused(CODE.DEADLINE_EXCEEDED, servable.run, "slow", slow, timeout=0.1)
-    assert time.monotonic() - begin < 5
     refused(CODE.DEADLINE_EXCEEDED, servable.run, "slow", slow, timeout=0)
     # Longer than a RunOptions can say.
     x = np.float32([[1, 2]])

@@ -4,7 +4,6 @@ import base64
 import concurrent.futures
 import contextlib
 import socket
-import time
 
 import grpc
 import numpy as np
@@ -237,16 +236,15 @@ def test_more_requests_than_places_are_refused_at_once(serving_dir):
 def test_time_runs_out(serving_dir, batching):
     settings = {"rest_timeout_seconds": 0.3, "batching": batching, "page": False}
     with fronts.running(serving_dir, **settings) as server, stub(server) as predictions:
-        start = time.monotonic()
-        status, _, answer = rest(server, "POST", PREDICT, slow_body(30))
+        # Uncancelled, either would outlast this file's timeout.
+        status, _, answer = rest(server, "POST", PREDICT, slow_body(3600))
         assert status == 504 and answer["error"]
-        failed(grpc.StatusCode.DEADLINE_EXCEEDED, predictions.Predict, slow(30), timeout=0.3)
+        failed(grpc.StatusCode.DEADLINE_EXCEEDED, predictions.Predict, slow(3600), timeout=0.3)
         eventually(lambda: server.admission.at_work == 0)
         call = predictions.Predict.future(slow(0.5), timeout=30)
         eventually(lambda: server.admission.at_work == 1)
         call.cancel()
         eventually(lambda: server.admission.at_work == 0)
-        assert time.monotonic() - start < 20
 
 
 def test_large_bodies_are_read_one_after_another(serving_dir):
