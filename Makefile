@@ -1,9 +1,10 @@
-# Two commands: `make run` does the main job, `make test` lints and passes the tests.
+# Two commands: `make run` does the main job, `make test` lints and passes the tests; `make check`
+# lints and passes the fast half of them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test check lint clean
 
 # The stamp is renewed whenever the declared dependencies change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -21,6 +22,9 @@ lint: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

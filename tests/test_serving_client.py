@@ -194,18 +194,22 @@ def test_an_error_names_its_images(model, rest):
 
 @TRANSPORTS
 def test_a_server_that_is_slow_meets_the_deadline(rest):
-    with connected(Model(delay=2.0), rest, timeout=0.3) as client:
-        with pytest.raises(ClientError, match=r"no answer within 0\.3 s") as error:
-            client.predict([image(1)])
+    with (
+        connected(Model(delay=2.0), rest, timeout=0.3) as client,
+        pytest.raises(ClientError, match=r"no answer within 0\.3 s") as error,
+    ):
+        client.predict([image(1)])
     assert error.value.code is CODE.DEADLINE_EXCEEDED and error.value.images == (0,)
 
 
 @TRANSPORTS
 def test_repetitions_end_with_the_deadline(model, rest):
     model.failures.extend([CODE.UNAVAILABLE] * 1000)
-    with connected(model, rest, timeout=0.8, retries=900) as client:
-        with pytest.raises(ClientError) as error:
-            client.predict([image(1)])
+    with (
+        connected(model, rest, timeout=0.8, retries=900) as client,
+        pytest.raises(ClientError) as error,
+    ):
+        client.predict([image(1)])
     assert error.value.code is CODE.UNAVAILABLE and 2 <= len(model.requests) <= 6
 
 
