@@ -24,11 +24,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 #: Whole commands, kills, servers, browsers and searches; `make check` leaves them out.
 SLOW = frozenset(
-    """test_audit test_client_and_server test_cluster test_commands test_compare test_detection
-    test_comparison_report test_export test_field_sweep test_gradcam test_hostile test_hot_swap
-    test_pooling test_report test_run test_scan test_scan_report test_scan_sweep test_search
-    test_search_report test_servables test_server_life test_serving_page_browser
-    test_serving_predict test_trials test_tuning test_weights test_publish""".split()
+    [
+        "test_audit",
+        "test_client_and_server",
+        "test_cluster",
+        "test_commands",
+        "test_compare",
+        "test_detection",
+        "test_comparison_report",
+        "test_export",
+        "test_field_sweep",
+        "test_gradcam",
+        "test_hostile",
+        "test_hot_swap",
+        "test_pooling",
+        "test_report",
+        "test_run",
+        "test_scan",
+        "test_scan_report",
+        "test_scan_sweep",
+        "test_search",
+        "test_search_report",
+        "test_servables",
+        "test_server_life",
+        "test_serving_page_browser",
+        "test_serving_predict",
+        "test_trials",
+        "test_tuning",
+        "test_weights",
+        "test_publish",
+    ]
 )
 
 
