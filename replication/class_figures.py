@@ -179,10 +179,14 @@ def _intervals(
     if len(counts) == 1:
         return dict.fromkeys(values, Interval(np.nan, np.nan, f"no interval from {over}"))
     present = np.flatnonzero(once[0, 0].sum(axis=1))
-    reach = [_reach(figures, once, values, moves, present, units) for moves in ways]
+    moved = [[moves(int(c), units) for c in present] for moves in ways]
+    reach = [
+        _reach(figures, once, values, present, [lost for lost, _ in of_classes])
+        for of_classes in moved
+    ]
     drawn = _resampled(figures, counts, confidence, resamples, seed)
     method = f"Wilson of each class, combined, or resampling of {over} where wider"
-    unknown = sum(not all(one.known for one in ways[0](int(c), units)[1]) for c in present)
+    unknown = sum(not all(one.known for one in found) for _, found in moved[0])
     if unknown:
         classed = "1 class stands" if unknown == 1 else f"{unknown} classes stand"
         method += f"; {classed} in one group, so that nothing is taken as known of it"
@@ -202,12 +206,13 @@ def _reach(
     figures: Figures,
     once: np.ndarray,
     values: Mapping[str, float],
-    moves: Callable[[int, np.ndarray], tuple[list[np.ndarray], list[Share]]],
     present: np.ndarray,
-    units: np.ndarray,
+    moves: Sequence[Sequence[np.ndarray]],
 ) -> tuple[dict[str, float], dict[str, float]]:
     """How far down and up the figures go where each class moves, added as independent errors."""
-    moved = [_moved(once[0], int(c), lost) for c in present for lost in moves(int(c), units)[0]]
+    moved = [
+        _moved(once[0], int(c), lost) for c, of in zip(present, moves, strict=True) for lost in of
+    ]
     away = {name: of - values[name] for name, of in figures(np.array(moved)).items()}
     return tuple(
         {name: float(np.sqrt((end(of, 0) ** 2).sum())) for name, of in away.items()}

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from replication.intervals import Estimate, Interval, resampling_units, wilson
 
@@ -85,7 +85,7 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
         effect = variance * total / (value * (1 - value))
     effect = (both * effect + _WORST * total / groups) / (both + _WORST)
     tail = (1 + confidence) / 2
-    student = stats.norm.ppf(tail) / stats.t.ppf(tail, groups - 1)
+    student = special.ndtri(tail) / special.stdtrit(groups - 1, tail)
     effective = total / effect * student**2
     return Share(value, *_wilson(value, effective, confidence), round(total), groups)
 
@@ -105,7 +105,7 @@ _ROUNDING = 1e-9
 
 def _wilson(value: float, count: float, confidence: float) -> tuple[float, float]:
     """Wilson's interval of a number of images that need not be whole."""
-    z2 = stats.norm.ppf((1 + confidence) / 2) ** 2 / count
+    z2 = special.ndtri((1 + confidence) / 2) ** 2 / count
     middle = (value + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * value * (1 - value) + z2**2 / 4) / (1 + z2)
     return max(0.0, min(middle - half, value)), min(1.0, max(middle + half, value))
@@ -249,5 +249,5 @@ def student_half_width(by_seed: np.ndarray, confidence: float = 0.95) -> float:
     seeds = len(by_seed)
     if seeds < 2:
         return math.nan
-    quantile = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+    quantile = special.stdtrit(seeds - 1, (1 + confidence) / 2)
     return float(quantile * np.std(by_seed, ddof=1) / math.sqrt(seeds))
