@@ -31,11 +31,13 @@ def publish(serving_dir: Path, write: Callable[[Path], None]) -> int:
     Raises:
         OSError: The directory cannot be written.
     """
-    serving_dir.mkdir(parents=True, exist_ok=True)
+    if not serving_dir.is_dir():
+        serving_dir.mkdir(parents=True, exist_ok=True)
+        serving_dir.chmod(0o755)
     sweep(serving_dir)
     with _hidden_directory(serving_dir) as hidden:
         write(hidden)
-        hidden.chmod(0o755)
+        _readable(hidden)
         _to_disk(hidden)
         version = _rename_to_next(hidden)
     _to_disk(serving_dir, recursive=False)
@@ -97,6 +99,13 @@ def _rename_to_next(hidden: Path) -> int:
                 raise
         else:
             return version
+
+
+def _readable(folder: Path) -> None:
+    """Lets everybody read, whatever the umask: a server in a container is another user."""
+    folder.chmod(0o755)
+    for each in folder.rglob("*"):
+        each.chmod(0o755 if each.is_dir() else 0o644)
 
 
 def _to_disk(path: Path, *, recursive: bool = True) -> None:
