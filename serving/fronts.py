@@ -148,7 +148,7 @@ class Server:
                 token=token,
                 prometheus_path=settings.prometheus_path,
                 page_model=names[0] if settings.page and names else None,
-                names=Names([settings.host, *settings.allowed_hosts]),
+                names=Names(settings.allowed_hosts, settings.host),
             )
             self._http = HttpServer(
                 app,

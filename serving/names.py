@@ -15,7 +15,6 @@ import grpc
 
 from serving.errors import ServingError
 
-_LOOPBACK = frozenset({"localhost"})
 _READING = ("GET", "HEAD", "OPTIONS")
 
 App = Callable[[Mapping[str, Any], Any, Any], Awaitable[None]]
@@ -25,7 +24,9 @@ class Names:
     """The names that a server answers to.
 
     Args:
-        given: Names such as "models.example.org", without a port; localhost is always one.
+        given: Names such as "models.example.org", without a port, whose pages are the server's own
+            at any port, as a proxy before it may have another.
+        address: What it listens on; a name, or an address in digits. localhost is one always.
 
     Example:
         >>> names = Names(["models.example.org"])
@@ -37,8 +38,9 @@ class Names:
         serving.errors.ServingError: Requests from pages of http://elsewhere.example are refused
     """
 
-    def __init__(self, given: Collection[str] = ()) -> None:
-        self._given = _LOOPBACK | {name.lower().rstrip(".") for name in given}
+    def __init__(self, given: Collection[str] = (), address: str = "localhost") -> None:
+        self._given = frozenset(name.lower().rstrip(".") for name in given)
+        self._own = self._given | {"localhost", address.lower()}
 
     def check(self, method: str, host: str | None, origin: str | None) -> None:
         """Refuses what a page of another site could have sent.
@@ -56,15 +58,14 @@ class Names:
         if origin is None or method in _READING:
             return
         authority = urllib.parse.urlsplit(origin).netloc if "://" in origin else ""
-        # The same port as well: on a shared machine another port is somebody else.
+        # The same port as well: another one is somebody else's.
         if not authority or (
-            authority.lower() != (host or "").lower()
-            and _name(origin) not in self._given - _LOOPBACK
+            authority.lower() != (host or "").lower() and _name(origin) not in self._given
         ):
             raise _denied(f"Requests from pages of {origin[:100]} are refused")
 
     def _is_own(self, name: str) -> bool:
-        if name in self._given:
+        if name in self._own:
             return True
         try:
             ipaddress.ip_address(name)
