@@ -147,7 +147,8 @@ def _export(serving_dir: Path) -> None:
     said = []
 
     def write(folder: Path) -> None:
-        assemble.write_version(folder, run, fit, graph, serving_dir.name)
+        with publish.disk_errors():
+            assemble.write_version(folder, run, fit, graph, serving_dir.name)
         said.extend(self_check.check(folder, model, graph, found))
 
     print(f"{fit.info['name']}, {fit.protocol} protocol, seed {fit.seed}: writing and checking")

@@ -7,6 +7,7 @@ another.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -42,6 +43,20 @@ def publish(serving_dir: Path, write: Callable[[Path], None]) -> int:
         version = _rename_to_next(hidden)
     _to_disk(serving_dir, recursive=False)
     return version
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns what TensorFlow raises where a file cannot be written into an OSError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
 
 
 def versions(serving_dir: Path) -> list[int]:
