@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint soak clean
 
 # The stamp is renewed whenever the declared dependencies change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -24,3 +24,8 @@ test: lint
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
+
+# Attacks the embedded server for SOAK_SECONDS (an hour at most); writes results/soak.csv.
+SOAK_SECONDS ?= 480
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/soak.py --seconds=$(SOAK_SECONDS)
