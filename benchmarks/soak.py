@@ -19,10 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import machine
 from absl import app, flags
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from soaking import Soak
 
 from replication import runs
 
@@ -40,6 +38,10 @@ def main(argv: list[str]) -> None:
     """Soaks, prints the table and writes it."""
     del argv
     runs.quiet_logs()
+    # From here on `serving` is the package and not the script beside this one.
+    sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
+    from soaking import Soak
+
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         mounted = _mount(Path(folder))
         try:
@@ -67,8 +69,6 @@ def _mount(folder: Path) -> bool:
 
 
 def _write(path: Path, rows: list[tuple]) -> None:
-    import machine
-
     path.parent.mkdir(parents=True, exist_ok=True)
     flags_given = f"--seconds={_SECONDS.value:g} --clients={_CLIENTS.value}"
     about = (

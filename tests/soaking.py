@@ -54,11 +54,15 @@ class Soak:
         clients: Honest ones, which are hostile now and then.
         think: Mean seconds between two requests of one.
         large: Whether hostile images of megabytes are among them.
+        hostile_share: Of the requests, once the attack has begun.
         seed: Of everything drawn.
     """
 
-    def __init__(self, serving_dir, *, clients, think, large=True, seed=0):
+    def __init__(
+        self, serving_dir, *, clients, think, large=True, hostile_share=HOSTILE_SHARE, seed=0
+    ):
         self.serving_dir, self.clients, self.think = serving_dir, clients, think
+        self.hostile_share = hostile_share
         rng = np.random.default_rng(seed)
         self.small = list(hostile_images.corpus(rng))
         everything = list(hostile_images.corpus(rng, large=True)) if large else []
@@ -262,7 +266,7 @@ class Soak:
         while not self.ended.is_set():
             self.ended.wait(rng.expovariate(1 / self.think) if self.think else 0)
             self.up.wait(60)
-            if self.phase == "attacked" and rng.random() < HOSTILE_SHARE:
+            if self.phase == "attacked" and rng.random() < self.hostile_share:
                 self._attack(rng, channel)
                 continue
             start = time.monotonic()

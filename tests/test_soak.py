@@ -6,7 +6,7 @@ import soaking
 
 @pytest.mark.timeout(300)
 def test_honest_clients_beside_hostile_ones(tmp_path):
-    soak = soaking.Soak(tmp_path / "pap_soak", clients=8, think=0.1, large=False)
+    soak = soaking.Soak(tmp_path / "pap_soak", clients=8, think=0.1, large=False, hostile_share=0.4)
     soak.run(10)
     assert not soak.broken(), soak.rows()
     assert soak.stopped_at == 0
