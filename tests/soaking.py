@@ -76,6 +76,7 @@ class Soak:
         self.latencies = collections.defaultdict(list)
         self.honest, self.attacks = collections.Counter(), collections.Counter()
         self.events, self.unexplained = collections.Counter(), []
+        self.slowest, self.doing = [], "nothing"
         self.kills, self.memory, self.stopped_at = [], [], None
 
     def run(self, seconds, *, progress=False):
@@ -126,6 +127,15 @@ class Soak:
         for age, megabytes in self.memory:
             found.append(("memory of the last server", f"after {age:.0f} s, MiB", "", megabytes))
         figures = [line for line in self.text.splitlines() if line.startswith("embedded_server")]
+        causes = collections.Counter(
+            f"{before} to {then}" if before != then else then
+            for seconds, phase, before, then in self.slowest
+            if phase == "attacked" and seconds > 5 * quiet
+        )
+        found += [
+            ("honest, slower than 5 times quiet p99", f"while: {cause}", n, "")
+            for cause, n in causes.most_common()
+        ]
         return found + [
             ("metrics at the end", *line.split()[:1], "", line.split()[1]) for line in figures
         ]
@@ -192,13 +202,18 @@ class Soak:
         kills = 1 if end - begun < 60 else 3
         # Each of them once, however slow the machine.
         while time.monotonic() < end or number < len(steps) or not killed:
-            steps[number % len(steps)]()
+            step = steps[number % len(steps)]
+            self.doing = step.__name__.strip("_")
+            step()
             number += 1
+            self.doing = f"after {self.doing}"
             now = time.monotonic()
             # The second half belongs to one server, whose memory is compared.
             if killed < min(1.0, (now - begun) / (half - begun)) * kills:
                 killed += 1
+                self.doing = "kill_server"
                 self._kill_server()
+                self.doing = "after kill_server"
             if now - noted > 30 or not self.memory:
                 self._remember_memory()
                 self._say(progress)
@@ -269,13 +284,16 @@ class Soak:
             if self.phase == "attacked" and rng.random() < self.hostile_share:
                 self._attack(rng, channel)
                 continue
-            start = time.monotonic()
+            start, doing = time.monotonic(), self.doing
             answer = self._ask_grpc(channel) if over_grpc else self._ask_rest()
             end = time.monotonic()
             killed = any(start - 0.1 <= kill <= end + 0.1 for kill in self.kills)
             with self.lock:
                 if answer == "OK":
                     self.latencies[self.phase].append(end - start)
+                    self.slowest.append((end - start, self.phase, doing, self.doing))
+                    if len(self.slowest) > 10_000:
+                        self.slowest = sorted(self.slowest, reverse=True)[:1000]
                 elif killed or not self.up.is_set():
                     answer = f"in flight at a kill: {answer}"
                 else:
