@@ -403,6 +403,7 @@ def _write_model(folder):
     import keras
 
     from replication.decisions import Decision
+    from serving import warmup, warmup_requests
     from serving.graph import Graph
 
     keras.utils.set_random_seed(0)
@@ -418,3 +419,6 @@ def _write_model(folder):
     folder.parent.mkdir(parents=True)
     graph = Graph(model, "bilinear", Decision(("NILM", "LSIL", "HSIL", "SCC"), 1.0, 0.5))
     graph.save(folder)
+    # As an exported version has them: its first request would plan the graph.
+    requests = warmup_requests.requests(graph, folder.parent.name, 2)
+    warmup.write(folder / warmup.FILE, requests)
