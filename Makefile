@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint clean
+.PHONY: run test check lint soak clean
 
 # The stamp is renewed whenever the declared dependencies change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -28,3 +28,8 @@ check: lint
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
+
+# Attacks the embedded server for SOAK_SECONDS (an hour at most); writes results/soak.csv.
+SOAK_SECONDS ?= 480
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/soak.py --seconds=$(SOAK_SECONDS)

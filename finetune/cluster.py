@@ -8,14 +8,22 @@ and either that is gone for good (the other ends, with one line).
     KERASTUNER_TUNER_ID       chief      worker_1, worker_2, ...
     KERASTUNER_ORACLE_IP      0.0.0.0    the chief's address
     KERASTUNER_ORACLE_PORT    8000       8000
+    FINETUNE_SECRET_FILE      a file with one line, the same for all
+
+Whoever reaches a chief may end its search or feed it results. It listens on this machine alone
+unless KERASTUNER_ORACLE_IP names another address, and then asks for the secret. The connection is
+not encrypted: it is for a network whose cables you trust.
 """
 
+import hmac
+import ipaddress
 import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from finetune import oracles
 
 _ID, _IP, _PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
+_SECRET_FILE = "FINETUNE_SECRET_FILE"
 
 #: A worker that is silent for so long is taken for dead. Ten beats may be lost on a busy network;
 #: a trial of the paper's size takes longer than that to run again.
@@ -42,6 +51,9 @@ PATIENCE_SECONDS = 600.0
 START_SECONDS = 3600.0
 
 _TICK_SECONDS = 1.0
+_LOOPBACK = "127.0.0.1"
+_SECRET_HEADER = "finetune-secret"
+_SHORTEST_SECRET = 16
 #: gRPC's own limit is two minutes: a chief that came back would stand idle.
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -103,14 +115,21 @@ def serve(
             the chief.
 
     Raises:
-        runs.RunError: If the port cannot be had, or too many trials failed in a row.
+        runs.RunError: If the port cannot be had, other machines could reach it without a secret, or
+            too many trials failed in a row.
     """
     _hush()
-    address = _address()
+    address, secret = _address(), _secret()
+    if secret is None and not _is_loopback():
+        raise runs.RunError(
+            f"{_IP}={os.environ[_IP]}: other machines reach this chief: expected {_SECRET_FILE} as "
+            "well, a file with a line that the workers have, too"
+        )
     # Several threads, so that workers are heard while one of them waits for a proposal.
     pool = futures.ThreadPoolExecutor(max_workers=16)
     # By default, a second chief would share the port without a word (grpc #16920).
-    server = grpc.server(pool, options=(("grpc.so_reuseport", 0),))
+    interceptors = [] if secret is None else [_Secret(secret)]
+    server = grpc.server(pool, interceptors=interceptors, options=(("grpc.so_reuseport", 0),))
     protos.get_service_grpc().add_OracleServicer_to_server(
         oracle_chief.OracleServicer(oracle), server
     )
@@ -167,7 +186,8 @@ def connect(
     address = _address()
     options = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_RETRIES)))
     channel = grpc.intercept_channel(
-        grpc.insecure_channel(address, options=options), _Patience(address, patience_seconds)
+        grpc.insecure_channel(address, options=options),
+        _Patience(address, patience_seconds, _secret()),
     )
     client.stub = protos.get_service_grpc().OracleStub(channel)
     create_trial, space = client.create_trial, client._oracle.get_space()
@@ -221,17 +241,42 @@ class Heartbeat:
                 continue
 
 
+class _Secret(grpc.ServerInterceptor):
+    """Refuses calls without the secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        self._refusal = grpc.unary_unary_rpc_method_handler(
+            lambda _, context: context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, f"expected the secret of {_SECRET_FILE}"
+            )
+        )
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        given = dict(handler_call_details.invocation_metadata).get(_SECRET_HEADER, "")
+        # In a time that does not tell how nearly it was right.
+        if hmac.compare_digest(given.encode(), self._secret):
+            return continuation(handler_call_details)
+        return self._refusal
+
+
 class _Patience(grpc.UnaryUnaryClientInterceptor):
     """Bounds how long a call waits for the chief, and says in one line that it did in vain."""
 
-    def __init__(self, address: str, seconds: float) -> None:
+    def __init__(self, address: str, seconds: float, secret: str | None) -> None:
         self._address = address
         self._seconds = seconds
+        self._headers = [] if secret is None else [(_SECRET_HEADER, secret)]
 
     def intercept_unary_unary(
         self, continuation: Callable, client_call_details: Any, request: Any
     ) -> grpc.Call:
-        call = continuation(client_call_details._replace(timeout=self._seconds), request)
+        details = client_call_details._replace(timeout=self._seconds, metadata=self._headers)
+        call = continuation(details, request)
         error = call.exception()
         if not isinstance(error, grpc.RpcError):
             return call
@@ -260,7 +305,35 @@ def _address() -> str:
     port = os.environ[_PORT]
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise runs.RunError(f"{_PORT}={port}: expected a number from 1 to 65535")
-    return f"{os.environ[_IP]}:{port}"
+    return f"{os.environ[_IP] or _LOOPBACK}:{port}"
+
+
+def _is_loopback() -> bool:
+    host = os.environ[_IP] or _LOOPBACK
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _secret() -> str | None:
+    """The only line of the secret's file; None where no file is named.
+
+    Raises:
+        runs.RunError: If it cannot be read or holds no secret.
+    """
+    path = os.environ.get(_SECRET_FILE)
+    if not path:
+        return None
+    try:
+        secret = Path(path).expanduser().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise runs.RunError(f"{_SECRET_FILE}={path}: cannot be read: {error}") from None
+    if len(secret) < _SHORTEST_SECRET or not secret.isprintable():
+        raise runs.RunError(
+            f"{_SECRET_FILE}={path}: expected one line of {_SHORTEST_SECRET} characters or more"
+        )
+    return secret
 
 
 def _hush() -> None:

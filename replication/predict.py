@@ -64,14 +64,14 @@ def main(argv: list[str]) -> None:
 
 def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path, str]]]:
     """Returns a row an image, and the images that cannot be decoded with the reason."""
-    import keras
     import numpy as np
     import tensorflow as tf
     import tqdm
 
+    from replication import results
     from tfds_pap import folders, pipeline
 
-    models = {stage: keras.saving.load_model(fit.model_path) for stage, fit in fits.items()}
+    models = {stage: results.load_model(fit) for stage, fit in fits.items()}
     rows, unreadable = [], []
     batches = range(0, len(paths), _BATCH_SIZE.value)
     for start in tqdm.tqdm(batches, unit="batch", disable=len(batches) < 2):

@@ -11,10 +11,14 @@ A run directory:
 
 import dataclasses
 import functools
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replication import evaluation, one_class, published, runs
+
+if TYPE_CHECKING:
+    import keras
 
 #: The published figure that each stage's accuracy is set beside where the fit names none.
 _PUBLISHED_KEYS = {1: "P1.accuracy", 2: "P2.accuracy"}
@@ -91,6 +95,24 @@ def choose_fits(
         )
     # Fits are sorted by seed: the first of each stage wins.
     return {fit.stage: fit for fit in reversed(fits)}
+
+
+def load_model(fit: Fit) -> "keras.Model":
+    """Loads the model of a fit; nothing in its file is run as code.
+
+    Args:
+        fit: Whose.
+
+    Raises:
+        runs.RunError: In one line, if the file is damaged, or holds code that safe mode refuses.
+    """
+    import keras
+
+    try:
+        return keras.saving.load_model(fit.model_path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        why = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise runs.RunError(f"{fit.model_path}: not a model that can be loaded: {why}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Reads the bodies of HTTP requests: not too long, not for ever, not too many bytes at a time."""
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 
-from serving.errors import ServingError
+from serving.errors import ServingError, invalid
 
 #: Seconds in which a body must have arrived.
 _SECONDS = 60.0
@@ -43,7 +44,7 @@ class Bodies:
     async def read(
         self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Mapping[str, Any]]]
     ) -> bytes | None:
-        """Reads the body of one request.
+        """Reads the body of one request; unpacks it where Content-Encoding is gzip.
 
         Args:
             scope: Of ASGI.
@@ -53,11 +54,13 @@ class Bodies:
             The body; None if the client went away.
 
         Raises:
-            TooLongError: It is longer than the limit, or says so.
+            TooLongError: It is longer than the limit, packed or unpacked, or says so.
             ServingError: DEADLINE_EXCEEDED if it does not arrive in time, RESOURCE_EXHAUSTED if too
-                many bytes are on their way.
+                many bytes are on their way, INVALID_ARGUMENT if it is called gzip and is none.
         """
-        declared = dict(scope["headers"]).get(b"content-length", b"")
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"")
+        is_packed = headers.get(b"content-encoding", b"").strip().lower() in (b"gzip", b"x-gzip")
         if declared.isdigit() and int(declared) > self.limit:
             raise TooLongError(self.limit)
         body = bytearray()
@@ -78,11 +81,25 @@ class Bodies:
                             "Too many requests are on their way; try again later.",
                         )
                     if not event.get("more_body"):
-                        return bytes(body)
+                        break
         except TimeoutError:
             raise ServingError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"The body of the request did not arrive within {self._seconds:g} seconds.",
             ) from None
+        else:
+            return await asyncio.to_thread(self._unpacked, body) if is_packed else bytes(body)
         finally:
             self._on_their_way -= len(body)
+
+    def _unpacked(self, body: bytearray) -> bytes:
+        stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            unpacked = stream.decompress(body, self.limit + 1)
+        except zlib.error as error:
+            raise invalid(f"The body of the request is no gzip: {error}") from None
+        if len(unpacked) > self.limit:
+            raise TooLongError(self.limit)
+        if not stream.eof:
+            raise invalid("The body of the request is no gzip: it ends before its end")
+        return unpacked

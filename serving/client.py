@@ -109,7 +109,7 @@ class Client:
         """Asks what is on images.
 
         Args:
-            images: Contents of image files (JPEG, PNG, BMP, GIF); more than `batch_size` go out in
+            images: Contents of image files (JPEG, PNG, BMP); more than `batch_size` go out in
                 several requests, one after another.
 
         Returns:

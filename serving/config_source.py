@@ -2,9 +2,11 @@
 
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving import model_config
@@ -23,6 +25,27 @@ class Source(Protocol):
         Raises:
             ConfigError: If it cannot be read.
         """
+
+
+def check_below(config: model_server_config_pb2.ModelServerConfig, folders: Iterable[Path]) -> None:
+    """Refuses models that lie elsewhere than what is served.
+
+    Args:
+        config: What a client wants to be served.
+        folders: Each base path must be one of them or lie below one, links followed.
+
+    Raises:
+        ServingError: PERMISSION_DENIED.
+    """
+    folders = [folder.resolve() for folder in folders]
+    for model in config.model_config_list.config:
+        path = Path(model.base_path).resolve()
+        if not any(path.is_relative_to(folder) for folder in folders):
+            raise ServingError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"model {model.name}: base_path {model.base_path}: expected a directory below "
+                "those that this server was started with",
+            )
 
 
 class ConfigFile:
@@ -101,7 +124,8 @@ class Follower:
         while not self._ended.wait(self._seconds):
             try:
                 found = self._source.read()
-                if found != self._applied:
+                # What a client has set since then lasts no longer than to here.
+                if found != self._applied or not self._manager.serves(found):
                     self._manager.reload(found)
                     self._applied = found
                 self._complaint = ""

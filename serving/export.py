@@ -6,6 +6,7 @@ The version is written beside the published ones, loaded and checked there again
 model, and only then renamed to the next number; a failed check or a kill changes nothing.
 """
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,12 @@ _MAX_PIXELS = flags.DEFINE_integer(
 )
 _MAX_BATCH = flags.DEFINE_integer(
     "max_batch", 256, "Images that a request may hold (default: 256).", lower_bound=1
+)
+_ACCEPT_PNG = flags.DEFINE_bool(
+    "accept_png",
+    True,
+    "Take PNG images; a real TensorFlow Serving that strangers reach should not, as it cannot "
+    "bound what they unpack to (default: on).",
 )
 _CHECK_IMAGES = flags.DEFINE_integer(
     "check_images",
@@ -101,7 +108,7 @@ def main(argv: list[str]) -> None:
     try:
         _export(Path(_SERVING_DIR.value))
     except (runs.RunError, errors.ServingError, model_config.ConfigError, OSError) as error:
-        raise SystemExit(f"serving.export: {error}") from None
+        raise SystemExit(f"serving.export: {_in_one_line(error)}") from None
 
 
 def _export(serving_dir: Path) -> None:
@@ -115,30 +122,34 @@ def _export(serving_dir: Path) -> None:
         )
     fit = fits[_STAGE.value]
     # TensorFlow takes seconds to import: what can be wrong with the flags was said before.
-    import keras
-
     from replication import decisions
-    from serving import assemble, model_config, publish, self_check
+    from serving import assemble, image_guard, model_config, publish, self_check
     from serving.graph import Graph
 
     decision, missing = decisions.of_fit(fit)
     detection, why = _detection(run, fit)
     missing += [why] if why else []
 
-    model = keras.saving.load_model(fit.model_path)
+    model = results.load_model(fit)
     graph = Graph(
         model,
         fit.info["resize"],
         decision,
         max_pixels=_MAX_PIXELS.value,
         max_batch=_MAX_BATCH.value,
+        formats=[name for name in image_guard.MAGIC if name != "PNG" or _ACCEPT_PNG.value],
         detection=detection,
     )
     found = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
+    if "PNG" not in graph.formats and any(
+        data.startswith(image_guard.MAGIC["PNG"]) for data in found.images
+    ):
+        raise runs.RunError("--noaccept_png: the images of this run are PNGs")
     said = []
 
     def write(folder: Path) -> None:
-        assemble.write_version(folder, run, fit, graph, serving_dir.name)
+        with publish.disk_errors():
+            assemble.write_version(folder, run, fit, graph, serving_dir.name)
         said.extend(self_check.check(folder, model, graph, found))
 
     print(f"{fit.info['name']}, {fit.protocol} protocol, seed {fit.seed}: writing and checking")
@@ -155,10 +166,15 @@ def _export(serving_dir: Path) -> None:
     )
 
 
+def _in_one_line(error: Exception) -> str:
+    """Says where there was no room for what, too."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"--serving_dir={_SERVING_DIR.value}: {error.strerror}; nothing was published"
+    return str(error)
+
+
 def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection | None", str]:
     """Returns how fields are searched, or why they are not."""
-    import keras
-
     from replication import results
     from replication.fields.dense import Stage1
     from serving.detection import Detection
@@ -174,7 +190,7 @@ def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection |
         if given:
             raise runs.RunError(f"--stage1_run_dir={given} holds no finished model of stage 1")
         return None, f"No signature detect: --run_dir={run.path} holds no stage 1 of this seed"
-    model = keras.saving.load_model(fits[1].model_path, compile=False)
+    model = results.load_model(fits[1])
     about = {key: fits[1].info[key] for key in ("name", "protocol", "seed", "size", "resize")}
     return Detection(
         Stage1(model, fits[1].info["resize"], stride=_STRIDE.value),

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +13,16 @@ from typing import Any
 
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
-from serving import bearer, config_source, listening, monitoring, rest
+from serving import bearer, config_source, connections, listening, monitoring, rest
 from serving.admission import Admission
 from serving.batching_config import BatchingParameters
+from serving.deadlines import DeadlinePool
 from serving.errors import ServingError
 from serving.grpc_front import GrpcFront
 from serving.http_server import HttpServer
 from serving.manager import Manager
+from serving.monitoring import Gauge
+from serving.names import Names
 from serving.servable import Servable
 
 #: Calls that may wait for something else than a place among the requests at work.
@@ -52,6 +56,12 @@ class Settings:
         drain_seconds: How long requests may go on once the server is to stop.
         page: Whether / shows the page.
         prometheus_path: Where the metrics are; None for nowhere.
+        image_threads: Requests that hold images and are at work at the same time; None: twice as
+            many as there are processors, 4 at least.
+        max_connections: Open at the same time on each front; None: 1,024, or what the limit of
+            descriptors leaves.
+        allow_reload_config: Whether a client may say which models are served.
+        allowed_hosts: Names under which clients reach the server, beside its address and localhost.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +82,10 @@ class Settings:
     drain_seconds: float = 30.0
     page: bool = True
     prometheus_path: str | None = monitoring.DEFAULT_PATH
+    image_threads: int | None = None
+    max_connections: int | None = None
+    allow_reload_config: bool = False
+    allowed_hosts: tuple[str, ...] = ()
 
 
 class Server:
@@ -87,6 +101,7 @@ class Server:
     Attributes:
         manager: The models' versions.
         admission: The requests at work.
+        images: The threads of those that hold images.
         grpc_port: None where the front is off.
         rest_port: Likewise.
 
@@ -106,6 +121,8 @@ class Server:
             listening.check_certificate(*settings.tls)
             tls = tuple(path.read_bytes() for path in settings.tls)
         self.admission = Admission(settings.max_concurrent_requests)
+        threads = settings.image_threads or max(4, 2 * (os.cpu_count() or 1))
+        self.images = DeadlinePool(threads)
         self.manager = Manager(
             config,
             load=self._load,
@@ -114,6 +131,8 @@ class Server:
             on_change=self._changed,
         )
         self._metrics = monitoring.Metrics(self.manager.model_names)
+        self._metrics.watch(self._gauges)
+        max_connections = connections.limit(settings.max_connections)
         self._grpc: GrpcFront | None = None
         self._http: HttpServer | None = None
         self._told: dict[str, list[int]] = {}
@@ -129,6 +148,7 @@ class Server:
                 token=token,
                 prometheus_path=settings.prometheus_path,
                 page_model=names[0] if settings.page and names else None,
+                names=Names(settings.allowed_hosts, settings.host),
             )
             self._http = HttpServer(
                 app,
@@ -136,6 +156,7 @@ class Server:
                 settings.rest_port,
                 tls=settings.tls,
                 drain_seconds=settings.drain_seconds,
+                max_connections=max_connections,
             )
         if settings.port is not None:
             self._grpc = GrpcFront(
@@ -148,6 +169,10 @@ class Server:
                 threads=settings.grpc_threads or self.admission.limit + _OTHER_THREADS,
                 token=token,
                 tls=tls,
+                max_connections=max_connections,
+                reload_below=[Path(m.base_path) for m in config.model_config_list.config]
+                if settings.allow_reload_config
+                else None,
             )
         self.grpc_port = self._grpc and self._grpc.port
         self.rest_port = self._http and self._http.port
@@ -191,11 +216,46 @@ class Server:
                 batching=self._settings.batching,
                 intra_op_threads=self._settings.intra_op_threads,
                 inter_op_threads=self._settings.inter_op_threads,
+                images=self.images,
             )
             succeeded = True
             return servable
         finally:
             self._metrics.load(str(path), succeeded, time.perf_counter() - start)
+
+    def _gauges(self) -> Iterator[Gauge]:
+        counts = self.images.counts()
+        yield Gauge("embedded_server_image_threads", "Threads for images.", self.images.threads)
+        yield Gauge("embedded_server_image_runs", "Runs at work that hold images.", counts.running)
+        yield Gauge(
+            "embedded_server_overdue_runs",
+            "Runs at work whose requests have left at their deadline.",
+            counts.overdue,
+        )
+        yield Gauge(
+            "embedded_server_overdue_runs_total",
+            "Runs that were still at work at the deadline of their requests.",
+            counts.overdue_ever,
+            counts=True,
+        )
+        yield Gauge(
+            "embedded_server_unstarted_runs_total",
+            "Runs that had not begun at the deadline of their requests.",
+            counts.unstarted_ever,
+            counts=True,
+        )
+        if self._http is not None:
+            yield Gauge(
+                "embedded_server_http_connections",
+                "Open connections over HTTP.",
+                self._http.open_connections,
+            )
+            yield Gauge(
+                "embedded_server_http_connections_closed_total",
+                "Connections over HTTP that were closed because there were too many.",
+                self._http.closed_for_others,
+                counts=True,
+            )
 
     def _changed(self) -> None:
         # One after another, so that the last word is the newest.

@@ -4,7 +4,7 @@ Decoding and resizing are the function that training uses, traced. Every endpoin
 cannot answer as a whole: a batch is never partly wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import keras
@@ -38,6 +38,7 @@ class Graph:
         decision: Its labels, calibration and threshold.
         max_pixels: Pixels that an image may announce.
         max_batch: Images that a request may hold.
+        formats: Those of `image_guard.MAGIC` that are accepted.
         detection: How cells are found in whole fields; None: the graph has no `detect`.
 
     Attributes:
@@ -45,6 +46,7 @@ class Graph:
         resize: As given, like the next two.
         max_pixels: Pixels.
         max_batch: Images.
+        formats: As given.
         decision: As given, like the next.
         detection: None where there is no `detect`.
         feature_layer: Name of the layer that `features` answers.
@@ -58,6 +60,7 @@ class Graph:
         *,
         max_pixels: int = image_guard.MAX_PIXELS,
         max_batch: int = MAX_BATCH,
+        formats: Collection[str] = tuple(image_guard.MAGIC),
         detection: Detection | None = None,
     ) -> None:
         self.size = model.inputs[0].shape[1]
@@ -66,6 +69,7 @@ class Graph:
         self.decision = decision
         self.max_pixels = max_pixels
         self.max_batch = max_batch
+        self.formats = tuple(formats)
         self.detection = detection
         self._features, self.feature_layer = _feature_extractor(model)
         self._grad_cam = _grad_cam(model)
@@ -148,7 +152,7 @@ class Graph:
             return self._answer(self._probabilities(image))
 
         def cells(data: tf.Tensor) -> Outputs:
-            field = decoding.decode(image_guard.checked(data, self.max_pixels))
+            field = decoding.decode(self._checked(data))
             return self.detection.detect(field, self.size, self.resize, answer, len(labels))
 
         return tf.map_fn(
@@ -162,8 +166,7 @@ class Graph:
         """float32 RGB `[b, size, size, 3]`, 0..255, exactly as training saw it."""
 
         def decode(data: tf.Tensor) -> tf.Tensor:
-            data = image_guard.checked(data, self.max_pixels)
-            return pipeline.decode_and_resize(data, self.size, self.resize)
+            return pipeline.decode_and_resize(self._checked(data), self.size, self.resize)
 
         image = tf.map_fn(
             decode,
@@ -172,6 +175,9 @@ class Graph:
             parallel_iterations=_DECODED_AT_ONCE,
         )
         return tf.cast(image, tf.float32)
+
+    def _checked(self, data: tf.Tensor) -> tf.Tensor:
+        return image_guard.checked(data, self.max_pixels, self.formats)
 
     def _bounded(self, batch: tf.Tensor) -> tf.Tensor:
         count = tf.shape(batch)[0]

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +23,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving import bearer, handlers, listening
+from serving import bearer, config_source, connections, handlers, listening
 from serving.admission import Admission
 from serving.errors import MESSAGE_LIMIT, ServingError
 from serving.manager import Manager
@@ -59,6 +60,9 @@ class GrpcFront:
         threads: Calls that are worked on at the same time.
         token: Bearer token that every call must bring; None for none.
         tls: Certificate chain and private key in PEM; None for none.
+        max_connections: Open at the same time; more are closed at once.
+        reload_below: Directories of models that a client may ask to be served; None: a client may
+            not say what is served.
 
     Attributes:
         port: Where it listens.
@@ -79,6 +83,8 @@ class GrpcFront:
         threads: int,
         token: str | None = None,
         tls: tuple[bytes, bytes] | None = None,
+        max_connections: int = connections.WANTED,
+        reload_below: Sequence[Path] | None = None,
     ) -> None:
         self._manager = manager
         self._server = grpc.server(
@@ -90,6 +96,10 @@ class GrpcFront:
                 ("grpc.max_send_message_length", -1),
                 # Otherwise a second server could listen on the same port.
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", max_connections),
+                # A connection that says nothing at first is closed after that.
+                ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.max_connection_idle_ms", 600_000),
                 # A client that went away without a word is noticed after 80 seconds.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
@@ -102,7 +112,7 @@ class GrpcFront:
             _PredictionService(calls), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            _ModelService(calls), self._server
+            _ModelService(calls, reload_below), self._server
         )
         self._health = health.HealthServicer()
         self._told: int | None = None
@@ -215,8 +225,9 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, calls: _Calls) -> None:
+    def __init__(self, calls: _Calls, reload_below: Sequence[Path] | None) -> None:
         self._calls = calls
+        self._reload_below = reload_below
 
     def GetModelStatus(
         self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
@@ -226,7 +237,20 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def HandleReloadConfigRequest(
         self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
     ) -> model_management_pb2.ReloadConfigResponse:
-        return self._calls.look(handlers.reload_config, request, context)
+        if self._reload_below is None:
+            # A SavedModel can read and write files: who chooses the model chooses these.
+            context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "HandleReloadConfigRequest is off; --allow_reload_config switches it on.",
+            )
+
+        def reload(
+            manager: Manager, request: model_management_pb2.ReloadConfigRequest
+        ) -> model_management_pb2.ReloadConfigResponse:
+            config_source.check_below(request.config, self._reload_below)
+            return handlers.reload_config(manager, request)
+
+        return self._calls.look(reload, request, context)
 
 
 class _TokenInterceptor(grpc.ServerInterceptor):

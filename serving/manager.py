@@ -187,6 +187,14 @@ class Manager:
         if request.error is not None:
             raise request.error
 
+    def serves(self, config: model_server_config_pb2.ModelServerConfig) -> bool:
+        """Whether this is the configuration that is served now.
+
+        Raises:
+            ServingError: If it is not valid.
+        """
+        return self._config == config_checks.models(config)
+
     def available(self) -> bool:
         """Whether every configured model has a version that answers."""
         return all(name in self._highest for name in self.model_names())

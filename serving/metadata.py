@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from replication import decisions, model_card, one_class, pages, results, runs
-from serving import image_guard
 from serving.graph import Graph
 
 FILE_NAME = "metadata.json"
@@ -53,7 +52,9 @@ def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str
         "limits": {
             "max_pixels": graph.max_pixels,
             "max_batch": graph.max_batch,
-            "formats": list(image_guard.MAGIC),
+            "formats": list(graph.formats),
+            # As `decoding.decode` says: training saw them so.
+            "exif_orientation": "ignored",
         },
         "detection": None if graph.detection is None else graph.detection.facts(),
         "metrics": metrics,

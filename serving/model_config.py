@@ -168,6 +168,8 @@ class ModelConfig:
             # The history first: a kill in between costs one step of the way back at most.
             runs.write_json(self._history_path, histories)
             runs.write_atomically(self.path, _COMMENT + text_format.MessageToString(config))
+            # A server in a container is another user, whatever the umask here.
+            self.path.chmod(0o644)
         finally:
             os.close(lock)
 

@@ -7,13 +7,18 @@ them Predict, Classify and Regress.
 
 import bisect
 import collections
+import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple
 
 import grpc
 import prometheus_client
 from prometheus_client import core
 from prometheus_client.registry import Collector
+
+from serving.errors import ServingError
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
@@ -31,6 +36,22 @@ _LIMIT_TEXTS = [*(f"{limit:g}" for limit in _LIMITS), "+Inf"]
 _UNKNOWN_MODEL = "(unknown)"
 
 
+class Gauge(NamedTuple):
+    """A figure of this server's own, which TensorFlow Serving does not have.
+
+    Attributes:
+        name: Begins with `embedded_server_`; one that counts ends in `_total`.
+        documentation: One sentence.
+        value: Now.
+        counts: Whether it only grows.
+    """
+
+    name: str
+    documentation: str
+    value: float
+    counts: bool = False
+
+
 class Metrics(Collector):
     """Counts requests and loads, from any thread.
 
@@ -46,6 +67,7 @@ class Metrics(Collector):
 
     def __init__(self, model_names: Callable[[], Collection[str]]) -> None:
         self._model_names = model_names
+        self._gauges: list[Callable[[], Iterable[Gauge]]] = []
         self._registry = prometheus_client.CollectorRegistry()
         self._registry.register(self)
         self._lock = threading.Lock()
@@ -68,12 +90,28 @@ class Metrics(Collector):
                     self._latencies[labels] = _Histogram()
                 self._latencies[labels].add(1e6 * seconds)
 
+    @contextlib.contextmanager
+    def counted(self, model: str, api: str, entrypoint: str) -> Iterator[None]:
+        """Counts what is done in a `with` block as one request."""
+        start, code = time.perf_counter(), grpc.StatusCode.OK
+        try:
+            yield
+        except BaseException as error:
+            code = error.code if isinstance(error, ServingError) else grpc.StatusCode.INTERNAL
+            raise
+        finally:
+            self.request(model, api, entrypoint, code, time.perf_counter() - start)
+
     def load(self, path: str, succeeded: bool, seconds: float) -> None:
         """Counts an attempt to load a version; its warm-up is part of the latency."""
         with self._lock:
             self._loads[path, "success" if succeeded else "fail"] += 1
             if succeeded:
                 self._load_microseconds[path] += round(1e6 * seconds)
+
+    def watch(self, gauges: "Callable[[], Iterable[Gauge]]") -> None:
+        """Adds figures that are read whenever somebody looks."""
+        self._gauges.append(gauges)
 
     def page(self) -> bytes:
         """Everything in Prometheus's text format."""
@@ -112,6 +150,11 @@ class Metrics(Collector):
             ("model_path",),
             {(path,): value for path, value in load_microseconds.items()},
         )
+        for gauge in (each for gauges in self._gauges for each in gauges()):
+            kind = "counter" if gauge.counts else "gauge"
+            metric = core.Metric(gauge.name, gauge.documentation, kind)
+            metric.add_sample(gauge.name, {}, gauge.value)
+            yield metric
 
 
 def _counter(

@@ -7,7 +7,6 @@ the browser is told so: scripts and styles run by their hash alone.
 import base64
 import functools
 import hashlib
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,7 @@ from serving.errors import HTTP_STATUS, ServingError
 
 if TYPE_CHECKING:
     from serving.manager import Manager
-
-#: What TensorFlow puts around a text, and where in the graph it happened: of no use to a reader.
-_ASSERTION = re.compile(r"assertion failed: \[(.*)\]", re.DOTALL)
-_GRAPH_NODE = "\n\t [[{{"
+    from serving.monitoring import Metrics
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -41,6 +37,7 @@ def routes(
     admission: Callable[[], AbstractContextManager[Any]] | None = None,
     bodies: Bodies,
     timeout: float | None,
+    metrics: "Metrics | None" = None,
 ) -> list[BaseRoute]:
     """Returns `/`, `/page/model`, `/page/samples/<n>.png`, `/page/predict` and `/page/detect`.
 
@@ -52,6 +49,7 @@ def routes(
             None: no bound.
         bodies: Reads images, shared with the REST front; a larger one is refused with 413.
         timeout: Seconds that the model has for an image; None: as long as it takes.
+        metrics: Counts the requests that ask the model; None: nothing does.
 
     Example:
         >>> app = Starlette(routes=routes(manager, model_name="pap_stage2",
@@ -74,14 +72,14 @@ def routes(
         return _json(await run_in_threadpool(page_answers.describe, manager, spec))
 
     async def sample(request: Request) -> Response:
-        number = request.path_params["number"]
-        last = len(page_answers.SAMPLES) - 1
-        if number > last:
-            return _error(404, f"sample: expected 0 to {last}, got {number}")
-        picture = await run_in_threadpool(page_answers.sample_png, number)
+        number, last = request.path_params["number"], len(page_answers.SAMPLES) - 1
+        # Whole pages of digits are no number to Python either.
+        if number not in map(str, range(last + 1)):
+            return _error(404, f"sample: expected 0 to {last}, got {number[:20]}")
+        picture = await run_in_threadpool(page_answers.sample_png, int(number))
         return Response(picture, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
 
-    def about_an_image(answer: Callable[..., Mapping[str, Any]]) -> Handler:
+    def about_an_image(answer: Callable[..., Mapping[str, Any]], api: str) -> Handler:
         @_answered
         async def answered(request: Request) -> Response:
             try:
@@ -92,7 +90,10 @@ def routes(
                 # Nobody is left to read it; the number is what nginx logs in this case.
                 return Response(status_code=499)
             # Only now, so that whoever sends slowly takes nobody's place.
-            with admission() if admission else nullcontext():
+            with (
+                metrics.counted(model_name, api, "PAGE") if metrics else nullcontext(),
+                admission() if admission else nullcontext(),
+            ):
                 return _json(await run_in_threadpool(answer, manager, spec, image, timeout))
 
         return answered
@@ -100,9 +101,9 @@ def routes(
     return [
         Route("/", page),
         Route("/page/model", model),
-        Route("/page/samples/{number:int}.png", sample),
-        Route("/page/predict", about_an_image(page_answers.ask), methods=["POST"]),
-        Route("/page/detect", about_an_image(page_answers.detect), methods=["POST"]),
+        Route("/page/samples/{number}.png", sample),
+        Route("/page/predict", about_an_image(page_answers.ask, "predict"), methods=["POST"]),
+        Route("/page/detect", about_an_image(page_answers.detect, "detect"), methods=["POST"]),
     ]
 
 
@@ -144,9 +145,7 @@ def _answered(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except ServingError as error:
-            text = error.message.partition(_GRAPH_NODE)[0]
-            asserted = _ASSERTION.fullmatch(text)
-            return _error(HTTP_STATUS.get(error.code, 500), asserted[1] if asserted else text)
+            return _error(HTTP_STATUS.get(error.code, 500), error.message)
 
     return answered
 

@@ -154,7 +154,8 @@ def _detection(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
             f"{found['stage1']['name']} looks at regions of {roi} × {roi} px every {stride} px and "
             f"keeps those with a probability of a cell of {float(found['threshold']):g} or more; "
             f"of kept ones nearer than {float(found['suppression_radius']):g} px only the most "
-            f"probable stays. At most {int(found['max_detections'])} cells are answered."
+            f"probable stays. At most {int(found['max_detections'])} cells are answered. "
+            "The field is read and shown as its file stores it; its EXIF orientation is ignored."
         ),
     }
 

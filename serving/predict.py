@@ -108,7 +108,7 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
     output = None
     try:
         with _connect() as client:
-            client.check()
+            _check(client)
             output = Output(*(path and Path(path) for path in (_CSV.value, _JSON.value)))
             seconds = _predict(client, paths, output)
         output.finish()
@@ -120,6 +120,35 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
         server = f"{_server()}: " if isinstance(error, ClientError) else ""
         raise runs.RunError("; ".join(filter(None, [f"{server}{error}", until_then]))) from error
     return output, seconds
+
+
+def _check(client: "Client") -> None:
+    """Asks whether the model is there and takes images; a wrong name gets a hint.
+
+    Raises:
+        ClientError: As `Client.check`.
+    """
+    import grpc
+
+    from serving.client import ClientError
+
+    try:
+        client.check()
+    except ClientError as error:
+        if error.code is not grpc.StatusCode.NOT_FOUND:
+            raise
+        try:
+            versions = [each for each in client.status() if each.state == "AVAILABLE"]
+        except ClientError:
+            versions = []
+        hint = (
+            f"--model={_MODEL.value}: expected a model that is served; its name is that of the "
+            "folder that holds its versions"
+        )
+        if versions:
+            served = ", ".join(str(each.version) for each in versions)
+            hint = f"--version, --label: of {_MODEL.value} it serves version {served}"
+        raise ClientError(error.code, f"{error.message} ({hint})") from error
 
 
 def _server() -> str:

@@ -7,6 +7,7 @@ another.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -31,15 +32,31 @@ def publish(serving_dir: Path, write: Callable[[Path], None]) -> int:
     Raises:
         OSError: The directory cannot be written.
     """
-    serving_dir.mkdir(parents=True, exist_ok=True)
+    if not serving_dir.is_dir():
+        serving_dir.mkdir(parents=True, exist_ok=True)
+        serving_dir.chmod(0o755)
     sweep(serving_dir)
     with _hidden_directory(serving_dir) as hidden:
         write(hidden)
-        hidden.chmod(0o755)
+        _readable(hidden)
         _to_disk(hidden)
         version = _rename_to_next(hidden)
     _to_disk(serving_dir, recursive=False)
     return version
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns what TensorFlow raises where a file cannot be written into an OSError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, tf.errors.UnknownError) as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
 
 
 def versions(serving_dir: Path) -> list[int]:
@@ -101,6 +118,13 @@ def _rename_to_next(hidden: Path) -> int:
                 raise
         else:
             return version
+
+
+def _readable(folder: Path) -> None:
+    """Lets everybody read, whatever the umask: a server in a container is another user."""
+    folder.chmod(0o755)
+    for each in folder.rglob("*"):
+        each.chmod(0o755 if each.is_dir() else 0o644)
 
 
 def _to_disk(path: Path, *, recursive: bool = True) -> None:

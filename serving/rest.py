@@ -5,7 +5,6 @@ import contextlib
 import logging
 import re
 import threading
-import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent import futures
@@ -30,6 +29,7 @@ from serving.bodies import Bodies, TooLongError
 from serving.errors import HTTP_STATUS, MESSAGE_LIMIT, ServingError, invalid
 from serving.manager import Manager
 from serving.monitoring import Metrics
+from serving.names import Names
 
 _ROUTE = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 _MODEL = r"/([^/:]+)"
@@ -75,6 +75,7 @@ def app(
     token: str | None = None,
     prometheus_path: str | None = monitoring.DEFAULT_PATH,
     page_model: str | None = None,
+    names: Names | None = None,
 ) -> Starlette:
     """The ASGI application.
 
@@ -87,6 +88,7 @@ def app(
         token: Bearer token that every request but that of the page must bring; None for none.
         prometheus_path: Where the metrics are; None for nowhere.
         page_model: The model that the page at / asks; None for no page.
+        names: What Host and Origin may be; None: localhost and addresses in digits.
     """
     bodies = Bodies(max_request_bytes)
     routes: list[BaseRoute] = []
@@ -99,12 +101,31 @@ def app(
             model_name=page_model,
             admission=admission.place,
             bodies=bodies,
+            metrics=metrics,
             timeout=timeout,
         )
     api = _Api(manager, admission, metrics, bodies, timeout, prometheus_path)
     open_paths = frozenset() if page_model is None else frozenset({"/"})
-    guard = [] if token is None else [Middleware(_Guard, token=token, open_paths=open_paths)]
+    guard = [Middleware(_NamesGuard, names=names or Names())]
+    if token is not None:
+        guard.append(Middleware(_Guard, token=token, open_paths=open_paths))
     return Starlette(routes=[*routes, Mount("/", app=api)], middleware=guard)
+
+
+class _NamesGuard:
+    """Lets in what no page of another site can have sent."""
+
+    def __init__(self, app: Any, names: Names) -> None:
+        self._app = app
+        self._names = names
+
+    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
+        try:
+            self._names.check(scope["method"], _header(scope, b"host"), _header(scope, b"origin"))
+        except ServingError as error:
+            await _send_answer(send, _error(error))
+            return
+        await self._app(scope, receive, send)
 
 
 class _Guard:
@@ -184,19 +205,11 @@ class _Api:
             return _Answer(413, json_text.dump({"error": str(error)}))
         if body is None:
             return None
-        start, code = time.perf_counter(), grpc.StatusCode.OK
-        try:
-            # Only now, so that whoever sends slowly takes nobody's place.
-            with self._admission.place():
-                return _Answer(
-                    200, await self._in_thread(_APIS[api], self._manager, spec, body, self._timeout)
-                )
-        except Exception as error:
-            code = error.code if isinstance(error, ServingError) else grpc.StatusCode.INTERNAL
-            raise
-        finally:
-            seconds = time.perf_counter() - start
-            self._metrics.request(spec.name, api, "REST", code, seconds)
+        # Only now, so that whoever sends slowly takes nobody's place.
+        with self._metrics.counted(spec.name, api, "REST"), self._admission.place():
+            return _Answer(
+                200, await self._in_thread(_APIS[api], self._manager, spec, body, self._timeout)
+            )
 
     async def _in_thread(self, function: Callable[..., bytes], *arguments: Any) -> bytes:
         loop = asyncio.get_running_loop()

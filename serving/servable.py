@@ -5,6 +5,7 @@ words, a timeout cancels the work inside the graph, and closing frees the memory
 """
 
 import gc
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 # tf.compat.v1.Session.run spends 0.1 ms on Python of its own; this is the call at its bottom.
 from tensorflow.python.client import pywrap_tf_session
 
-from serving import warmup
+from serving import png_streams, warmup
 from serving.batching import Batcher
 from serving.batching_config import BatchingParameters
+from serving.deadlines import DeadlinePool
 from serving.endpoint import DEFAULT_SIGNATURE, Endpoint
 from serving.errors import MESSAGE_LIMIT, ServingError, invalid
 
@@ -28,6 +30,10 @@ _LONGEST_TIMEOUT_MS = 2**31 - 1
 
 #: What the loader raises for a truncated file, a missing tag and absent variables.
 _LOADER_ERRORS = (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError, DecodeError)
+
+#: What TensorFlow puts around a text, and behind it.
+_ASSERTION = re.compile(r"assertion failed: \[(.*)\]", re.DOTALL)
+_GRAPH_NODE = "\n\t [[{{"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -50,17 +56,19 @@ class Servable:
         meta_graph: meta_graph_pb2.MetaGraphDef,
         session: tf.compat.v1.Session,
         batching: BatchingParameters | None = None,
+        images: DeadlinePool | None = None,
     ) -> None:
         self.name = name
         self.version = version
         self.path = path
         self.meta_graph = meta_graph
         self._session = session
+        self._images = images
         self._endpoints = {
             key: Endpoint(session.graph, signature)
             for key, signature in meta_graph.signature_def.items()
         }
-        self._batcher = None if batching is None else Batcher(self._run_session, batching)
+        self._batcher = None if batching is None else Batcher(self._run_in_time, batching)
 
     @classmethod
     def load(
@@ -72,6 +80,7 @@ class Servable:
         batching: BatchingParameters | None = None,
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
+        images: DeadlinePool | None = None,
     ) -> "Servable":
         """Restores a SavedModel, initialises it and replays its warm-up requests.
 
@@ -83,6 +92,8 @@ class Servable:
             intra_op_threads: Threads that one operation uses; 0 lets TensorFlow choose. The first
                 session of a process decides, TensorFlow shares its threads.
             inter_op_threads: Operations that run at the same time; likewise.
+            images: Runs that hold strings, as images are, go through it; None: through none, and
+                one that cannot be cancelled outlasts its timeout.
 
         Raises:
             ServingError: If the directory holds no complete SavedModel with the tag `serve`, or
@@ -111,7 +122,7 @@ class Servable:
         try:
             with session.graph.as_default():
                 meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(path))
-            servable = cls(name, version, path, meta_graph, session, batching)
+            servable = cls(name, version, path, meta_graph, session, batching, images)
         except _LOADER_ERRORS as error:
             session.close()
             is_op = isinstance(error, tf.errors.OpError)
@@ -165,7 +176,7 @@ class Servable:
         endpoint.check_fit(arrays)
         if timeout is not None and timeout <= 0:
             raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        run = self._run_session if self._batcher is None else self._batcher.run
+        run = self._run_in_time if self._batcher is None else self._batcher.run
         # All outputs, always: the session would plan the graph anew for every choice of them,
         # which takes seconds and memory that a hostile client could ask for again and again.
         outputs = run(key or DEFAULT_SIGNATURE, arrays, timeout)
@@ -196,6 +207,21 @@ class Servable:
             raise ServingError(
                 grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.'
             ) from None
+
+    def _run_in_time(
+        self, key: str, arrays: Mapping[str, np.ndarray], timeout: float | None
+    ) -> dict[str, np.ndarray]:
+        """Runs the session; where it may decode images, in threads that may be left behind."""
+        strings = [array for array in arrays.values() if array.dtype.kind == "O"]
+        if not strings:
+            return self._run_session(key, arrays, timeout)
+
+        def run() -> dict[str, np.ndarray]:
+            for array in strings:
+                png_streams.check(array)
+            return self._run_session(key, arrays, timeout)
+
+        return run() if self._images is None else self._images.run(run, timeout)
 
     def _run_session(
         self,
@@ -229,8 +255,13 @@ class Servable:
 
 
 def translated(error: tf.errors.OpError) -> ServingError:
-    """TensorFlow's error with its canonical code and its message, cut as the real server does."""
-    return ServingError(_CODES[error.error_code], str(error.message)[:MESSAGE_LIMIT])
+    """TensorFlow's error with its canonical code and the first lines of its message.
+
+    The real server adds the names of the graph's nodes, which tell a stranger how it is built.
+    """
+    text = str(error.message).partition(_GRAPH_NODE)[0]
+    asserted = _ASSERTION.fullmatch(text)
+    return ServingError(_CODES[error.error_code], (asserted or [text] * 2)[1][:MESSAGE_LIMIT])
 
 
 def _closed() -> ServingError:

@@ -127,6 +127,33 @@ _CERTIFICATE = flags.DEFINE_string(
 )
 _KEY = flags.DEFINE_string("tls_key", None, "Private key of --tls_certificate in PEM.")
 
+_ALLOW_RELOAD = flags.DEFINE_bool(
+    "allow_reload_config",
+    False,
+    "Let clients say by HandleReloadConfigRequest which models below the served directories are "
+    "served, until the next look at models.config (default: off).",
+)
+_ALLOWED_HOSTS = flags.DEFINE_list(
+    "allowed_hosts",
+    [],
+    "Names, without a port, under which browsers reach the server beside --host, localhost and "
+    "addresses in digits (default: none).",
+)
+_IMAGE_THREADS = flags.DEFINE_integer(
+    "image_threads",
+    None,
+    "Requests with images that are at work at the same time; others wait (default: twice as many "
+    "as there are processors, at least 4).",
+    lower_bound=1,
+)
+_MAX_CONNECTIONS = flags.DEFINE_integer(
+    "max_connections",
+    None,
+    "Connections that may be open on each port; of more the longest idle one is closed (default: "
+    "1024, or what the limit of descriptors leaves).",
+    lower_bound=8,
+)
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -220,6 +247,10 @@ def _settings() -> "Settings":
         drain_seconds=_DRAIN.value,
         page=_PAGE.value,
         prometheus_path=prometheus_path,
+        image_threads=_IMAGE_THREADS.value,
+        max_connections=_MAX_CONNECTIONS.value,
+        allow_reload_config=_ALLOW_RELOAD.value,
+        allowed_hosts=tuple(_ALLOWED_HOSTS.value),
     )
 
 

@@ -278,6 +278,35 @@ def test_a_worker_is_told_why_the_chief_failed(oracle, port):
     chief.end()
 
 
+def test_only_who_has_the_secret_is_answered(oracle, port, tmp_path, monkeypatch):
+    secret, other = tmp_path / "secret", tmp_path / "other"
+    secret.write_text("sixteen letters.\n")
+    other.write_text("sixteen letters!\n")
+    monkeypatch.setenv("FINETUNE_SECRET_FILE", str(secret))
+    chief, client = Alone(oracle, port), client_of(oracle)
+    cluster.wait_for_chief(10)
+    for path in (str(other), ""):
+        monkeypatch.setenv("FINETUNE_SECRET_FILE", path)
+        with pytest.raises(cluster.ChiefLost, match="expected the secret of FINETUNE_SECRET_FILE"):
+            client_of(oracle).create_trial("stranger")
+    run_all(client, "worker")
+    chief.end()
+
+
+def test_a_chief_that_others_reach_wants_a_secret(oracle, port, tmp_path, monkeypatch):
+    for address in ("0.0.0.0", "10.0.0.5", "::", "chief.example"):
+        monkeypatch.setenv("KERASTUNER_ORACLE_IP", address)
+        with pytest.raises(runs.RunError, match="expected FINETUNE_SECRET_FILE as well"):
+            cluster.serve(oracle)
+    for content in (None, "too short", "é" * 20):
+        path = tmp_path / "secret"
+        if content is not None:
+            path.write_text(content)
+        monkeypatch.setenv("FINETUNE_SECRET_FILE", str(path))
+        with pytest.raises(runs.RunError, match=f"FINETUNE_SECRET_FILE={path}: "):
+            cluster.serve(oracle)
+
+
 def run_all(client, name):
     while (trial := client.create_trial(name)).status == "RUNNING":
         client.update_trial(trial.trial_id, {"score": 1.0})

@@ -115,7 +115,19 @@ def test_kubernetes_manifest_has_its_parts_and_they_find_one_another():
         "Service": "v1",
         "HorizontalPodAutoscaler": "autoscaling/v2",
         "PodDisruptionBudget": "policy/v1",
+        "NetworkPolicy": "networking.k8s.io/v1",
     }
+    policy = found["NetworkPolicy"]["spec"]
+    assert policy["podSelector"] == {"matchLabels": LABELS}
+    assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["egress"] == []
+    clients, metrics = policy["ingress"]
+    assert clients["from"] == [{"podSelector": {"matchLabels": {"pap-stage2-client": "true"}}}]
+    # Nobody reaches gRPC but these.
+    assert [[port["port"] for port in each["ports"]] for each in (clients, metrics)] == [
+        ["grpc", "rest"],
+        ["rest"],
+    ]
+    assert found["Service"]["spec"]["type"] == "ClusterIP"
     assert {document["metadata"]["name"] for document in found.values()} == {"pap-stage2"}
     deployment = found["Deployment"]["spec"]
     pod = deployment["template"]
@@ -235,7 +247,7 @@ def test_any_settings_arrive_where_they_belong(
     assert [flags["port"], flags["rest_api_port"]] == list(map(str, ports))
     assert flags["model_config_file_poll_wait_seconds"] == str(numbers[2])
     assert [each["published"] for each in service["ports"]] == list(map(str, ports))
-    assert {each["host_ip"] for each in service["ports"]} == {host}
+    assert [each["host_ip"] for each in service["ports"]] == ["127.0.0.1", host]
     limits = service["deploy"]["resources"]["limits"]
     assert float(limits["cpus"]) == cpus and limits["memory"] == f"{numbers[0]}M"
     assert service["healthcheck"]["start_period"] == f"{numbers[3]}s"

@@ -3,6 +3,7 @@
 from concurrent import futures
 
 import cv2
+import hostile_images
 import keras
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from browser import Browser
 from commands import command
 from page_server import serving
 from pages import needs_browser
+from PIL import Image
 
 from replication import decisions, results, runs
 from replication.fields import scanner, stages
@@ -193,7 +195,13 @@ def test_export_without_stage1_says_so(exported_tiny):
 @needs_browser
 def test_the_page_reads_a_field(exported, pictures, tmp_path):
     path = tmp_path / "a <b> field.jpg"
-    path.write_bytes(phantom_set.encode(pictures[0]))
+    stored = phantom_set.encode(pictures[0])
+    orientation = Image.Exif()
+    orientation[274] = 6
+    # A browser would turn it, and the boxes would lie beside the cells.
+    path.write_bytes(
+        hostile_images.with_segments(stored, hostile_images.segment(0xE1, orientation.tobytes()))
+    )
     cell = tmp_path / "cell.png"
     cell.write_bytes(png(phantom.draw_cell("HSIL", 1)))
     servable = Servable.load("pap_stage2", 1, exported[1])
@@ -209,6 +217,8 @@ def test_the_page_reads_a_field(exported, pictures, tmp_path):
         tab.run("document.querySelectorAll('.field-answer tbody button')[1].click()")
         said = tab.text(".chosen")
         assert said.startswith(f"Cell 2, {asked['classes'][0, 1].decode()}: NILM ")
+        size = tab.run("(c => [c.width, c.height])(document.querySelector('.field canvas'))")
+        assert size == [pictures[0].shape[1], pictures[0].shape[0]] and size[0] != size[1]
         # A click at the place of another cell chooses that one.
         top, left = asked["boxes"][0, 0, :2]
         tab.run(

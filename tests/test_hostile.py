@@ -132,7 +132,7 @@ def test_a_client_that_sends_half_a_request_stops_no_other(server, call):
     for _ in range(50):
         half = socket.create_connection(("127.0.0.1", server.rest_port))
         half.sendall(
-            b"POST /v1/models/x:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n{"
+            b"POST /v1/models/x:predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n{"
         )
         sockets.append(half)
     honest = hostile.images(np.random.default_rng(0))[0]

@@ -187,7 +187,7 @@ def test_long_requests_are_refused(server):
 
 def test_endless_headers_are_refused(server):
     with socket.create_connection(("127.0.0.1", server.rest_port), timeout=30) as connection:
-        connection.sendall(b"GET /v1/models/tiny HTTP/1.1\r\nHost: x\r\n")
+        connection.sendall(b"GET /v1/models/tiny HTTP/1.1\r\nHost: localhost\r\n")
         with contextlib.suppress(OSError):
             for number in range(100):
                 connection.sendall(b"X-%d: %s\r\n" % (number, b"y" * 1000))
@@ -208,7 +208,9 @@ def test_clients_that_send_nothing_are_let_go(serving_dir, monkeypatch):
 
 
 def post_head(length):
-    return f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+    return (
+        f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
 
 
 def test_more_requests_than_places_are_refused_at_once(serving_dir):

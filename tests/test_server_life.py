@@ -327,20 +327,40 @@ def test_a_config_file_with_two_models(serving_dir, tmp_path):
         both = entry("tiny", serving_dir) + entry("second", serving_dir)
         path.write_text(f"model_config_list {{ {both} }}")
         eventually(lambda: server.available("second") == [1])
+        # A client may say nothing about it, unless it is allowed to.
         with stub(server, model_service_pb2_grpc.ModelServiceStub) as models:
             request = model_management_pb2.ReloadConfigRequest()
             request.config.CopyFrom(serving_models.model_config(third=serving_dir))
-            assert models.HandleReloadConfigRequest(request, timeout=60).status.error_code == 0
-            assert server.manager.model_names() == ["third"]
-            request.config.model_config_list.config[0].base_path = ""
-            failed(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                models.HandleReloadConfigRequest,
-                request,
-                timeout=60,
-            )
+            code, reload = grpc.StatusCode.PERMISSION_DENIED, models.HandleReloadConfigRequest
+            assert "--allow_reload_config" in failed(code, reload, request, timeout=60)
+        assert server.manager.model_names() == ["tiny", "second"]
     finally:
         server.stop()
+
+
+def test_a_client_may_reload_below_what_is_served_until_the_file_wins_back(serving_dir, tmp_path):
+    elsewhere = serving_models.copy_version(serving_dir / "1", tmp_path / "other" / "1")
+    link = serving_dir / "link"
+    link.symlink_to(elsewhere.parent)
+    settings = {**QUICK, "config_poll_seconds": 3.0, "allow_reload_config": True}
+    with (
+        fronts.running(serving_dir, **settings) as server,
+        stub(server, model_service_pb2_grpc.ModelServiceStub) as models,
+    ):
+
+        def reload(**base_paths):
+            request = model_management_pb2.ReloadConfigRequest()
+            request.config.CopyFrom(serving_models.model_config(**base_paths))
+            return models.HandleReloadConfigRequest(request, timeout=60)
+
+        for path in (elsewhere.parent, link, serving_dir / ".." / "other", tmp_path, "gs://bucket"):
+            text = failed(grpc.StatusCode.PERMISSION_DENIED, reload, third=path)
+            assert "expected a directory below" in text
+        failed(grpc.StatusCode.INVALID_ARGUMENT, reload, **{"": serving_dir})
+        assert reload(third=serving_dir).status.error_code == 0
+        assert server.manager.model_names() == ["third"]
+        eventually(lambda: server.manager.model_names() == ["tiny"])
+        assert y(server) == 10
 
 
 # -- How it ends, and as a user starts it ----------------------------------------------------------

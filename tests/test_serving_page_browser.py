@@ -99,9 +99,9 @@ def test_files_are_answered_one_after_another_and_a_broken_one_is_named(browser,
     tab.pick("#files", *files)
     last, large, broken, first = answers(tab, 4)
     assert first.startswith("first.png") and last.startswith("last.png")
-    expected = "Expected: JPEG, PNG, BMP or GIF, at most 0.191 MiB and 16.8 megapixels."
+    expected = "Expected: JPEG, PNG or BMP, at most 0.191 MiB and 16.8 megapixels."
     assert broken.startswith(f"{hostile} {hostile} was not accepted as an image. {expected}")
-    assert "image: expected JPEG, PNG, BMP, GIF" in broken and "{{" not in broken
+    assert "image: expected JPEG, PNG, BMP" in broken and "{{" not in broken
     assert "large.png was not accepted as an image." in large and "It has 0.191 MiB." in large
     # What is known to be too large is not sent.
     assert len(full.servable.calls) == before + 3

@@ -164,7 +164,10 @@ def test_files_that_cannot_be_sent_are_named_and_formats_of_the_lab_are_converte
     [
         (["{folder}/none.png"], "{folder}/none.png: no such file or folder"),
         (["{folder}/empty"], "{folder}/empty: holds no image"),
-        (["{folder}", "--model=other"], "NOT_FOUND: Servable not found for request: Latest(other)"),
+        (
+            ["{folder}", "--model=other"],
+            "NOT_FOUND: Servable not found for request: Latest(other) (--model=other: expected a ",
+        ),
         (["{folder}", "--signature=nope"], "no such signature, expected one of serving_default"),
         (["{folder}", "--label=nope"], "INVALID_ARGUMENT: Unrecognized servable version label"),
         (["{folder}", "--csv=/proc/no/x.csv"], "/proc/no"),

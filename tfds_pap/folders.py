@@ -27,8 +27,18 @@ _FORMATS = {
 }
 #: Files that commonly lie beside images; they are not data.
 _SIDECARS = frozenset({".csv", ".txt", ".json", ".xml", ".md", ".ini", ".db", ".yaml", ".yml"})
-#: Tag of a TIFF: bits of each channel.
-_BITS = 258
+#: Tags of a TIFF: bits of each channel, and how it is to be turned.
+_BITS, _ORIENTATION = 258, 274
+#: How an image is turned back that was turned for its orientation.
+_TURNED_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 #: PIL modes with 8 bits a channel or less.
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
@@ -199,8 +209,19 @@ def decodable_bytes(data: bytes) -> bytes:
         if image.format != "TIFF" and not (image.format == "BMP" and data[28] != 24):
             return data
         png = io.BytesIO()
-        image.convert("RGB").save(png, "PNG")
+        as_stored(image).convert("RGB").save(png, "PNG")
     return png.getvalue()
+
+
+def as_stored(image: Image.Image) -> Image.Image:
+    """Returns a TIFF's pixels as the file stores them; Pillow turns them by the orientation tag.
+
+    Args:
+        image: Opened and not loaded yet.
+    """
+    orientation = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
+    image.load()
+    return image.transpose(_TURNED_BACK[orientation]) if orientation in _TURNED_BACK else image
 
 
 def _expected(root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]) -> str:

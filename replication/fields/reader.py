@@ -134,7 +134,7 @@ def _decoded(path: Path) -> np.ndarray:
             with Image.open(path, formats=_FORMATS) as image:
                 _check(path, image)
                 if image.format == "TIFF":
-                    return _rgb(image)
+                    return _rgb(folders.as_stored(image))
             data = folders.decodable_bytes(path.read_bytes())
             return np.asarray(decoding.decode(data))
         except FieldError:

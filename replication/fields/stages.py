@@ -113,7 +113,7 @@ def load(
         runs.RunError: If one is not of that stage, or has no form for this method.
     """
     decision, missing = decisions.of_fit(fit2)
-    models = [keras.saving.load_model(fit.model_path, compile=False) for fit in (fit1, fit2)]
+    models = [results.load_model(fit) for fit in (fit1, fit2)]
     stage1 = Stage1(models[0], fit1.info["resize"], roi=roi, stride=stride, method=method)
     stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi)
     stage2_about = {**_about(fit2), "notes": missing, "scored": decisions.scored(fit2)}

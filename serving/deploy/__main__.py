@@ -29,8 +29,8 @@ _IMAGE = flags.DEFINE_string(
 _HOST = flags.DEFINE_string(
     "host",
     "127.0.0.1",
-    "Address on which the compose file publishes the ports; TensorFlow Serving asks nobody who "
-    "they are (default: 127.0.0.1, this machine only).",
+    "Address on which the compose file publishes REST; TensorFlow Serving asks nobody who they "
+    "are. gRPC stays on this machine (default: 127.0.0.1, this machine only).",
 )
 _PORT = flags.DEFINE_integer("port", 8500, "Port of gRPC (default: 8500).", 1024, 65535)
 _REST_API_PORT = flags.DEFINE_integer(

@@ -37,7 +37,7 @@ class Settings:
         output_dir: Where the files will lie: the compose file names the models relative to it.
         command: The command that makes the files, for their first line.
         image: Container image.
-        host: Address on which the compose file publishes the ports.
+        host: Address on which the compose file publishes REST; gRPC stays on the machine.
         grpc_port: Port of gRPC, from 1024, as the server is not root.
         rest_port: Port of REST, likewise.
         cpus: Processors that the server may use.

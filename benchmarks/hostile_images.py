@@ -1,0 +1,147 @@
+"""What hostile images cost that are accepted, beside honest ones; and what a good client notices.
+
+    python benchmarks/hostile_images.py
+
+First table: processor milliseconds of guard and decoder in the graph, each file beside two honest
+JPEGs or PNGs of noise: one of as many pixels, one of about as many bytes. Files are those of
+tests/hostile_images.py, the large ones included; what is refused is counted. Second table: a good
+client's latency alone, and while the files come in a row, a hundred of them, over the other port.
+"""
+
+import contextlib
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import machine
+
+from replication import runs
+
+_REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each; the fastest counts (default: 3).")
+_IN_A_ROW = flags.DEFINE_integer("in_a_row", 100, "Hostile requests in a row (default: 100).", 1)
+
+
+def main(argv):
+    """Prints both tables."""
+    del argv
+    runs.quiet_logs()
+    # From here on `serving` is the package and not the script beside this one.
+    sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
+    print(machine.describe())
+    files = _costs()
+    _good_client(files)
+
+
+def _costs():
+    import hostile_images
+    import numpy as np
+    import tensorflow as tf
+
+    from serving import image_guard, png_streams
+    from serving.errors import ServingError
+    from tfds_pap import pipeline
+
+    rng = np.random.default_rng(0)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def decode(data):
+        return pipeline.decode_and_resize(image_guard.checked(data), 64)
+
+    def cost(data):
+        """Milliseconds, and whether it was taken."""
+        best, taken = float("inf"), True
+        for _ in range(_REPETITIONS.value):
+            start = time.process_time()
+            try:
+                png_streams.check(np.array([data], object))
+                decode(data)
+            except (ServingError, tf.errors.InvalidArgumentError):
+                taken = False
+            best = min(best, time.process_time() - start)
+        return 1e3 * best, taken
+
+    def honest(form, side):
+        pixels = np.clip(rng.normal(170, 20, (side, side, 3)), 0, 255).astype(np.uint8)
+        return hostile_images.encoded(pixels, form)
+
+    ladder = {
+        form: [honest(form, side) for side in (8, 32, 64, 128, 250, 512, 1024, 2048, 4096)]
+        for form in ("JPEG", "PNG")
+    }
+    costs = {form: [cost(data)[0] for data in steps] for form, steps in ladder.items()}
+    files = list(hostile_images.corpus(rng, large=True))
+    print(f"{'file':32} {'bytes':>10} {'ms':>9} {'x pixels':>9} {'x bytes':>8}")
+    for name, data in files:
+        milliseconds, taken = cost(data)
+        form = name[:4].strip(": ") if name[:4].strip(": ") in ladder else "JPEG"
+        if not taken:
+            print(f"{name:32} {len(data):>10,} {milliseconds:>9.2f}   refused")
+            continue
+        side = 4096 if "16 MP" in name else 8 if "chunks" in name or "8 MB" in name else 250
+        same_pixels = costs[form][(8, 32, 64, 128, 250, 512, 1024, 2048, 4096).index(side)]
+        sizes = [abs(np.log(len(each) / len(data))) for each in ladder[form]]
+        same_bytes = costs[form][int(np.argmin(sizes))]
+        print(
+            f"{name:32} {len(data):>10,} {milliseconds:>9.2f} "
+            f"{milliseconds / same_pixels:>9.1f} {milliseconds / same_bytes:>8.1f}"
+        )
+    return files
+
+
+def _good_client(files):
+    import grpc
+    import hostile
+    import numpy as np
+    import soaking
+    from served import served
+
+    with tempfile.TemporaryDirectory() as folder:
+        serving_dir = Path(folder) / "pap_soak"
+        soaking._write_model(serving_dir / "1")
+        with served(serving_dir) as server:
+            channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+            call = channel.unary_unary(soaking._PREDICT)
+            pixels = np.full((64, 64, 3), 170, np.uint8)
+            good = hostile.image_request("pap_soak", soaking.hostile_images.encoded(pixels, "JPEG"))
+
+            def latencies(until):
+                found = []
+                while not until(found):
+                    start = time.perf_counter()
+                    call(good, timeout=60)
+                    found.append(1e3 * (time.perf_counter() - start))
+                    time.sleep(0.01)
+                return found
+
+            latencies(lambda found: len(found) >= 100)
+            quiet = latencies(lambda found: len(found) >= 500)
+            heads = f"{'requests':>9} {'p50 ms':>8} {'p99 ms':>8} {'x quiet':>8}"
+            print(f"\n{'a good client beside':32} {heads}")
+            base = np.percentile(quiet, 99)
+            print(f"{'nobody':32} {len(quiet):>9} {np.median(quiet):>8.1f} {base:>8.1f}")
+            for name, data in files:
+                body = hostile.image_body(data)
+
+                def attack(body=body):
+                    with contextlib.suppress(OSError):
+                        for _ in range(_IN_A_ROW.value):
+                            server.rest("POST", "/v1/models/pap_soak:predict", body, timeout=120)
+
+                thread = threading.Thread(target=attack)
+                thread.start()
+                beside = latencies(lambda _, thread=thread: not thread.is_alive())
+                p99 = np.percentile(beside, 99)
+                print(
+                    f"{name:32} {len(beside):>9} {np.median(beside):>8.1f} {p99:>8.1f} "
+                    f"{p99 / base:>8.1f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    app.run(main)

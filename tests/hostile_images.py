@@ -1,0 +1,130 @@
+"""Images that cost far more to decode than they look; shared by tests, benchmark and soak.
+
+for name, data in corpus(rng):         # bytes, drawn anew for each generator
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+#: A whole number of blocks; 16 megapixels are what a server takes at most.
+SIDE, LARGE = 248, 4096
+
+
+def slow_jpeg(side, scans):
+    """A flat grey progressive JPEG whose one scan of AC coefficients is repeated."""
+    blocks = (side // 8) ** 2
+    one = bytes([1] + [0] * 15)
+    jpeg = b"\xff\xd8" + segment(0xDB, b"\0" + b"\x01" * 64)
+    jpeg += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
+    jpeg += segment(0xC4, b"\x00" + one + b"\x00") + segment(0xC4, b"\x10" + one + b"\xe0")
+    jpeg += segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + _packed_bits("0" * blocks)
+    left, runs = blocks, ""
+    while left >= 1 << 14:
+        run = min(left, (1 << 15) - 1)
+        runs += "0" + format(run - (1 << 14), "014b")
+        left -= run
+    scan = segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + _packed_bits(runs)
+    return jpeg + scan * scans + b"\xff\xd9"
+
+
+def segment(marker, data=b""):
+    """A marker of a JPEG with its length and content."""
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def chunk(name, data=b""):
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, pixels, *, extra=b"", behind=b"", depth=8, colour=2, interlaced=0):
+    """A PNG of packed pixels, with chunks before and behind them."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + extra + chunk(b"IDAT", pixels) + behind + chunk(b"IEND")
+
+
+def flat(width, height, sample_bytes=3, filter_type=0):
+    """The packed rows of a flat picture."""
+    return zlib.compress((bytes([filter_type]) + b"\1" * (width * sample_bytes)) * height, 9)
+
+
+def deep(width, height, megabytes):
+    """Packed rows of a flat picture, and zeros that go on behind the last of them."""
+    packer = zlib.compressobj(9)
+    packed = packer.compress(b"\0" * (height * (3 * width + 1)))
+    packed += b"".join(packer.compress(bytes(2**20)) for _ in range(megabytes))
+    return packed + packer.flush()
+
+
+def encoded(pixels, form, **options):
+    """A picture's bytes in a format of PIL."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, form, **options)
+    return data.getvalue()
+
+
+def with_segments(jpeg, segments):
+    """A JPEG with more segments in front."""
+    return jpeg[:2] + segments + jpeg[2:]
+
+
+def corpus(rng, *, large=False):
+    """Yields names and bytes, each another attack.
+
+    Args:
+        rng: A numpy generator.
+        large: Also those whose files or pictures have megabytes.
+    """
+    pixels = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    jpeg = encoded(pixels, "JPEG")
+    scan = jpeg.find(b"\xff\xda")
+    text = zlib.compress(b"\0" * 7_900_000, 9)
+    yield "JPEG: 500 scans", slow_jpeg(SIDE, 500)
+    yield "JPEG: 31 scans", slow_jpeg(SIDE, 30)
+    yield "JPEG: restarts", jpeg[:-2] + b"\xff\xd0" * 50_000 + jpeg[-2:]
+    restarts = segment(0xDD, b"\0\1") + jpeg[scan:-2] + b"\xff\xd0\xff\xd1" * 25_000
+    yield "JPEG: a restart a block", jpeg[:scan] + restarts + jpeg[-2:]
+    yield "JPEG: empty comments", with_segments(jpeg, segment(0xFE) * 25_000)
+    profile = segment(0xE2, b"ICC_PROFILE\0\1\1" + rng.bytes(65_000))
+    yield "JPEG: profiles", with_segments(jpeg, profile * 8)
+    yield "JPEG: tables", with_segments(jpeg, segment(0xC4, bytes([0, 1] + [0] * 16)) * 5_000)
+    yield "PNG: deep pixels", png(SIDE, SIDE, deep(SIDE, SIDE, 60))
+    yield (
+        "PNG: texts",
+        png(SIDE, SIDE, flat(SIDE, SIDE), extra=chunk(b"zTXt", b"a\0\0" + text) * 12),
+    )
+    international = chunk(b"iTXt", b"a\0\1\0\0\0" + text)
+    yield "PNG: international texts", png(SIDE, SIDE, flat(SIDE, SIDE), behind=international * 12)
+    yield "PNG: 100 texts", png(8, 8, flat(8, 8), extra=chunk(b"zTXt", b"a\0\0") * 100)
+    yield "PNG: empty chunks", png(8, 8, flat(8, 8), extra=chunk(b"teXt") * 9_000)
+    yield "PNG: 65,535 px a side", png(65_535, 65_535, flat(8, 8))
+    yield "BMP: 2^31 px a side", b"BM" + struct.pack("<IIIIii", 54, 0, 54, 40, 2**31 - 1, 2**31 - 1)
+    yield "BMP: header alone", encoded(pixels, "BMP")[:54]
+    yield "TIFF", encoded(pixels, "TIFF")
+    yield "TIFF: header alone", b"II*\0" + struct.pack("<I", 8) + b"\xff" * 40
+    yield "GIF", encoded(pixels, "GIF")
+    yield "WebP", encoded(pixels, "WEBP")
+    if large:
+        yield "JPEG: 500 scans of 16 MP", slow_jpeg(LARGE, 500)
+        yield "JPEG: 4,000 scans of 16 MP", slow_jpeg(LARGE, 4_000)
+        yield "JPEG: 31 scans of 16 MP", slow_jpeg(LARGE, 30)
+        yield "JPEG: 4 MB of comments", with_segments(jpeg, segment(0xFE, bytes(65_000)) * 62)
+        yield "PNG: deep pixels, 1 GB", png(SIDE, SIDE, deep(SIDE, SIDE, 1_000))
+        yield (
+            "PNG: 200 texts of 8 MB",
+            png(8, 8, flat(8, 8), extra=chunk(b"zTXt", b"a\0\0" + text) * 200),
+        )
+        rows = flat(LARGE, LARGE, 8, filter_type=4)
+        yield "PNG: 16 MP of 64 bits", png(LARGE, LARGE, rows, depth=16, colour=6)
+        yield "PNG: 16 MP, flat", png(LARGE, LARGE, flat(LARGE, LARGE))
+
+
+def _packed_bits(bits):
+    bits += "1" * (-len(bits) % 8)
+    found = bytes(int(bits[start : start + 8], 2) for start in range(0, len(bits), 8))
+    return found.replace(b"\xff", b"\xff\0")

@@ -1,0 +1,134 @@
+"""Every image that costs more than it looks is refused, or made harmless, before it is decoded."""
+
+import zlib
+
+import hostile_images
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving import image_guard, png_streams
+from serving.errors import ServingError
+from tfds_pap import decoding
+
+#: Who refuses it, in which words; None: it is decoded, at a bounded cost.
+EXPECTED = {
+    "JPEG: 500 scans": "expected at most 32 scans, got more",
+    "JPEG: 31 scans": None,
+    "JPEG: restarts": None,
+    "JPEG: a restart a block": None,
+    "JPEG: empty comments": None,
+    "JPEG: profiles": None,
+    "JPEG: tables": None,
+    "PNG: deep pixels": "its pixels go on behind the last row",
+    "PNG: texts": None,
+    "PNG: international texts": None,
+    "PNG: 100 texts": "expected at most 32 packed texts, got more",
+    "PNG: empty chunks": None,
+    "PNG: 65,535 px a side": "65535 x 65535 pixels: expected at most",
+    "BMP: 2^31 px a side": "2147483647 x 2147483647 pixels: expected at most",
+    "BMP: header alone": "Input size should match",
+    "TIFF": "expected the bytes of a JPEG, PNG or BMP image",
+    "TIFF: header alone": "expected the bytes of a JPEG, PNG or BMP image",
+    "GIF": "expected the bytes of a JPEG, PNG or BMP image",
+    "WebP": "expected the bytes of a JPEG, PNG or BMP image",
+}
+
+
+@pytest.fixture(scope="module")
+def checked():
+    spec = [tf.TensorSpec([], tf.string)]
+    return tf.function(image_guard.checked, input_signature=spec)
+
+
+def taken(checked, data):
+    """The bytes that reach the decoder, and the reason where none do."""
+    try:
+        png_streams.check(np.array([data], object))
+        kept = checked(data).numpy()
+        decoding.decode(tf.constant(kept))
+    except ServingError as error:
+        return None, error.message
+    except tf.errors.InvalidArgumentError as error:
+        return None, error.message
+    return kept, None
+
+
+def test_the_corpus(checked):
+    corpus = list(hostile_images.corpus(np.random.default_rng(0)))
+    assert [name for name, _ in corpus] == list(EXPECTED)
+    for name, data in corpus:
+        kept, why = taken(checked, data)
+        assert (why is None) == (EXPECTED[name] is None), (name, why)
+        assert EXPECTED[name] is None or EXPECTED[name] in why, (name, why)
+        if kept is not None:
+            assert kept.count(b"\xff\xda") <= image_guard.MAX_SCANS or not name.startswith("JPEG")
+            assert b"zTXt" not in kept and b"iTXt" not in kept
+
+
+def test_the_graph_bounds_pixels_that_go_on_by_the_files_bytes(checked):
+    # It cannot look into them: this is what a real TensorFlow Serving is left with.
+    side = hostile_images.SIDE
+    large = hostile_images.png(side, side, hostile_images.deep(side, side, 350))
+    assert len(large) > side * (3 * side + 3) + 128 * 2**10
+    with pytest.raises(tf.errors.InvalidArgumentError, match="bytes: expected at most"):
+        checked(large)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a JPEG or BMP image"):
+        image_guard.checked(tf.constant(large), formats=["JPEG", "BMP"])
+
+
+def test_texts_are_cut_and_pixels_stay(checked):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (9, 7, 3), np.uint8)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    texts = [
+        hostile_images.chunk(b"zTXt", b"key\0\0" + zlib.compress(b"a text")),
+        hostile_images.chunk(b"iTXt", b"key\0\0\0\0\0a text"),
+        hostile_images.chunk(b"zTXt"),
+    ]
+    plain = hostile_images.png(7, 9, rows)
+    for count in range(4):
+        extra, behind = b"".join(texts[:count]), b"".join(texts[count:])
+        kept = checked(hostile_images.png(7, 9, rows, extra=extra, behind=behind)).numpy()
+        assert kept == plain
+    np.testing.assert_array_equal(decoding.decode(tf.constant(plain)).numpy(), pixels)
+
+
+def test_what_is_no_chunk_stays(checked):
+    # Four letters within the pixels, whose length leads nowhere.
+    for letters in (b"zTXt", b"\0\0\0\1zTXt", b"\xff\xff\xff\xffiTXt"):
+        pixels = hostile_images.flat(7, 9) + letters
+        data = hostile_images.png(7, 9, pixels)
+        assert checked(data).numpy() == data
+
+
+def test_a_text_that_appears_when_another_is_cut_is_refused(checked):
+    inner = hostile_images.chunk(b"zTXt", b"a\0\0")
+    hidden = hostile_images.chunk(b"zTXt", b"abcdef\0\0")
+    nested = hidden[:6] + inner + hidden[6:]
+    assert nested.count(b"zTXt") == 1 and nested.replace(inner, b"") == hidden
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no text within a text"):
+        checked(hostile_images.png(7, 9, hostile_images.flat(7, 9), extra=nested))
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("depth", "colour", "samples"), [(8, 2, 3), (16, 6, 4), (1, 0, 1)])
+def test_honest_streams_pass(depth, colour, samples, interlaced):
+    row = b"\0" + bytes((8 * depth * samples + 7) // 8)
+    data = hostile_images.png(
+        *(8, 8, zlib.compress(row * (15 if interlaced else 8))),
+        **{"depth": depth, "colour": colour, "interlaced": interlaced},
+    )
+    png_streams.check(np.array([data, b"", b"no picture", data[:20], 1.0], object))
+
+
+def test_a_picture_within_an_example_is_found():
+    data = hostile_images.png(8, 8, hostile_images.deep(8, 8, 2))
+    for within in (data, b"\x0a\x05image" + data + b"\0"):
+        with pytest.raises(ServingError, match="8 x 8 pixels: its pixels go on"):
+            png_streams.check(np.array([within], object))
+    with pytest.raises(ServingError, match="at most 8 PNG images"):
+        png_streams.check(np.array([hostile_images.png(1, 1, b"") * 9], object))
+    with pytest.raises(ServingError, match="at most 16,384 chunks"):
+        many = hostile_images.chunk(b"teXt") * 16_400
+        png_streams.check(np.array([hostile_images.png(1, 1, b"", extra=many)], object))
