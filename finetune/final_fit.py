@@ -9,7 +9,7 @@ import tensorflow_datasets.public_api as tfds
 from finetune import recipes, scoring
 from finetune.tuning import Tuning
 from replication import experiment, features, runs, training
-from tfds_pap import roles
+from tfds_pap import pipeline, roles
 
 #: The figure that every fine-tuned model is set beside: the paper's final one.
 PUBLISHED = "P6.accuracy"
@@ -61,7 +61,7 @@ class FinalFit:
         """Returns everything that results depend on; protocol and seed only choose among fits."""
         hidden = "-".join(map(str, self.tuning.hidden_units)) or "none"
         return {
-            "data of stage 2": self.builder.info.metadata["fingerprint"],
+            "data of stage 2": pipeline.identity(self.builder),
             **dataclasses.asdict(self.tuning),
             "hidden_units": hidden,
             "weights": self.spec.weights.label,

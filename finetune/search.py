@@ -185,7 +185,7 @@ def main(argv: list[str]) -> None:
                 "executions_per_trial": _EXECUTIONS.value,
                 "seed": _SEED.value,
                 "source": stage2_flags.source(),
-                **spec.key(builder.info.metadata["fingerprint"]),
+                **spec.key(pipeline.identity(builder)),
                 **device_flags.identity(policy),
             },
             flag="search_dir",

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     from finetune import collect, final_fit, recipes
     from finetune.tuning import P6, Tuning
     from replication import experiment, results, weights
-    from tfds_pap import folders, roles
+    from tfds_pap import folders, pipeline, roles
 
     try:
         policy = device_flags.policy()
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
                 f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
             )
         builder = stage2_flags.prepare()
-        if searched and searched.data != builder.info.metadata["fingerprint"]:
+        if searched and searched.data != pipeline.identity(builder):
             print("Note: the search looked at other images than these")
         spec = recipes.feature_spec(tuning, found, _PROTOCOL.value, policy.precision, tuning.views)
         plan = final_fit.FinalFit(

@@ -115,7 +115,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that results depend on; backbones and seeds only choose among fits."""
     return {
-        "data": builder.info.metadata["fingerprint"],
+        "data": pipeline.identity(builder),
         "protocol": design.protocol,
         "cuts": list(design.cuts),
         "folds": design.folds,

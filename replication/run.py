@@ -169,7 +169,7 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,
         **device_flags.identity(policy),
-        **{f"data of stage {s}": b.info.metadata["fingerprint"] for s, b in builders.items()},
+        **{f"data of stage {s}": pipeline.identity(b) for s, b in builders.items()},
     }
 
 
