@@ -28,7 +28,7 @@ def describe(
     untrained: bool,
     protocol: str,
 ) -> None:
-    """Writes what is searched on what into the manifest.
+    """Writes what is searched on what into the manifest, which holds the audit already.
 
     Args:
         run: The search directory.
@@ -47,7 +47,6 @@ def describe(
         remarks=[remark for remark, holds in remarks.items() if holds],
         assigned={protocol: assigned},
     )
-    experiment.audit(run, [builder])
 
 
 def print_space(

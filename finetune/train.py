@@ -8,12 +8,13 @@ It writes the same run directory and report as replication.run, and one full .ke
 and head) a seed. Running the same command again resumes; further seeds may be added.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs, stage2_flags
+from replication import audit_flags, device_flags, flag_values, runs, stage2_flags
 
 _FROM_SEARCH = flags.DEFINE_string(
     "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
@@ -71,6 +72,7 @@ _PREVALENCE = flags.DEFINE_float(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
 
 
@@ -133,17 +135,25 @@ def main(argv: list[str]) -> None:
         )
         run = runs.RunDirectory.open(
             path,
-            {"source": stage2_flags.source(), **plan.identity(), **device_flags.identity(policy)},
+            {
+                "source": stage2_flags.source(),
+                **plan.identity(),
+                **device_flags.identity(policy),
+                **audit_flags.identity(),
+            },
         )
         builders = {2: builder}
+        audits = experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
+        blocks = audit_flags.blocks(audits)
+        plan = dataclasses.replace(plan, blocks=blocks.get(builder.name))
         experiment.describe(
             run,
             builders,
             policy,
             program="finetune.train",
             remarks=[] if found.path else [experiment.UNTRAINED],
+            blocks=blocks,
         )
-        audits = experiment.audit(run, builders.values())
         print(device_flags.words(policy))
         for seed in seeds:
             plan.run(run, seed, prevalence=_PREVALENCE.value)

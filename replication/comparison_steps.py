@@ -49,6 +49,7 @@ class Design:
         folds: Number of folds; 0 for the published folders.
         seeds: One head each.
         unit: What a group is, for example "slide".
+        blocks: What cuts keep together, by id; None keeps groups together.
     """
 
     protocol: str
@@ -56,6 +57,7 @@ class Design:
     folds: int
     seeds: tuple[int, ...]
     unit: str
+    blocks: Mapping[str, str] | None = None
 
     @property
     def words(self) -> str:
@@ -135,7 +137,7 @@ def describe(
     *,
     untrained: Sequence[str],
 ) -> None:
-    """Writes what is compared on what into the manifest."""
+    """Writes what is compared on what into the manifest, which holds the audit already."""
     if builder.name == "pap_db4":
         source, announcement = experiment.data_source({2: builder})
     else:
@@ -148,7 +150,6 @@ def describe(
         environment=runs.environment(policy, "replication.compare"),
         data={builder.name: experiment.describe_images(builder, index)},
     )
-    experiment.audit(run, [builder])
 
 
 def check_cuts(index: pipeline.Index, design: Design) -> None:
@@ -159,7 +160,14 @@ def check_cuts(index: pipeline.Index, design: Design) -> None:
     """
     for name in design.cuts:
         for seed in design.seeds:
-            cut = heads.cut(index, name, protocol=design.protocol, count=design.folds, seed=seed)
+            cut = heads.cut(
+                index,
+                name,
+                protocol=design.protocol,
+                count=design.folds,
+                seed=seed,
+                blocks=design.blocks,
+            )
             if name != heads.PUBLISHED:
                 for line in folds.untrained_classes(index, cut):
                     print(f"Note: cut by {name}, seed {seed}: {line}")
@@ -214,6 +222,7 @@ def score(
                             protocol=design.protocol,
                             count=design.folds,
                             seed=seed,
+                            blocks=design.blocks,
                         ),
                         recipe,
                         protocol=design.protocol,
@@ -287,6 +296,7 @@ def publish(
     *,
     features_dir: Path,
     policy: runs.DevicePolicy,
+    found: leak_audit.Audit,
 ) -> Path:
     """Writes tables, page, TensorBoard logs and, of published folders, the winner's whole model.
 
@@ -299,6 +309,7 @@ def publish(
         recipe: How heads were trained.
         features_dir: Where features are stored.
         policy: Where and how to compute.
+        found: The audit of the images.
 
     Returns:
         The page.
@@ -330,7 +341,6 @@ def publish(
     run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
     page = comparison_report.write(run, result)
     comparison_report.print_comparison(result, run.manifest())
-    found = leak_audit.audit_builder(builder)
     if line := experiment.accuracy_without_suspects(winner.runs, found):
         print(f"{winner.name}, {line}")
     return page

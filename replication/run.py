@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs
+from replication import audit_flags, device_flags, flag_values, runs
 
 _STAGES = ("1", "2")
 
@@ -82,6 +82,7 @@ _PROFILE = flags.DEFINE_bool(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(audit_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -125,8 +126,9 @@ def main(argv: list[str]) -> None:
             for stage in stages
         }
         run = runs.RunDirectory.open(path, _identity(source, builders, policy))
-        experiment.describe(run, builders, policy)
-        audits = experiment.audit(run, builders.values())
+        audits = experiment.audit(run, builders.values(), audit_flags.effort(), audit_flags.note)
+        blocks = audit_flags.blocks(audits)
+        experiment.describe(run, builders, policy, blocks=blocks)
         print(device_flags.words(policy))
         # Seeds are the outer loop: after the first one the whole table can be filled.
         for seed in seeds:
@@ -141,6 +143,7 @@ def main(argv: list[str]) -> None:
                         policy=policy,
                         profile=_PROFILE.value,
                         prevalence=_PREVALENCE.value,
+                        blocks=blocks.get(builders[stage].name),
                     )
         whole_fields.scan_of_run(run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
         page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
@@ -160,6 +163,8 @@ def _stages() -> list[int]:
 
 def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[str, object]:
     """Everything that results depend on; stages, protocols and seeds only choose among fits."""
+    from tfds_pap import pipeline
+
     return {
         "source": source,
         "epochs": _EPOCHS.value,
@@ -169,6 +174,7 @@ def _identity(source: str, builders: dict, policy: runs.DevicePolicy) -> dict[st
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,
         **device_flags.identity(policy),
+        **audit_flags.identity(),
         **{f"data of stage {s}": pipeline.identity(b) for s, b in builders.items()},
     }
 
