@@ -20,7 +20,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from tfds_pap import commands
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each; the fastest counts (default: 3).")
 _IN_A_ROW = flags.DEFINE_integer("in_a_row", 100, "Hostile requests in a row (default: 100).", 1)
@@ -29,7 +29,7 @@ _IN_A_ROW = flags.DEFINE_integer("in_a_row", 100, "Hostile requests in a row (de
 def main(argv):
     """Prints both tables."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     # From here on `serving` is the package and not the script beside this one.
     sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
     print(machine.describe())

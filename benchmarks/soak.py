@@ -23,6 +23,7 @@ import machine
 from absl import app, flags
 
 from replication import runs
+from tfds_pap import commands
 
 _SECONDS = flags.DEFINE_float(
     "seconds", 480.0, "Seconds, an hour at most (default: 480).", 10.0, 3600.0
@@ -37,7 +38,7 @@ _CSV = flags.DEFINE_string("csv", "results/soak.csv", "Where to write (default: 
 def main(argv: list[str]) -> None:
     """Soaks, prints the table and writes it."""
     del argv
-    runs.quiet_logs()
+    commands.prepare_tensorflow()
     # From here on `serving` is the package and not the script beside this one.
     sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
     from soaking import Soak

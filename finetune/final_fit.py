@@ -1,6 +1,7 @@
 """Trains the model that was chosen: head, epochs, blocks, and then one look at the test images."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import tensorflow_datasets.public_api as tfds
 from finetune import recipes, scoring
 from finetune.tuning import Tuning
 from replication import experiment, features, runs, training
-from tfds_pap import roles
+from tfds_pap import pipeline, roles
 
 #: The figure that every fine-tuned model is set beside: the paper's final one.
 PUBLISHED = "P6.accuracy"
@@ -45,6 +46,7 @@ class FinalFit:
         builder: A prepared builder.
         features_dir: Where features are stored.
         policy: Where and how to compute.
+        blocks: What roles keep together, by id; None keeps groups together.
     """
 
     tuning: Tuning
@@ -56,12 +58,13 @@ class FinalFit:
     builder: tfds.core.DatasetBuilder
     features_dir: Path
     policy: runs.DevicePolicy
+    blocks: Mapping[str, str] | None = None
 
     def identity(self) -> dict[str, Any]:
         """Returns everything that results depend on; protocol and seed only choose among fits."""
         hidden = "-".join(map(str, self.tuning.hidden_units)) or "none"
         return {
-            "data of stage 2": self.builder.info.metadata["fingerprint"],
+            "data of stage 2": pipeline.identity(self.builder),
             **dataclasses.asdict(self.tuning),
             "hidden_units": hidden,
             "weights": self.spec.weights.label,
@@ -101,6 +104,7 @@ class FinalFit:
             prevalence=prevalence,
             features_dir=self.features_dir,
             validator=scoring.validator,
+            blocks=self.blocks,
             about={
                 "tuning": dataclasses.asdict(self.tuning),
                 "second_phase": dataclasses.asdict(self.second),
@@ -153,7 +157,9 @@ class FinalFit:
         model_path, outcome_path = directory / "model.keras", directory / "outcome.json"
         if not outcome_path.exists():
             examples = experiment.store(self.builder, recipe, self.policy, self.features_dir)
-            assigned = roles.assign_roles(examples.index, self.protocol, stage=2)
+            assigned = roles.assign_roles(
+                examples.index, self.protocol, stage=2, blocks=self.blocks
+            )
             if train_on_tune:
                 assigned = assigned.with_tune_in_train()
             model, outcome = training.fit(

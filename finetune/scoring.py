@@ -1,7 +1,7 @@
 """What a search looks at: its objectives, the images that it scores, and the defect of P5."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
 import keras_tuner
@@ -32,7 +32,9 @@ def objective(name: str) -> keras_tuner.Objective:
     return keras_tuner.Objective(name, OBJECTIVES[name])
 
 
-def assign_roles(index: pipeline.Index, protocol: str) -> roles.Roles:
+def assign_roles(
+    index: pipeline.Index, protocol: str, blocks: Mapping[str, str] | None = None
+) -> roles.Roles:
     """Assigns every image its role in a search.
 
     Args:
@@ -42,6 +44,7 @@ def assign_roles(index: pipeline.Index, protocol: str) -> roles.Roles:
             as the validation folder has, are scored ("the first 800 rows of the concatenated
             array"); the rows are in the order in which P2's notebook shuffled them, as P5's is not
             published.
+        blocks: What the clean protocol keeps together, by id; None keeps groups together.
 
     Returns:
         The roles. In the paper protocol tune is part of train: that is the defect. Its test role,
@@ -50,7 +53,7 @@ def assign_roles(index: pipeline.Index, protocol: str) -> roles.Roles:
     Raises:
         roles.CutError: If the train folder is too small to cut.
     """
-    assigned = roles.assign_roles(index, protocol, stage=2)
+    assigned = roles.assign_roles(index, protocol, stage=2, blocks=blocks)
     if protocol == "clean":
         return assigned
     train = np.concatenate([assigned.train, assigned.tune])

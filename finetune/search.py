@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, runs, stage2_flags
+from replication import audit_flags, device_flags, runs, stage2_flags
 from tfds_pap import commands
 
 _TUNER = flags.DEFINE_enum(
@@ -105,6 +105,7 @@ _LEASE_SECONDS = flags.DEFINE_float(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
 
 #: Random and Bayesian search have no end of their own.
@@ -137,7 +138,7 @@ def main(argv: list[str]) -> None:
     )
     from finetune.tuning import Tuning
     from replication import experiment, features, pages, weights
-    from tfds_pap import folders, pipeline, roles
+    from tfds_pap import folders, leak_audit, pipeline, roles
 
     try:
         if cluster.is_worker():
@@ -167,7 +168,9 @@ def main(argv: list[str]) -> None:
         found = weights.find(base.backbone, _WEIGHTS.value)
         builder = stage2_flags.prepare()
         index = pipeline.read_index(builder)
-        assigned = scoring.assign_roles(index, _PROTOCOL.value)
+        audits = {builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort())}
+        blocks = audit_flags.blocks(audits).get(builder.name)
+        assigned = scoring.assign_roles(index, _PROTOCOL.value, blocks)
         scoring.check_objective(_OBJECTIVE.value, index, assigned.tune)
         spec = recipes.feature_spec(
             base, found, _PROTOCOL.value, policy.precision, searched.views(hyperparameters)
@@ -186,12 +189,14 @@ def main(argv: list[str]) -> None:
                 "executions_per_trial": _EXECUTIONS.value,
                 "seed": _SEED.value,
                 "source": stage2_flags.source(),
-                **spec.key(builder.info.metadata["fingerprint"]),
+                **spec.key(pipeline.identity(builder)),
                 **device_flags.identity(policy),
+                **audit_flags.identity(),
             },
             flag="search_dir",
         )
         if not cluster.is_worker():
+            experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
             search_steps.describe(
                 run,
                 builder,

@@ -137,6 +137,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
         found=found,
         announcement=pages.announcement(manifest),
         environment=manifest.get("environment", {}),
+        audit_page=pages.beside(run.path, "audit.html"),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         label=label(search),
         objective=METRICS.get(found.metric, worded(found.metric)),

@@ -29,7 +29,7 @@ def describe(
     protocol: str,
     images: str | None = None,
 ) -> None:
-    """Writes what is searched on what into the manifest.
+    """Writes what is searched on what into the manifest, which holds the audit already.
 
     Args:
         run: The search directory.
@@ -50,7 +50,6 @@ def describe(
         remarks=[remark for remark, holds in remarks.items() if holds],
         assigned={protocol: assigned},
     )
-    experiment.audit(run, [builder])
 
 
 def print_space(

@@ -8,12 +8,13 @@ It writes the same run directory and report as replication.run, and one full .ke
 and head) a seed. Running the same command again resumes; further seeds may be added.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs, stage2_flags
+from replication import audit_flags, device_flags, flag_values, runs, stage2_flags
 from tfds_pap import commands
 
 _FROM_SEARCH = flags.DEFINE_string(
@@ -72,6 +73,7 @@ _PREVALENCE = flags.DEFINE_float(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
 
 
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> None:
     from finetune import collect, final_fit, recipes
     from finetune.tuning import P6, Tuning
     from replication import experiment, results, weights
-    from tfds_pap import folders, roles
+    from tfds_pap import folders, pipeline, roles
 
     try:
         policy = device_flags.policy()
@@ -111,7 +113,7 @@ def main(argv: list[str]) -> None:
                 f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
             )
         builder = stage2_flags.prepare()
-        if searched and searched.data != builder.info.metadata["fingerprint"]:
+        if searched and searched.data != pipeline.identity(builder):
             print("Note: the search looked at other images than these")
         spec = recipes.feature_spec(tuning, found, _PROTOCOL.value, policy.precision, tuning.views)
         plan = final_fit.FinalFit(
@@ -134,9 +136,17 @@ def main(argv: list[str]) -> None:
         )
         run = runs.RunDirectory.open(
             path,
-            {"source": stage2_flags.source(), **plan.identity(), **device_flags.identity(policy)},
+            {
+                "source": stage2_flags.source(),
+                **plan.identity(),
+                **device_flags.identity(policy),
+                **audit_flags.identity(),
+            },
         )
         builders = {2: builder}
+        audits = experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
+        blocks = audit_flags.blocks(audits)
+        plan = dataclasses.replace(plan, blocks=blocks.get(builder.name))
         experiment.describe(
             run,
             builders,
@@ -144,8 +154,8 @@ def main(argv: list[str]) -> None:
             program="finetune.train",
             images=images,
             remarks=[] if found.path else [experiment.UNTRAINED],
+            blocks=blocks,
         )
-        audits = experiment.audit(run, builders.values())
         print(device_flags.words(policy))
         for seed in seeds:
             plan.run(run, seed, prevalence=_PREVALENCE.value)

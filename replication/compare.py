@@ -8,12 +8,13 @@ Each backbone sees each image once; heads are trained on its stored features. Ru
 command again resumes; further backbones and seeds may be added to a run directory.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, runs, stage2_flags
+from replication import audit_flags, device_flags, flag_values, runs, stage2_flags
 from tfds_pap import commands
 
 _FOLDERS = flags.DEFINE_string(
@@ -97,6 +98,7 @@ _EPOCHS = flags.DEFINE_integer(
 
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(stage2_flags)
+flags.adopt_module_key_flags(audit_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -108,7 +110,7 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from replication import comparison_steps as steps
-    from replication import features, heads, models, weights
+    from replication import experiment, features, heads, models, weights
     from tfds_pap import folders, pipeline, roles
 
     try:
@@ -151,8 +153,13 @@ def main(argv: list[str]) -> None:
             {
                 **steps.identity(builder, design, recipe, specs_of),
                 **device_flags.identity(policy),
+                **audit_flags.identity(),
             },
         )
+        audits = experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
+        if blocks := audit_flags.blocks(audits).get(builder.name):
+            design = dataclasses.replace(design, blocks=blocks)
+            steps.check_cuts(index, design)
         steps.describe(
             run,
             builder,
@@ -184,6 +191,7 @@ def main(argv: list[str]) -> None:
             recipe,
             features_dir=stage2_flags.features_dir(),
             policy=policy,
+            found=audits[builder.name],
         )
     except (runs.RunError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.compare: {error}") from None

@@ -63,6 +63,7 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         result=result,
         announcement=pages.announcement(manifest),
         environment=manifest.get("environment", {}),
+        audit_page=pages.beside(run.path, "audit.html"),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         metrics=_shown_metrics(result),
         methods=_methods(result),

@@ -50,6 +50,7 @@ class Design:
         folds: Number of folds; 0 for the published folders.
         seeds: One head each.
         unit: What a group is, for example "slide".
+        blocks: What cuts keep together, by id; None keeps groups together.
     """
 
     protocol: str
@@ -57,6 +58,7 @@ class Design:
     folds: int
     seeds: tuple[int, ...]
     unit: str
+    blocks: Mapping[str, str] | None = None
 
     @property
     def words(self) -> str:
@@ -137,7 +139,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that results depend on; backbones and seeds only choose among fits."""
     return {
-        "data": builder.info.metadata["fingerprint"],
+        "data": pipeline.identity(builder),
         "protocol": design.protocol,
         "cuts": list(design.cuts),
         "folds": design.folds,
@@ -159,7 +161,7 @@ def describe(
     images: str | None = None,
     remarks: Sequence[str] = (),
 ) -> None:
-    """Writes what is compared on what into the manifest.
+    """Writes what is compared on what into the manifest, which holds the audit already.
 
     Args:
         run: The comparison.
@@ -185,7 +187,6 @@ def describe(
         environment=runs.environment(policy, "replication.compare"),
         data={builder.name: experiment.describe_images(builder, index)},
     )
-    experiment.audit(run, [builder])
 
 
 def check_cuts(index: pipeline.Index, design: Design) -> None:
@@ -196,7 +197,14 @@ def check_cuts(index: pipeline.Index, design: Design) -> None:
     """
     for name in design.cuts:
         for seed in design.seeds:
-            cut = heads.cut(index, name, protocol=design.protocol, count=design.folds, seed=seed)
+            cut = heads.cut(
+                index,
+                name,
+                protocol=design.protocol,
+                count=design.folds,
+                seed=seed,
+                blocks=design.blocks,
+            )
             # The control trains without what the cut by group trains without.
             if name not in (heads.PUBLISHED, "let_in"):
                 for line in folds.untrained_classes(index, cut):
@@ -252,6 +260,7 @@ def score(
                             protocol=design.protocol,
                             count=design.folds,
                             seed=seed,
+                            blocks=design.blocks,
                         ),
                         recipe,
                         protocol=design.protocol,
@@ -329,6 +338,7 @@ def publish(
     *,
     features_dir: Path,
     policy: runs.DevicePolicy,
+    found: leak_audit.Audit,
 ) -> Path:
     """Writes tables, page, TensorBoard logs and, of published folders, the winner's whole model.
 
@@ -341,6 +351,7 @@ def publish(
         recipe: How heads were trained.
         features_dir: Where features are stored.
         policy: Where and how to compute.
+        found: The audit of the images.
 
     Returns:
         The page.
@@ -372,7 +383,6 @@ def publish(
     run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
     page = comparison_report.write(run, result)
     comparison_report.print_comparison(result, run.manifest())
-    found = leak_audit.audit_builder(builder)
     if line := experiment.accuracy_without_suspects(winner.runs, found):
         print(f"{winner.name}, {line}")
     return page

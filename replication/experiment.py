@@ -29,7 +29,7 @@ from replication import (
     triage,
     whole_model,
 )
-from tfds_pap import leak_audit, pipeline, roles
+from tfds_pap import audit_page, leak_audit, pipeline, roles
 
 #: From examples and the positions of the tune role to what scores an epoch.
 Validator = Callable[[training.Store, np.ndarray], Callable[[keras.Model], dict[str, float]]]
@@ -49,6 +49,7 @@ def describe(
     images: str | None = None,
     remarks: Sequence[str] = (),
     assigned: Mapping[str, roles.Roles] | None = None,
+    blocks: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Writes what is run on what into the manifest.
 
@@ -60,6 +61,7 @@ def describe(
         images: Whose they are by declaration: "original", "stand-in", or None.
         remarks: Sentences that belong above every figure, such as `UNTRAINED`.
         assigned: Roles by protocol; those of `roles.assign_roles` in both protocols if None.
+        blocks: What roles keep together, by data set and id.
 
     Raises:
         runs.RunError: If the declaration contradicts what is published.
@@ -69,7 +71,9 @@ def describe(
     for stage, builder in builders.items():
         index = pipeline.read_index(builder)
         by_protocol = assigned or {
-            protocol: roles.assign_roles(index, protocol, stage=stage)
+            protocol: roles.assign_roles(
+                index, protocol, stage=stage, blocks=(blocks or {}).get(builder.name)
+            )
             for protocol in roles.PROTOCOLS
         }
         data[builder.name] = describe_images(builder, index) | {
@@ -105,20 +109,31 @@ def describe_images(builder: tfds.core.DatasetBuilder, index: pipeline.Index) ->
 
 
 def audit(
-    run: runs.RunDirectory, builders: Iterable[tfds.core.DatasetBuilder]
+    run: runs.RunDirectory,
+    builders: Iterable[tfds.core.DatasetBuilder],
+    effort: str = "fast",
+    notes: Callable[[Mapping[str, leak_audit.Audit]], Sequence[str]] = lambda audits: (),
 ) -> dict[str, leak_audit.Audit]:
     """Looks for leaks in each data set and writes what it found to the run.
 
     Args:
-        run: Its manifest gets `audit`: data set -> line and counts.
+        run: Its manifest gets `audit`: data set -> line and counts; `audit.html` shows the pairs.
         builders: Prepared builders.
+        effort: One of `leak_audit.EFFORTS`.
+        notes: What is done about what was found, in words; printed, and part of the lines.
 
     Returns:
         What was found, by name of the data set.
     """
-    found = {builder.name: leak_audit.audit_builder(builder) for builder in builders}
+    builders = list(builders)
+    found = {one.name: leak_audit.audit_builder(one, effort=effort) for one in builders}
     summaries = {name: one.summary() for name, one in found.items()}
+    for name, summary in summaries.items():
+        for line in notes({name: found[name]}):
+            print(f"Note: {line}")
+            summary["line"] += f". {line[0].upper()}{line[1:]}"
     run.update_manifest(audit={**run.manifest().get("audit", {}), **summaries})
+    audit_page.write(run.path / audit_page.NAME, [(found[one.name], one) for one in builders])
     return found
 
 
@@ -224,6 +239,7 @@ def run_fit(
     validator: Validator | None = None,
     about: Mapping[str, Any] | None = None,
     shown: keras.callbacks.Callback | None = None,
+    blocks: Mapping[str, str] | None = None,
 ) -> None:
     """Trains, saves and scores one model; returns at once where that is done.
 
@@ -239,6 +255,7 @@ def run_fit(
         features_dir: Where features are stored.
         validator: Scores epochs with other figures than loss and accuracy.
         about: Further entries of `fit.json`.
+        blocks: What roles keep together, by id; None keeps groups together.
         shown: Shows progress instead of a line of the fit's own.
 
     Raises:
@@ -254,7 +271,11 @@ def run_fit(
     examples = store(builder, recipe, policy, features_dir)
     index = examples.index
     assigned = roles.assign_roles(
-        index, protocol, stage=recipe.stage, test_within_train=recipe.test_within_train
+        index,
+        protocol,
+        stage=recipe.stage,
+        test_within_train=recipe.test_within_train,
+        blocks=blocks,
     )
     if recipe.train_on_tune:
         assigned = assigned.with_tune_in_train()

@@ -161,14 +161,15 @@ def extract(
         runs.RunError: If weights do not fit, or features are not finite.
     """
     index = pipeline.read_index(builder)
-    key = spec.key(builder.info.metadata["fingerprint"])
+    # The same images in another order are other rows.
+    key = {**spec.key(builder.info.metadata["fingerprint"]), "order": index.order}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = directory / f"{spec.backbone}-{name}"
     chunks = [
         np.arange(start, min(start + _CHUNK, len(index.ids)))
         for start in range(0, len(index.ids), _CHUNK)
     ]
-    read = [_read_chunk(folder, n, len(rows), spec.views) for n, rows in enumerate(chunks)]
+    read = [_read_chunk(folder, n, index.ids[rows], spec.views) for n, rows in enumerate(chunks)]
     missing = [number for number, chunk in enumerate(read) if chunk is None]
     if not missing and not (folder / "about.json").exists():
         # The speed of the forward pass is part of a store, and one chunk is enough to measure it.
@@ -176,7 +177,7 @@ def extract(
     if missing:
         _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
     for number in missing:
-        read[number] = _read_chunk(folder, number, len(chunks[number]), spec.views)
+        read[number] = _read_chunk(folder, number, index.ids[chunks[number]], spec.views)
     features = np.concatenate(read)
     wrong = ~np.isfinite(features).all(axis=(1, 2))
     if wrong.any():
@@ -191,18 +192,24 @@ def _chunk_path(folder: Path, number: int) -> Path:
     return folder / f"chunk_{number:05d}.npz"
 
 
-def _read_chunk(folder: Path, number: int, rows: int, views: int) -> np.ndarray | None:
-    """Returns a chunk, or None where it is missing; a damaged one is announced and removed."""
+def _read_chunk(folder: Path, number: int, ids: np.ndarray, views: int) -> np.ndarray | None:
+    """Returns the features of these images; None where they are missing.
+
+    A chunk that is damaged, or is of other images, is announced and removed.
+    """
     path = _chunk_path(folder, number)
     if not path.exists():
         return None
     try:
         # The zip's own checksums tell a damaged file.
         with np.load(path) as stored:
-            features = stored["features"]
-        if features.dtype == np.float32 and features.shape[:2] == (rows, views):
+            features, stored_ids = stored["features"], stored["ids"]
+        if features.dtype != np.float32 or features.shape[:2] != (len(ids), views):
+            reason = f"holds {features.dtype} {features.shape}"
+        elif not np.array_equal(stored_ids, ids):
+            reason = "holds features of other images"
+        else:
             return features
-        reason = f"holds {features.dtype} {features.shape}"
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     print(f"Note: {path.name} of {folder.name} is damaged ({reason}); computing it again")
@@ -245,7 +252,7 @@ def _compute(
                         seconds += time.perf_counter() - start
                     bar.update(count)
                 done += count
-            _write_chunk(_chunk_path(folder, number), features)
+            _write_chunk(_chunk_path(folder, number), features, images.index.ids[rows])
         # Of a handful of images there is no batch after the one that pays for tracing.
         rate = measured / seconds if seconds else bar.n / bar.format_dict["elapsed"]
     about = {
@@ -260,9 +267,9 @@ def _compute(
     runs.write_json(folder / "about.json", about)
 
 
-def _write_chunk(path: Path, features: np.ndarray) -> None:
+def _write_chunk(path: Path, features: np.ndarray, ids: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez(file, features=features)
+        np.savez(file, features=features, ids=ids)
     partial.replace(path)

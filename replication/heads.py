@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,15 @@ class HeadRecipe:
         )
 
 
-def cut(index: pipeline.Index, name: str, *, protocol: str, count: int, seed: int) -> list:
+def cut(
+    index: pipeline.Index,
+    name: str,
+    *,
+    protocol: str,
+    count: int,
+    seed: int,
+    blocks: Mapping[str, str] | None = None,
+) -> list[roles.Roles]:
     """Returns the roles of every fit of one seed.
 
     Args:
@@ -82,13 +90,14 @@ def cut(index: pipeline.Index, name: str, *, protocol: str, count: int, seed: in
         protocol: Of the published cut.
         count: Number of folds.
         seed: Of the folds.
+        blocks: What is kept together, by id; None keeps groups together.
 
     Raises:
         roles.CutError: See `folds.cut` and `roles.assign_roles`.
     """
     if name == PUBLISHED:
-        return [roles.assign_roles(index, protocol, stage=2)]
-    return folds.cut(index, count, by=name, seed=seed)
+        return [roles.assign_roles(index, protocol, stage=2, blocks=blocks)]
+    return folds.cut(index, count, by=name, seed=seed, blocks=blocks)
 
 
 def fit_and_score(

@@ -1,6 +1,7 @@
 """What all pages share: how templates are loaded, whose images they are, and durations."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -59,3 +60,13 @@ def duration(seconds: float, digits: int = 1) -> str:
     if seconds < 100:
         return f"{seconds:.{digits}f} s"
     return f"{seconds / 60:.{digits}f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def beside(directory: Path, name: str) -> str:
+    """Returns the name of a file for a link, "" where there is none.
+
+    Args:
+        directory: Of the page.
+        name: Of the file.
+    """
+    return name if (directory / name).is_file() else ""

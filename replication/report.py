@@ -39,6 +39,7 @@ _UNKNOWN = "unknown"
 #: What may lie beside the page, and what a reader finds in it.
 _DOCUMENTS = {
     "model_card.md": "Model card: what the models are for, and where they fail",
+    "audit.html": "Pairs of images that show the same thing, side by side",
     "claim_checklist.md": "CLAIM checklist: what a paper on these figures has to report",
 }
 _STAGES = {1: "Stage 1: cell or background", 2: "Stage 2: NILM to SCC"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication import device_flags, flag_values, image_flags, runs
+from replication import audit_flags, device_flags, flag_values, image_flags, runs
 from tfds_pap import commands
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ _PROFILE = flags.DEFINE_bool(
 )
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(image_flags)
 
 
@@ -138,6 +139,7 @@ def main(argv: list[str]) -> None:
             planned={(name, stage): _recipe(name, stage) for name in protocols for stage in stages},
             prevalence=_PREVALENCE.value,
             profile=_PROFILE.value,
+            effort=audit_flags.effort(),
         )
         # The report shows what earlier commands trained here as well.
         steps.prepare(sorted({fit.stage for fit in results.read_fits(steps.run)}))
@@ -198,6 +200,7 @@ def _identity(source: str, policy: runs.DevicePolicy) -> dict[str, object]:
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,
         **device_flags.identity(policy),
+        **audit_flags.identity(),
     }
 
 

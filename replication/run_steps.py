@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets.public_api as tfds
 
-from replication import experiment, recipes, results, run_progress, runs, training
+from replication import audit_flags, experiment, recipes, results, run_progress, runs, training
 from tfds_pap import leak_audit, pipeline
 
 
@@ -26,6 +26,8 @@ class Steps:
         planned: Recipe of each (protocol, stage).
         prevalence: Of HSIL+ where the models are to be used, for predictive values.
         profile: Whether fits write a TensorBoard profile.
+        effort: Of the audit: "full", "fast" or "off".
+        blocks: What roles keep together, by data set and id.
     """
 
     path: Path
@@ -38,6 +40,8 @@ class Steps:
     planned: Mapping[tuple[str, int], training.Recipe]
     prevalence: float | None = None
     profile: bool = False
+    effort: str = "fast"
+    blocks: dict[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     builders: dict[int, tfds.core.DatasetBuilder] = dataclasses.field(default_factory=dict)
     audits: dict[str, leak_audit.Audit] = dataclasses.field(default_factory=dict)
 
@@ -112,12 +116,14 @@ class Steps:
                 recipes.DATASETS[stage], self.source, self.manual_dir, self.data_dir
             )
         data = {
-            f"data of stage {stage}": builder.info.metadata["fingerprint"]
+            f"data of stage {stage}": pipeline.identity(builder)
             for stage, builder in self.builders.items()
         }
         run = runs.RunDirectory.open(self.path, {**self.identity, **data})
-        experiment.describe(run, self.builders, self.policy, images=self.images)
-        self.audits |= experiment.audit(run, [self.builders[stage] for stage in new])
+        # What was audited before is kept beside the data; the page of pairs shows every stage.
+        self.audits |= experiment.audit(run, self.builders.values(), self.effort, audit_flags.note)
+        self.blocks |= audit_flags.blocks(self.audits)
+        experiment.describe(run, self.builders, self.policy, images=self.images, blocks=self.blocks)
 
     def fit(self, seed: int, stage: int, protocol: str, progress: run_progress.RunProgress) -> None:
         """Trains and scores one model, says what came out, and writes the report anew.
@@ -139,6 +145,7 @@ class Steps:
             policy=self.policy,
             profile=self.profile,
             prevalence=self.prevalence,
+            blocks=self.blocks.get(self.builders[stage].name),
             shown=progress.callback(recipe.epochs, self._train_images(stage)),
         )
         progress.finished()

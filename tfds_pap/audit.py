@@ -4,8 +4,8 @@
     python -m tfds_pap.audit --folders=DIR             # any DIR/<class>/*
     python -m tfds_pap.audit                           # phantoms
 
-Prints one line and a table for each data set, and writes pairs.csv, contact_sheet.png and
-audit.json. An audit that finds leaks has done its work: the exit status is 0.
+Prints one line and a table for each data set, and writes pairs.csv, contact_sheet.png, audit.html
+and audit.json. An audit that finds leaks has done its work: the exit status is 0.
 """
 
 from pathlib import Path
@@ -43,6 +43,12 @@ _PREDICTIONS = flags.DEFINE_string(
     None,
     "A run's predictions.csv: prints its accuracy with and without suspect test images "
     "(default: none).",
+)
+_AUDIT = flags.DEFINE_enum(
+    "audit",
+    "full",
+    ["full", "fast", "off"],
+    "How hard to look: full (default), fast, or off, which looks at groups and names alone.",
 )
 _OUTPUT = flags.DEFINE_string("output", "audit", "Where files are written (default: audit).")
 
@@ -87,8 +93,8 @@ def main(argv: list[str]) -> None:
                 rows = audit_files.read_predictions(
                     Path(_PREDICTIONS.value), dict(zip(index.ids.tolist(), classes, strict=True))
                 )
-            found = leak_audit.audit_builder(builder, features=features)
-            print(f"\n{found.one_line()}")
+            found = leak_audit.audit_builder(builder, features=features, effort=_AUDIT.value)
+            print(f"\n{found.one_line()}\n{found.blindness()}.")
             _print_counts(found)
             output = Path(_OUTPUT.value) / builder.name
             audit_files.write(found, output, builder)
@@ -110,7 +116,7 @@ def _print_counts(found: "leak_audit.Audit") -> None:
     for heading in summary["pairs"]["near-duplicate"]:
         table.add_column(heading, justify="right")
     for kind, counts in summary["pairs"].items():
-        table.add_row(kind, *map(str, counts.values()))
+        table.add_row(kind, *("unknown" if n is None else f"{n:,}" for n in counts.values()))
     console = rich.console.Console()
     console.print(table)
     for split, classes in summary["suspect images"].items():

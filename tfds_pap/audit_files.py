@@ -1,4 +1,4 @@
-"""What an audit reads and writes: features, predictions, pairs.csv, a contact sheet, audit.json."""
+"""What an audit reads and writes: features, predictions, pairs.csv, contact sheet, page, json."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 from PIL import Image, ImageDraw, ImageFont
 
-from tfds_pap import leak_audit, pipeline, views
+from tfds_pap import audit_page, leak_audit
 
 #: Pairs on the contact sheet, pixels of a picture on it, and columns of pairs.
 _SHOWN = 60
@@ -93,7 +93,7 @@ def read_predictions(path: Path, labels: Mapping[str, str]) -> list[tuple[str, b
 
 
 def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBuilder) -> None:
-    """Writes `pairs.csv`, `audit.json` and, if there are pairs, `contact_sheet.png`.
+    """Writes `pairs.csv`, `audit.json`, a page and, if there are pairs, `contact_sheet.png`.
 
     Args:
         found: The audit.
@@ -104,17 +104,20 @@ def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBu
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ("first", "second", "kind", "view", "similarity", "overlap", "hash_bits", "first_split",
-         "second_split", "first_label", "second_label", "first_group", "second_group")
+        ("first", "second", "kind", "change", "similarity", "overlap", "first_split",
+         "second_split", "first_label", "second_label", "first_group", "second_group",
+         "matrix_of_128_px")
     )  # fmt: skip
-    for pair in found.pairs:
+    for pair in audit_page.ordered(found.pairs):
         writer.writerow(
-            (pair.first, pair.second, pair.kind, pair.view, pair.similarity, pair.overlap,
-             pair.hash_bits, *pair.splits, *pair.labels, *pair.groups)
+            (pair.first, pair.second, pair.kind, pair.alignment.words(), pair.similarity,
+             pair.overlap, *pair.splits, *pair.labels, *pair.groups,
+             " ".join(map(str, pair.matrix)))
         )  # fmt: skip
     _write(directory / "pairs.csv", text.getvalue().encode())
     content = {**found.summary(), "images of groups on both sides": found.shared_groups}
     _write(directory / "audit.json", (json.dumps(content, indent=2) + "\n").encode())
+    audit_page.write(directory / audit_page.NAME, [(found, builder)])
     if found.pairs:
         _write(directory / "contact_sheet.png", contact_sheet(found.pairs, builder))
     else:
@@ -128,9 +131,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBuilder) -> bytes:
-    """Draws suspect pairs side by side, the second turned as it matches the first.
-
-    Pairs across splits and with different labels come first.
+    """Draws suspect pairs side by side, the second laid on the first, harmful pairs first.
 
     Args:
         pairs: Suspect pairs.
@@ -139,36 +140,25 @@ def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBu
     Returns:
         A PNG.
     """
-    order = sorted(
-        pairs, key=lambda p: (not p.across, not (p.contradicts and p.same_picture), -p.similarity)
-    )
-    shown = order[:_SHOWN]
-    ids = list(dict.fromkeys(image for pair in shown for image in (pair.first, pair.second)))
-    pictures = dict(zip(ids, pipeline.read_images(builder, ids, _PIXELS), strict=True))
+    shown = audit_page.ordered(pairs)[:_SHOWN]
+    drawn = audit_page.pictures(shown, builder, _PIXELS)
     font = ImageFont.load_default(12)
     width, height = 2 * _PIXELS + 24, _PIXELS + _TEXT_LINES * _LINE + 18
     rows = -(-len(shown) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * width, rows * height + 28), "white")
     draw = ImageDraw.Draw(sheet)
-    more = f", {len(pairs) - len(shown)} more in pairs.csv" if len(pairs) > len(shown) else ""
-    draw.text((8, 7), f"{len(shown)} suspect pairs{more}", "black", font)
+    draw.text((8, 7), audit_page.shown_words(pairs, len(shown)), "black", font)
     for number, pair in enumerate(shown):
         x, y = number % _COLUMNS * width + 8, number // _COLUMNS * height + 28
-        second = views.turned(pictures[pair.second], pair.view)
-        for column, picture in enumerate((pictures[pair.first], second)):
+        for column, picture in enumerate(drawn[number]):
             sheet.paste(Image.fromarray(np.ascontiguousarray(picture)), (x + column * _PIXELS, y))
-        colour = "#b03a00" if (pair.contradicts and pair.same_picture) or pair.across else "#1d2329"
+        colour = "#b03a00" if audit_page.why(pair) else "#1d2329"
         draw.rectangle(
             (x - 2, y - 2, x + 2 * _PIXELS + 1, y + _PIXELS + 1), outline=colour, width=2
         )
-        turned = f", view {pair.view}" if pair.view else ""
-        sides = " | ".join(
-            f"{label}{f', {group}' if group else ''}, {split}"
-            for label, group, split in zip(pair.labels, pair.groups, pair.splits, strict=True)
-        )
         lines = (
-            f"{pair.kind}, similarity {pair.similarity:.3f}, overlap {pair.overlap:.0%}{turned}",
-            sides,
+            audit_page.what(pair),
+            " | ".join(audit_page.sides(pair)),
             pair.first,
             pair.second,
         )

@@ -75,7 +75,8 @@ class Tree:
     Attributes:
         root: The tree's folder.
         files: Every image, sorted by id.
-        fingerprint: sha256 over the sorted relative paths and contents (`groups.csv` included).
+        fingerprint: sha256 over the sorted relative paths and contents of the images; groups are
+            no part of it, see `stored_groups`.
         notes: What a reader should know but need not act on.
     """
 
@@ -138,7 +139,7 @@ def read_tree(
     offenders += _contradictions(files, digests)
     if offenders:
         raise TreeError(_complaint(root, offenders, expected))
-    fingerprint = _fingerprint(root, zip((file.id for file in files), digests, strict=True))
+    fingerprint = _fingerprint(zip((file.id for file in files), digests, strict=True))
     tree = Tree(root, files, fingerprint, ())
     return dataclasses.replace(tree, notes=tuple(_notes(tree, digests, published)))
 
@@ -164,7 +165,33 @@ def fingerprint(
     found, _ = _list_images(root, class_folders, tuple(splits))
     with futures.ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda item: _sha256(item[1].read_bytes()), found))
-    return _fingerprint(root, zip((id_ for id_, *_ in found), digests, strict=True))
+    return _fingerprint(zip((id_ for id_, *_ in found), digests, strict=True))
+
+
+def read_groups(
+    root: epath.PathLike,
+    class_folders: Mapping[str, str],
+    splits: Iterable[str] = ("train", "validation"),
+) -> dict[str, str]:
+    """Returns the group of every image as `read_tree` would, without reading an image.
+
+    Args:
+        root: The tree's folder.
+        class_folders: As for `read_tree`.
+        splits: As for `read_tree`.
+
+    Returns:
+        From id to group, "" where the tree names none.
+
+    Raises:
+        TreeError: If `groups.csv` cannot be used.
+    """
+    root, splits = epath.Path(root), tuple(splits)
+    found, _ = _list_images(root, class_folders, splits)
+    groups, offenders = _read_groups(root, {id_ for id_, *_ in found})
+    if offenders:
+        raise TreeError(_complaint(root, offenders, _expected(root, class_folders, splits)))
+    return {id_: groups.get(id_, "") for id_, *_ in found}
 
 
 def image_paths(folder: epath.PathLike) -> list[epath.Path]:
@@ -380,10 +407,7 @@ def _complaint(root: epath.Path, offenders: list[str], expected: str) -> str:
     return "\n  ".join([f"{root}: {len(offenders)} {noun}; {expected}", *shown, *more])
 
 
-def _fingerprint(root: epath.Path, digests: Iterable[tuple[str, bytes]]) -> str:
-    digests = list(digests)
-    if (root / "groups.csv").exists():
-        digests.append(("groups.csv", _sha256((root / "groups.csv").read_bytes())))
+def _fingerprint(digests: Iterable[tuple[str, bytes]]) -> str:
     total = hashlib.sha256()
     for id_, digest in digests:
         total.update(id_.encode("utf-8", "surrogateescape") + b"\0" + digest)

@@ -1,5 +1,7 @@
 """Cross-validation: every image is tested once, by a model that has not seen it, or its group."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from sklearn import model_selection
 
@@ -9,7 +11,14 @@ from tfds_pap import pipeline, roles
 CUTS = ("image", "group", "let_in")
 
 
-def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.Roles]:
+def cut(
+    index: pipeline.Index,
+    count: int,
+    *,
+    by: str,
+    seed: int,
+    blocks: Mapping[str, str] | None = None,
+) -> list[roles.Roles]:
     """Cuts every image of a data set into stratified folds.
 
     Args:
@@ -20,6 +29,8 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
             (StratifiedGroupKFold). "let_in": the control of the two, see `_let_in`; two roles a
             fold.
         seed: Another seed, other folds.
+        blocks: From id to what is kept together instead of groups, see `blocks.join`. A cut by
+            image heeds it where no group is known; else it is there to show what that leaks.
 
     Returns:
         Roles of each fold, without tune images; positions in order of id.
@@ -43,16 +54,20 @@ def cut(index: pipeline.Index, count: int, *, by: str, seed: int) -> list[roles.
             f"a cut by group needs the group of every image (groups.csv: file,group); "
             f"{int((groups == '').sum())} have none"
         )
-    if by != "image" and len(np.unique(groups)) < count:
-        raise roles.CutError(f"{len(np.unique(groups))} groups are fewer than --folds={count}")
-    splitter = {
-        "image": model_selection.StratifiedKFold,
-        "group": model_selection.StratifiedGroupKFold,
-        "let_in": model_selection.StratifiedGroupKFold,
-    }[by](count, shuffle=True, random_state=seed)
+    together = by != "image" or (blocks is not None and not np.any(groups != ""))
+    if together and blocks is not None:
+        groups = roles.block_names(index, blocks)[by_id]
+    if together and len(np.unique(groups)) < count:
+        joined = ", joined over twins," if blocks is not None else ""
+        raise roles.CutError(
+            f"{len(np.unique(groups))} groups{joined} are fewer than --folds={count}"
+        )
+    splitter = (
+        model_selection.StratifiedGroupKFold if together else model_selection.StratifiedKFold
+    )(count, shuffle=True, random_state=seed)
     folds = []
     for number, (train, test) in enumerate(
-        splitter.split(by_id, labels, groups if by != "image" else None), start=1
+        splitter.split(by_id, labels, groups if together else None), start=1
     ):
         if len(np.unique(labels[train])) < 2:
             (only,) = np.unique(labels[train])

@@ -14,12 +14,34 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import near_duplicates, pipeline
+from tfds_pap import (
+    alignment,
+    blocks,
+    keypoints,
+    name_stems,
+    near_duplicates,
+    pipeline,
+    twin_candidates,
+)
 
 #: What a pair may be, and from which overlap on two crops are one picture.
 KINDS = ("identical pixels", "near-duplicate", "overlapping crops")
 IDENTICAL, NEAR_DUPLICATE, OVERLAPPING = KINDS
 _SAME_PICTURE = 0.8
+
+#: How hard may be looked; off looks at no picture.
+EFFORTS = (*near_duplicates.EFFORTS, "off")
+
+#: Bytes of decoded pictures that are kept in memory; above it they lie in a file.
+_BUDGET_BYTES = 1024**3
+
+#: What an audit finds, and what not. Rates from results/audit_recall.csv: twins planted in LBC
+#: fields and in windows of LBC and CRIC fields, pairs that share half of their picture.
+BLIND = {
+    "full": "",
+    "fast": "",
+    "off": "no picture was compared, so copies of one on both sides cannot be seen",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +52,9 @@ class Pair:
         first: Id of one.
         second: Id of the other.
         kind: One of `KINDS`.
-        view: Flip or turn that aligns them, see `near_duplicates.Match`.
+        matrix: Lays the second on the first, see `alignment.Alignment`.
         similarity: Correlation where they overlap, 0..1.
         overlap: Share of the first image that is in both.
-        hash_bits: Bits of 64 by which their perceptual hashes differ.
         splits: Published split of each.
         labels: Class of each.
         groups: Group of each; "" where unknown.
@@ -42,13 +63,28 @@ class Pair:
     first: str
     second: str
     kind: str
-    view: int
+    matrix: tuple[float, ...]
     similarity: float
     overlap: float
-    hash_bits: int
     splits: tuple[str, str]
     labels: tuple[str, str]
     groups: tuple[str, str]
+
+    @property
+    def alignment(self) -> alignment.Alignment:
+        """How the second lies on the first."""
+        return alignment.Alignment(self.matrix)
+
+    @property
+    def harm(self) -> tuple[bool, ...]:
+        """Sorts pairs: those that flatter a figure, or contradict one another, come first."""
+        return (
+            not (self.across and self.contradicts),
+            not self.across,
+            not (self.contradicts and self.same_picture),
+            not self.between_groups,
+            not self.contradicts,
+        )
 
     @property
     def same_picture(self) -> bool:
@@ -81,6 +117,7 @@ class Audit:
         labels: Class of each image, by id.
         groups: Ids of the images of each known group.
         pairs: Every suspect pair, the most similar first.
+        effort: One of `EFFORTS`.
     """
 
     dataset: str
@@ -88,6 +125,30 @@ class Audit:
     labels: dict[str, str]
     groups: dict[str, tuple[str, ...]]
     pairs: tuple[Pair, ...]
+    effort: str = "full"
+
+    @functools.cached_property
+    def blocks(self) -> dict[str, str]:
+        """What a cut must keep together, by id: groups, joined where images of two are twins.
+
+        Where no group is known, images and their twins.
+        """
+        return blocks.join(
+            {image: "" for image in self.labels}
+            | {image: group for group, images in self.groups.items() for image in images},
+            [(pair.first, pair.second) for pair in self.pairs],
+        )
+
+    def joined(self) -> str:
+        """Says what `blocks` keeps together beside groups; "" for nothing."""
+        if self.groups:
+            count = sum(pair.between_groups for pair in self.pairs)
+            what = "whose groups differ"
+        else:
+            count, what = len(self.pairs), "(no group is known)"
+        if not count:
+            return ""
+        return f"cuts of {self.dataset} keep {count} pairs of twins {what} together"
 
     @functools.cached_property
     def shared_groups(self) -> dict[str, tuple[str, ...]]:
@@ -118,6 +179,8 @@ class Audit:
     def one_line(self) -> str:
         """Says what was found, for the line beside an accuracy."""
         total, known = len(self.labels), sum(map(len, self.groups.values()))
+        if self.effort == "off":
+            return f"audit of {self.dataset}: off; {BLIND['off']}"
         contradicting = sum(pair.contradicts for pair in self.pairs if pair.same_picture)
         notes = []
         if contradicting:
@@ -126,6 +189,14 @@ class Audit:
             notes.append("no group is known, so a slide on both sides cannot be seen")
         elif known < total:
             notes.append(f"the group of {total - known} images is unknown")
+        variants = name_stems.variants(
+            {image: split for split, images in self.ids.items() for image in images}
+        )
+        if variants:
+            notes.append(
+                f"{variants} file names are those of a variant of an image"
+                f"{' of another split' if len(self.ids) > 1 else ''} (a hint, no proof)"
+            )
         if set(self.ids) == {"train", "validation"}:
             tested = set(self.ids["validation"])
             twins = {i for p in self.pairs if p.across for i in (p.first, p.second)} & tested
@@ -137,7 +208,13 @@ class Audit:
             line = f"pairs among {total} images that show the same thing: {len(self.pairs)}"
             if known:
                 line += f", across groups: {sum(p.between_groups for p in self.pairs)}"
-        return "; ".join([f"audit of {self.dataset}: {line}", *notes])
+        return "; ".join([f"audit of {self.dataset} ({self.effort}): {line}", *notes])
+
+    def blindness(self) -> str:
+        """Says in one line what this audit finds, at which rate, and what it cannot see."""
+        rates = BLIND[self.effort]
+        patients = "It sees pictures, not patients: two cells of one slide are no twins"
+        return f"{patients}. {rates}" if rates else patients
 
     def summary(self) -> dict[str, Any]:
         """Returns what goes into a manifest: the line and counts."""
@@ -147,24 +224,33 @@ class Audit:
             if len(self.ids) > 1
         }
         return {
-            "line": self.one_line(),
+            "line": f"{self.one_line()}. {self.blindness()}",
+            "effort": self.effort,
             "images": {split: len(ids) for split, ids in self.ids.items()},
             "pairs": {
                 kind: {
                     "all": sum(pair.kind == kind for pair in self.pairs),
                     "across splits": sum(p.kind == kind and p.across for p in self.pairs),
                     "different labels": sum(p.kind == kind and p.contradicts for p in self.pairs),
-                    "across groups": sum(p.kind == kind and p.between_groups for p in self.pairs),
+                    # Where no group is known, none can be said to be crossed.
+                    "across groups": sum(p.kind == kind and p.between_groups for p in self.pairs)
+                    if self.groups
+                    else None,
                 }
                 for kind in KINDS
             },
-            "groups on both sides": len(self.shared_groups),
+            "groups on both sides": len(self.shared_groups) if self.groups else None,
             "suspect images": suspects,
         }
 
 
 def audit(
-    dataset: str, index: pipeline.Index, pixels: np.ndarray, *, features: np.ndarray | None = None
+    dataset: str,
+    index: pipeline.Index,
+    pixels: np.ndarray,
+    *,
+    features: np.ndarray | None = None,
+    effort: str = "full",
 ) -> Audit:
     """Audits decoded images.
 
@@ -173,6 +259,7 @@ def audit(
         index: Of the images.
         pixels: uint8 RGB `[n, 128, 128, 3]`, in the order of the index.
         features: float32 `[n, d]` of a frozen backbone, for nearest neighbours; None goes without.
+        effort: One of `near_duplicates.EFFORTS`.
     """
     ids, splits, groups = index.ids.tolist(), index.splits.tolist(), index.groups.tolist()
     labels = [index.class_names[label] for label in index.labels]
@@ -184,16 +271,20 @@ def audit(
         Pair(
             *both(ids, match),
             kind=_kind(match),
-            view=match.view,
+            matrix=match.alignment.matrix,
             similarity=round(match.similarity, 4),
             overlap=round(match.overlap, 4),
-            hash_bits=match.hash_bits,
             splits=both(splits, match),
             labels=both(labels, match),
             groups=both(groups, match),
         )
-        for match in near_duplicates.find(pixels, features, sides=index.splits)
+        for match in near_duplicates.find(pixels, features, sides=index.splits, effort=effort)
     )
+    return _of_index(dataset, index, pairs, effort)
+
+
+def _of_index(dataset: str, index: pipeline.Index, pairs: tuple[Pair, ...], effort: str) -> Audit:
+    ids = index.ids.tolist()
 
     def images_by(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
         found = collections.defaultdict(list)
@@ -204,48 +295,60 @@ def audit(
 
     return Audit(
         dataset=dataset,
-        ids=images_by(splits),
-        labels=dict(zip(ids, labels, strict=True)),
-        groups=images_by(groups),
+        ids=images_by(index.splits.tolist()),
+        labels={
+            image: index.class_names[label] for image, label in zip(ids, index.labels, strict=True)
+        },
+        groups=images_by(index.groups.tolist()),
         pairs=pairs,
+        effort=effort,
     )
 
 
 def _kind(match: near_duplicates.Match) -> str:
     if match.identical:
         return IDENTICAL
-    return NEAR_DUPLICATE if match.overlap >= _SAME_PICTURE else OVERLAPPING
+    # Nearly all of one in the other is not enough: a cell cut out of a field is not that field.
+    mutual = min(match.overlap, match.reversed().overlap)
+    return NEAR_DUPLICATE if mutual >= _SAME_PICTURE else OVERLAPPING
 
 
 def audit_builder(
-    builder: tfds.core.DatasetBuilder, *, features: np.ndarray | None = None
+    builder: tfds.core.DatasetBuilder,
+    *,
+    features: np.ndarray | None = None,
+    effort: str = "full",
 ) -> Audit:
     """Audits a prepared builder; without features the result is kept beside its data.
 
     Args:
         builder: From `pipeline.prepare` or `pipeline.prepare_folders`.
         features: See `audit`; in the order of `pipeline.read_index`.
+        effort: One of `EFFORTS`; "off" compares no picture and says so.
     """
+    index = pipeline.read_index(builder)
+    if effort == "off":
+        return _of_index(builder.name, index, (), effort)
     code = hashlib.sha256()
-    for module in (near_duplicates, sys.modules[__name__]):
+    for module in (
+        alignment, keypoints, near_duplicates, twin_candidates, sys.modules[__name__]
+    ):  # fmt: skip
         code.update(Path(module.__file__).read_bytes())
-    key = hashlib.sha256(f"{builder.info.metadata['fingerprint']} {code.hexdigest()}".encode())
+    about = (pipeline.identity(builder), index.order, effort, code.hexdigest())
+    key = hashlib.sha256(" ".join(about).encode())
     path = Path(builder.data_dir) / f"leak-audit-{key.hexdigest()[:16]}.json"
     if features is None and path.exists():
-        stored = json.loads(path.read_text())
         pairs = tuple(
             Pair(**{k: tuple(v) if isinstance(v, list) else v for k, v in pair.items()})
-            for pair in stored.pop("pairs")
+            for pair in json.loads(path.read_text())
         )
-        tuples = {
-            name: {key: tuple(images) for key, images in stored.pop(name).items()}
-            for name in ("ids", "groups")
-        }
-        return Audit(**stored, **tuples, pairs=pairs)
-    store = pipeline.load_images(builder, near_duplicates.SIZE, "area")
-    found = audit(builder.name, store.index, np.asarray(store.pixels), features=features)
+        return _of_index(builder.name, index, pairs, effort)
+    store = pipeline.load_images(builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES)
+    found = audit(
+        builder.name, store.index, np.asarray(store.pixels), features=features, effort=effort
+    )
     if features is None:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(found)))
+        partial.write_text(json.dumps([dataclasses.asdict(pair) for pair in found.pairs]))
         partial.replace(path)
     return found

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import folders
+from tfds_pap import folders, stored_groups
 from tfds_pap.decoding import decode_and_resize
 
 #: Decoded images above this many bytes are kept in a file instead of in memory.
@@ -63,7 +63,11 @@ def prepare(
         )
     elif source == "original" and not Path(manual_dir).is_dir():
         raise folders.TreeError(f"--manual_dir={manual_dir}: no such folder")
-    return _prepare(builder, manual_dir, reuse)
+    builder = _prepare(builder, manual_dir, reuse)
+    if source == "original" and manual_dir is not None:
+        tree = Path(manual_dir) / builder.TREE
+        stored_groups.renew(builder, folders.read_groups(tree, builder.CLASS_FOLDERS))
+    return builder
 
 
 def prepare_folders(
@@ -71,7 +75,8 @@ def prepare_folders(
 ) -> tfds.core.DatasetBuilder:
     """Returns the prepared builder of any tree of class folders, `root/<class>/*`.
 
-    Its name holds the tree's fingerprint, so that a changed tree is another data set.
+    Its name holds the fingerprint of the tree's images, so that a changed tree is another data set;
+    other groups are not.
 
     Args:
         root: The tree; an optional `groups.csv` (`file,group`) lies beside the class folders.
@@ -84,7 +89,12 @@ def prepare_folders(
     from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
 
     builder = pap_folders.Builder(config=pap_folders.config(root), data_dir=data_dir)
-    return _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
+    builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
+    class_folders = {name: name for name in builder.class_names}
+    stored_groups.renew(
+        builder, folders.read_groups(builder.builder_config.root, class_folders, splits=())
+    )
+    return builder
 
 
 def _prepare(
@@ -108,6 +118,17 @@ def _prepare(
         if line.startswith("Note: "):
             print(line)
     return builder
+
+
+def identity(builder: tfds.core.DatasetBuilder) -> str:
+    """Returns what results depend on: the fingerprint of the images and, where known, of groups.
+
+    Args:
+        builder: A prepared builder.
+    """
+    groups = stored_groups.digest_now(builder)
+    fingerprint = builder.info.metadata["fingerprint"]
+    return f"{fingerprint} groups {groups}" if groups else fingerprint
 
 
 def _fingerprint_now(
@@ -155,12 +176,29 @@ def _parsed(
 ) -> tf.data.Dataset:
     """Examples in stored order; all that reads a builder goes through here and agrees on it."""
     features = builder.info.features
+    group_of = _renewed_groups(builder)
+
+    def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = features.deserialize_example(record, decoders={"image": image_decoder})
+        return example if group_of is None else example | {"group": group_of.lookup(example["id"])}
+
     # One map parses and decodes: as_dataset hands every example through four, which cost a third
     # of the decoding itself.
     return _records(builder, split, shuffle_seed).map(
-        lambda record: features.deserialize_example(record, decoders={"image": image_decoder}),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
+        parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+
+
+def _renewed_groups(builder: tfds.core.DatasetBuilder) -> tf.lookup.StaticHashTable | None:
+    """Groups that replaced those in the records, if any did."""
+    groups = stored_groups.read(builder)
+    if groups is None:
+        return None
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            tf.constant(list(groups), tf.string), tf.constant(list(groups.values()), tf.string)
+        ),
+        default_value="",
     )
 
 
@@ -205,6 +243,11 @@ class Index:
     labels: np.ndarray
     splits: np.ndarray
     class_names: tuple[str, ...]
+
+    @property
+    def order(self) -> str:
+        """Digest of the ids in stored order: two builders of one tree may differ in it."""
+        return hashlib.sha256("\0".join(self.ids.tolist()).encode()).hexdigest()
 
 
 def read_index(builder: tfds.core.DatasetBuilder) -> Index:
@@ -413,7 +456,7 @@ def load_images(
         # Shares the memory: a copy would double what a run needs.
         return ImageStore(index, tf.experimental.dlpack.from_dlpack(pixels.__dlpack__()))
     folder = Path(cache_dir or builder.data_dir)
-    key = f"{builder.info.metadata['fingerprint']} {shape} {method}"
+    key = f"{builder.info.metadata['fingerprint']} {index.order} {shape} {method}"
     path = folder / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ keeps the validation folder for one test at the end.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from sklearn import model_selection
@@ -50,7 +51,12 @@ class Roles:
 
 
 def assign_roles(
-    index: pipeline.Index, protocol: str, *, stage: int, test_within_train: bool = False
+    index: pipeline.Index,
+    protocol: str,
+    *,
+    stage: int,
+    test_within_train: bool = False,
+    blocks: Mapping[str, str] | None = None,
 ) -> Roles:
     """Assigns every image its role.
 
@@ -62,6 +68,9 @@ def assign_roles(
         stage: 1 or 2.
         test_within_train: Scores the fifth of the train folder that the paper protocol cuts off
             at random, and leaves the validation folder out, as P3 did.
+        blocks: From id to what the clean protocol keeps together, see `blocks.join`: no block is
+            in train and tune, and images of a block that has test images train nothing. None
+            keeps groups together.
 
     Returns:
         The roles; positions are sorted by id, so that they do not depend on stored order.
@@ -84,17 +93,35 @@ def assign_roles(
         if test_within_train:
             return Roles(fit, tune[:0], tune)
         return Roles(fit, tune, test)
-    fit, tune = _clean_cut(index, train)
+    if blocks is not None:
+        block = block_names(index, blocks)
+        train = train[~np.isin(block[train], block[test])]
+    fit, tune = _clean_cut(index, train, blocks)
     return Roles(train[fit], train[tune], test)
 
 
-def _clean_cut(index: pipeline.Index, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels, groups = index.labels[train], index.groups[train]
+def block_names(index: pipeline.Index, blocks: Mapping[str, str]) -> np.ndarray:
+    """Returns the block of each image of an index.
+
+    Args:
+        index: What is known of the images.
+        blocks: From id to block.
+    """
+    return np.array([blocks[image] for image in index.ids.tolist()])
+
+
+def _clean_cut(
+    index: pipeline.Index, train: np.ndarray, blocks: Mapping[str, str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    labels = index.labels[train]
+    groups = (index.groups if blocks is None else block_names(index, blocks))[train]
     folds = round(1 / _TUNE_FRACTION)
     smallest = np.bincount(labels, minlength=len(index.class_names)).min()
     if smallest < 2:
         raise CutError(
-            f"the train folder has a class with {smallest} images; a tune role needs 2 or more"
+            f"the train folder has a class with {smallest} images"
+            + (" without a twin in the test role" if blocks is not None else "")
+            + "; a tune role needs 2 or more"
         )
     if not np.all(groups != ""):
         return model_selection.train_test_split(

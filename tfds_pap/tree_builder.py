@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import folders
+from tfds_pap import folders, stored_groups
 
 #: The one split of a tree that has none; TFDS reserves "all".
 WHOLE = "whole"
@@ -111,7 +111,10 @@ class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             print(f"Note: {note}")
         counts = {split or WHOLE: classes for split, classes in tree.counts().items()}
         self.info.metadata.update(
-            fingerprint=tree.fingerprint, notes=list(tree.notes), counts=counts
+            fingerprint=tree.fingerprint,
+            groups=stored_groups.digest({file.id: file.group for file in tree.files}),
+            notes=list(tree.notes),
+            counts=counts,
         )
         return {
             split: self._generate_examples(

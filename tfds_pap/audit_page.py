@@ -1,0 +1,143 @@
+"""The page of an audit: what it found, and its pairs side by side, the harmful ones first."""
+
+import base64
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+import tensorflow_datasets.public_api as tfds
+
+from tfds_pap import leak_audit, pipeline
+
+#: Its name in a run directory.
+NAME = "audit.html"
+
+#: Pairs of each data set that are shown, and pixels of a picture.
+_SHOWN = 120
+_PIXELS = 128
+
+
+def write(path: Path, audits: Sequence[tuple[leak_audit.Audit, tfds.core.DatasetBuilder]]) -> None:
+    """Writes one page about one or more data sets; it loads nothing from outside.
+
+    Args:
+        path: The page.
+        audits: What was found in each data set, and its images.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tfds_pap", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    sets = [_section(found, builder) for found, builder in audits]
+    text = environment.get_template("audit_page.html.j2").render(sets=sets)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def ordered(pairs: Sequence[leak_audit.Pair]) -> list[leak_audit.Pair]:
+    """Returns pairs, the most harmful first; of equal ones the most similar.
+
+    Args:
+        pairs: Of one audit.
+    """
+    return sorted(pairs, key=lambda pair: (*pair.harm, -pair.similarity))
+
+
+def shown_words(pairs: Sequence[leak_audit.Pair], shown: int) -> str:
+    """Says how many of how many pairs are shown, in the terms of the audit's table.
+
+    Args:
+        pairs: All pairs.
+        shown: How many.
+    """
+    counts = {
+        "across splits": sum(pair.across for pair in pairs),
+        "with different labels": sum(pair.contradicts for pair in pairs),
+        "across groups": sum(pair.between_groups for pair in pairs),
+    }
+    named = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    first = "the most harmful first" if named else "the most similar first"
+    return f"{shown:,} of {len(pairs):,} suspect pairs ({named or 'none across'}), {first}."
+
+
+def why(pair: leak_audit.Pair) -> str:
+    """Says what harm a pair does; "" for none that is known."""
+    said = [
+        "on both sides of the split" if pair.across else "",
+        f"different labels: {pair.labels[0]} and {pair.labels[1]}" if pair.contradicts else "",
+        "different groups" if pair.between_groups else "",
+    ]
+    return "; ".join(filter(None, said))
+
+
+def what(pair: leak_audit.Pair) -> str:
+    """Says how alike the two are, and what was done to one of them."""
+    change = pair.alignment.words()
+    kind = f"{pair.kind}, similarity {pair.similarity:.3f}, overlap {pair.overlap:.0%}"
+    return f"{kind}: {change}" if change else kind
+
+
+def sides(pair: leak_audit.Pair) -> tuple[str, ...]:
+    """Says label, group where known and split of both."""
+    return tuple(
+        ", ".join(filter(None, (label, group, split)))
+        for label, group, split in zip(pair.labels, pair.groups, pair.splits, strict=True)
+    )
+
+
+def pictures(
+    pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBuilder, size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns both pictures of each pair, the second laid on the first.
+
+    Args:
+        pairs: Which.
+        builder: Of the images.
+        size: Pixels, height and width.
+
+    Returns:
+        uint8 RGB `[size, size, 3]` each.
+    """
+    ids = list(dict.fromkeys(image for pair in pairs for image in (pair.first, pair.second)))
+    found = dict(zip(ids, pipeline.read_images(builder, ids, size, "area"), strict=True))
+    return [(found[pair.first], pair.alignment.lay(found[pair.second])) for pair in pairs]
+
+
+def _section(found: leak_audit.Audit, builder: tfds.core.DatasetBuilder) -> dict[str, object]:
+    summary = found.summary()
+    shown = ordered(found.pairs)[:_SHOWN]
+    return {
+        "name": found.dataset,
+        "line": summary["line"],
+        "headings": list(summary["pairs"][leak_audit.IDENTICAL]),
+        "counts": {
+            kind: ["unknown" if n is None else f"{n:,}" for n in counts.values()]
+            for kind, counts in summary["pairs"].items()
+        },
+        "shown": shown_words(found.pairs, len(shown)),
+        "pairs": [
+            {
+                "first": pair.first,
+                "second": pair.second,
+                "why": why(pair),
+                "what": what(pair),
+                "sides": sides(pair),
+                "pictures": [_data_uri(picture) for picture in both],
+            }
+            for pair, both in zip(shown, pictures(shown, builder, _PIXELS), strict=True)
+        ],
+    }
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    _, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85]
+    )
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,61 @@
+"""The groups of prepared images, kept beside their pixels: other groups prepare no pixel again.
+
+The records of a prepared data set hold the groups that its tree had then. Where `groups.csv` was
+added, changed or removed since, the new groups lie in a small file in the same directory.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow_datasets.public_api as tfds
+
+_NAME = "groups.json"
+
+
+def digest(groups: Mapping[str, str]) -> str:
+    """Returns what identifies groups; "" where none is known.
+
+    Args:
+        groups: From id to group, "" where unknown.
+    """
+    named = sorted((image, group) for image, group in groups.items() if group)
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16] if named else ""
+
+
+def renew(builder: tfds.core.DatasetBuilder, groups: Mapping[str, str]) -> None:
+    """Takes the groups that a tree has now for those of its prepared images.
+
+    Args:
+        builder: A prepared builder.
+        groups: From id to group, "" where unknown.
+    """
+    path = Path(builder.data_dir) / _NAME
+    if digest(groups) == builder.info.metadata.get("groups"):
+        path.unlink(missing_ok=True)
+    elif read(builder) != groups:
+        partial = path.with_name(f".{_NAME}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(dict(groups)))
+        partial.replace(path)
+
+
+def read(builder: tfds.core.DatasetBuilder) -> dict[str, str] | None:
+    """Returns the groups that replace those in the records, or None where those hold.
+
+    Args:
+        builder: A prepared builder.
+    """
+    path = Path(builder.data_dir) / _NAME
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def digest_now(builder: tfds.core.DatasetBuilder) -> str:
+    """Returns the digest of the groups in force; "" where none is known.
+
+    Args:
+        builder: A prepared builder.
+    """
+    renewed = read(builder)
+    return builder.info.metadata.get("groups", "") if renewed is None else digest(renewed)
