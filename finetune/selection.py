@@ -72,9 +72,9 @@ def beside_the_paper(
         if None not in rows:
             # The best is the best of all of them, also where it stands beside one.
             found = {
-                metric: differences(answers, search.best, metric, resamples=search.resamples)[
-                    paper.trial_id
-                ]
+                metric: differences(
+                    answers, search.best, metric, to=paper, resamples=search.resamples
+                )[paper.trial_id]
                 for metric in metrics
             }
     place = search.ranked.index(paper) + 1
@@ -82,7 +82,13 @@ def beside_the_paper(
 
 
 def differences(
-    answers: Answers, best: Trial, metric: str, *, resamples: int = 2000, seed: int = 0
+    answers: Answers,
+    best: Trial,
+    metric: str,
+    *,
+    to: Trial | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Estimate]:
     """A configuration minus each other one, with intervals that hold for all of them at once.
 
@@ -99,6 +105,7 @@ def differences(
         answers: Of all configurations that the choice was among.
         best: Which one.
         metric: See `Answers.figures`.
+        to: Which other one alone, counting the choice among all; None takes all.
         resamples: Of groups, or of images where groups are unknown.
         seed: Of the resamples; one draw serves all differences.
 
@@ -109,6 +116,8 @@ def differences(
     others = [n for n in range(len(answers.trials)) if n != row]
     if row is None or not others:
         return {}
+    if to is not None:
+        others = [answers.row(to)]
     once = answers.figures(metric, np.ones((1, len(answers.labels))))[0]
     reach, over = _range_by_chance(answers, metric, once, resamples, seed)
     words = f"for {len(answers.trials)} configurations at once: range of equal ones by {over}"
