@@ -15,10 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-from absl import app, flags
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
+from absl import app, flags
 
 from tfds_pap import commands
 
