@@ -1,10 +1,10 @@
 """Finds pictures of the same thing: copies, turned, zoomed, mirrored, stretched or cut otherwise.
 
 Candidates first, verification second. Candidates come from keypoints that agree on a turn and a
-zoom (`twin_candidates`), from a perceptual hash over the eight flips and quarter-turns (for pictures
-with little structure), and, where a caller has them, from nearest neighbours among the features of
-a frozen backbone. A candidate counts only if one picture, laid on the other by an affine map, agrees
-with it pixel by pixel.
+zoom (`twin_candidates`), from a perceptual hash over the eight flips and quarter-turns (for
+pictures with little structure), and, where a caller has them, from nearest neighbours among the
+features of a frozen backbone. A candidate counts only if one picture, laid on the other by an
+affine map, agrees with it pixel by pixel.
 
 Pixels are compared after local contrast normalisation. Without it one dark nucleus, or one speck of
 dust in each of two empty ROIs, decides the correlation alone; with it every part of the overlap
@@ -206,7 +206,7 @@ def _exact(match: Match, rows: np.ndarray, pixels: np.ndarray) -> Match:
     view = match.alignment.view
     similarity = min(match.similarity, 1 - 1e-6)
     if view is not None and np.array_equal(pixels[first], alignment.turned(pixels[second], view)):
-        similarity = 1.0
+        return Match(first, second, Alignment.of_view(view), 1.0, 1.0)
     return dataclasses.replace(match, first=first, second=second, similarity=similarity)
 
 
