@@ -1,13 +1,17 @@
-"""What the leak audit finds of planted twins, and how often it raises a false alarm.
+"""What the leak audit finds of planted twins, how often it raises a false alarm, and how it grows.
 
-    python benchmarks/audit_recall.py                       # windows of drawn fields
-    python benchmarks/audit_recall.py --fields=DIR          # windows of real fields, DIR/*.jpg
+    python benchmarks/audit_recall.py                               # drawn cells and ground
+    python benchmarks/audit_recall.py --pictures=DIR                # whole pictures, DIR/groups.csv
+    python benchmarks/audit_recall.py --fields=DIR --window=256     # windows of fields below DIR
+    python benchmarks/audit_recall.py --growth=1000,10000,50000     # seconds, memory; drawn crops
 
-Windows that do not overlap are cut out of whole fields. Each gets one planted twin of every kind.
-One kind of twin is looked for at a time. A pair of different windows that is reported is a false
-alarm: these are the innocent look-alikes, cells and empty ground of the same slide.
+Every picture gets one twin; one kind of change is looked for at a time. A pair of pictures that
+show different things and is reported is a false alarm: these are the innocent look-alikes, cells
+and empty ground of the same slide and stain.
 """
 
+import csv
+import resource
 import sys
 import time
 from pathlib import Path
@@ -18,126 +22,133 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
+import planted_twins as planted
 
-from tfds_pap import near_duplicates, views
-
-_FIELDS = flags.DEFINE_string("fields", None, "Folder of field images (default: drawn fields).")
-_WINDOW = flags.DEFINE_integer("window", 150, "Window in pixels of a field (default: 150).")
-_COUNT = flags.DEFINE_integer("windows", 150, "Windows that get twins (default: 150).")
-
-#: Size in pixels of the published crops; a shift of 10 px is meant at this size.
-_CROP = 250
-_SHIFT = 10
-
-
-def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
-    """Returns what is left of a picture after JPEG compression."""
-    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
-
-
-def twins(field: np.ndarray, x: int, y: int, window: int, turn: int) -> dict[str, np.ndarray]:
-    """Returns a window of a field, and one twin of each kind, 250 x 250 px."""
-
-    def crop(shift: int = 0) -> np.ndarray:
-        moved = round(shift * window / _CROP)
-        cut = field[y + moved : y + moved + window, x + moved : x + moved + window]
-        return cv2.resize(cut, (_CROP, _CROP), interpolation=cv2.INTER_CUBIC)
-
-    original = jpeg(crop(), 90)
-    view = 1 + turn % 7
-    return {
-        "original": original,
-        "copy": original.copy(),
-        "flip or turn": np.ascontiguousarray(views.turned(original, view)),
-        "JPEG, quality 40": jpeg(original, 40),
-        "brighter by 12": np.clip(original.astype(int) + 12, 0, 255).astype(np.uint8),
-        f"crop shifted by {_SHIFT} px": jpeg(crop(_SHIFT), 90),
-        "shifted, turned, quality 60": jpeg(
-            np.ascontiguousarray(views.turned(crop(_SHIFT), view)), 60
-        ),
-    }
-
-
-def plant(
-    fields: list[np.ndarray], window: int, count: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Cuts windows and plants their twins.
-
-    Args:
-        fields: uint8 `[height, width, 3]`.
-        window: Pixels of a field.
-        count: Windows at most.
-
-    Returns:
-        Pixels uint8 `[n, 128, 128, 3]`, number of the window `[n]`, kind of each picture.
-    """
-    places = [
-        (field, x, y)
-        for field in fields
-        # A gap between windows, so that shifted twins do not reach the next one.
-        for y in range(0, field.shape[0] - window - window // 5, window + window // 5)
-        for x in range(0, field.shape[1] - window - window // 5, window + window // 5)
-    ]
-    chosen = np.random.default_rng(0).permutation(len(places))[:count]
-    pixels, owner, kinds = [], [], []
-    for number, place in enumerate(chosen):
-        for kind, picture in twins(*places[place], window, number).items():
-            size = (near_duplicates.SIZE,) * 2
-            pixels.append(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-            owner.append(number)
-            kinds.append(kind)
-    return np.stack(pixels), np.array(owner), kinds
+_PICTURES = flags.DEFINE_string("pictures", None, "Tree with groups.csv, whole pictures are used.")
+_FIELDS = flags.DEFINE_string("fields", None, "Folder of field images, windows are cut out of it.")
+_WINDOW = flags.DEFINE_integer("window", 256, "Window in pixels of a field (default: 256).")
+_COUNT = flags.DEFINE_integer("count", 300, "Pictures that get twins (default: 300).")
+_EFFORTS = flags.DEFINE_list("efforts", ["full", "fast"], "Which audits (default: full,fast).")
+_GROWTH = flags.DEFINE_list("growth", [], "Numbers of images to time instead (default: none).")
+_CSV = flags.DEFINE_string("csv", None, "A CSV that rows are added to (default: none).")
 
 
 def measure(
-    pixels: np.ndarray, owner: np.ndarray, kinds: list[str]
-) -> dict[str, tuple[float, int]]:
+    originals: list[planted.Original], effort: str, kinds: tuple[str, ...] = planted.KINDS
+) -> dict[str, tuple[float, int, float]]:
     """Audits the originals with the twins of one kind at a time.
 
     Returns:
-        For each kind the share of twins that are found, and the number of false alarms: pairs of
-        different windows.
+        For each kind the share of twins found, the number of false alarms, and seconds.
     """
+    from tfds_pap import near_duplicates
+
+    def small(picture: np.ndarray) -> np.ndarray:
+        size = (near_duplicates.SIZE,) * 2
+        return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+    before = [small(original.picture) for original in originals]
     found = {}
-    for kind in dict.fromkeys(kinds):
-        if kind != "original":
-            rows = [row for row, other in enumerate(kinds) if other in ("original", kind)]
-            pairs = {
-                (int(owner[rows[match.first]]), int(owner[rows[match.second]]))
-                for match in near_duplicates.find(pixels[rows])
-            }
-            twins_found = sum(first == second for first, second in pairs)
-            found[kind] = (twins_found / len({*owner.tolist()}), len(pairs) - twins_found)
+    for kind in kinds:
+        rng = np.random.default_rng(1)
+        twins = [small(planted.twin(original.picture, kind, rng)) for original in originals]
+        start = time.perf_counter()
+        matches = near_duplicates.find(np.stack(before + twins), effort=effort)
+        seconds = time.perf_counter() - start
+        pairs = {(match.first, match.second) for match in matches}
+        found[kind] = (*planted.score(originals, pairs), seconds)
     return found
 
 
-def drawn_fields(count: int) -> list[np.ndarray]:
-    """Returns drawn fields, uint8 RGB."""
-    from tfds_pap import phantom
+def drawn(count: int) -> list[planted.Original]:
+    """Returns drawn cells of all classes and drawn ground, each of its own."""
+    from tfds_pap import phantom, taxonomy
 
-    return [phantom.draw_field(seed, slide=seed // 2)[0] for seed in range(count)]
+    classes = (*taxonomy.STAGE2_CLASSES, None)
+    pictures = (
+        phantom.draw_roi("background", n) if (c := classes[n % 5]) is None else
+        phantom.draw_cell(c, n)
+        for n in range(count)
+    )  # fmt: skip
+    return [planted.Original(picture, str(n), "") for n, picture in enumerate(pictures)]
+
+
+def growth(counts: list[int], effort: str) -> list[dict[str, object]]:
+    """Times audits of drawn crops, half of them twins of the other half, of mixed changes."""
+    from tfds_pap import near_duplicates
+
+    size = near_duplicates.SIZE
+    pixels = np.empty((max(counts), size, size, 3), np.uint8)
+    rng, rows = np.random.default_rng(0), []
+    for number, original in enumerate(drawn(max(counts) // 2)):
+        for place, picture in (
+            (2 * number, original.picture),
+            (2 * number + 1, planted.twin(original.picture, "mixed", rng)),
+        ):
+            cv2.resize(picture, (size, size), pixels[place], interpolation=cv2.INTER_AREA)
+    for count in counts:
+        before = time.process_time()
+        start = time.perf_counter()
+        matches = near_duplicates.find(pixels[:count], effort=effort)
+        seconds = time.perf_counter() - start
+        twins = sum(m.first % 2 == 0 and m.second == m.first + 1 for m in matches)
+        rows.append(
+            {
+                "effort": effort,
+                "images": count,
+                "seconds": round(seconds, 1),
+                "processor_seconds": round(time.process_time() - before, 1),
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "found": round(twins / (count // 2), 4),
+                "other_pairs": len(matches) - twins,
+            }
+        )
+        print(*(f"{name} {value}" for name, value in rows[-1].items()), sep=", ", flush=True)
+    return rows
 
 
 def main(argv: list[str]) -> None:
-    """Plants, audits and prints."""
+    """Plants, audits, prints and writes."""
     del argv
-    if _FIELDS.value:
-        paths = sorted(Path(_FIELDS.value).glob("*.jpg"))
-        fields = [cv2.imread(str(path)) for path in paths]
-    else:
-        fields = drawn_fields(4)
-    pixels, owner, kinds = plant(fields, _WINDOW.value, _COUNT.value)
-    start = time.perf_counter()
-    found = measure(pixels, owner, kinds)
-    seconds = time.perf_counter() - start
-    windows = len(set(owner.tolist()))
     print(machine.describe())
-    print(f"{windows} windows of {len(fields)} fields, {len(pixels)} pictures, {seconds:.1f} s")
-    print(f"{'planted twin':30s}{'found':>8s}{'false alarms':>14s}")
-    for kind, (share, alarms) in found.items():
-        print(f"{kind:30s}{100 * share:6.1f} %{alarms:14d}")
-    print(f"{windows * (windows - 1) // 2} pairs of different windows each time")
+    if _GROWTH.value:
+        counts = sorted(int(count) for count in _GROWTH.value)
+        rows = [row for effort in _EFFORTS.value for row in growth(counts, effort)]
+        _write(rows)
+        return
+    if _PICTURES.value:
+        originals, name = planted.whole_pictures(Path(_PICTURES.value), _COUNT.value), "pictures"
+    elif _FIELDS.value:
+        originals = planted.windows(Path(_FIELDS.value), _WINDOW.value, _COUNT.value)
+        name = f"windows of {_WINDOW.value} px"
+    else:
+        originals, name = drawn(_COUNT.value), "drawn"
+    source = Path(_PICTURES.value or _FIELDS.value or "drawn").name
+    pairs = planted.innocent_pairs(originals)
+    print(f"{len(originals)} {name} of {source}, {pairs:,} innocent pairs for each kind of twin")
+    rows = []
+    for effort in _EFFORTS.value:
+        for kind, (share, alarms, seconds) in measure(originals, effort).items():
+            rows.append(
+                {"source": source, "pictures": name, "count": len(originals), "effort": effort,
+                 "kind": kind, "found": round(share, 4), "false_alarms": alarms,
+                 "innocent_pairs": pairs, "seconds": round(seconds, 1)}
+            )  # fmt: skip
+            print(f"{effort:6s}{kind:24s}{100 * share:6.1f} %{alarms:6d} false{seconds:8.1f} s")
+    _write(rows)
+
+
+def _write(rows: list[dict[str, object]]) -> None:
+    if not _CSV.value:
+        return
+    path = Path(_CSV.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
+        if not known:
+            writer.writeheader()
+        writer.writerows({**row, "machine": machine.describe()} for row in rows)
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def _exact(match: Match, rows: np.ndarray, pixels: np.ndarray) -> Match:
     view = match.alignment.view
     similarity = min(match.similarity, 1 - 1e-6)
     if view is not None and np.array_equal(pixels[first], alignment.turned(pixels[second], view)):
-        similarity = 1.0
+        return Match(first, second, Alignment.of_view(view), 1.0, 1.0)
     return dataclasses.replace(match, first=first, second=second, similarity=similarity)
 
 

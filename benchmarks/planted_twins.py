@@ -1,0 +1,180 @@
+"""Plants twins: what augmenters and people do to images, one change at a time and mixed.
+
+Needs nothing but numpy and OpenCV, so that other tools can be measured on the same pictures in
+environments of their own.
+"""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+#: Ranges: zooms and stretches as factors, shifts as shares of the width.
+ZOOM = (0.7, 1.4)
+STRETCH = 1.25
+SHIFT = 0.35
+GAIN = (0.75, 1.25)
+OFFSET = 25
+
+#: Single changes, and all of them at once.
+KINDS = (
+    "copy",
+    "JPEG, quality 40",
+    "flip or quarter-turn",
+    "rotation",
+    "zoom",
+    "mirror",
+    "stretch",
+    "brightness",
+    "crop",
+    "mixed",
+)
+
+#: Share of the picture that both of a pair must show, seen from either.
+LEAST_SHARE = 0.5
+
+_BORDERS = (cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
+
+
+@dataclasses.dataclass
+class Change:
+    """What is done to one picture: an affine map about its middle, and grey levels."""
+
+    angle: float = 0.0
+    zoom: float = 1.0
+    mirror: bool = False
+    stretch: float = 1.0
+    gain: float = 1.0
+    offset: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    def matrix(self, size: int) -> np.ndarray:
+        """From places in the picture to places in its twin, `[2, 3]`, pixels."""
+        angle = np.deg2rad(self.angle)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        wide = self.zoom * self.stretch**0.5 * (-1 if self.mirror else 1)
+        linear = turn @ np.diag([wide, self.zoom / self.stretch**0.5])
+        middle = np.full(2, (size - 1) / 2)
+        offset = middle - linear @ middle + np.array(self.shift) * size
+        return np.hstack([linear, offset[:, None]])
+
+
+def draw(kind: str, rng: np.random.Generator) -> Change:
+    """Draws the change of one of `KINDS`; copies and JPEG change no place."""
+    change = Change()
+    mixed = kind == "mixed"
+    if kind == "flip or quarter-turn":
+        view = int(rng.integers(1, 8))
+        change.angle, change.mirror = 90.0 * (view % 4), view >= 4
+    if kind == "rotation" or mixed:
+        change.angle = rng.uniform(0, 360)
+    if kind == "zoom" or mixed:
+        change.zoom = float(np.exp(rng.uniform(*np.log(ZOOM))))
+    if kind == "mirror" or mixed:
+        change.mirror = kind == "mirror" or bool(rng.integers(2))
+    if kind == "stretch" or mixed:
+        change.stretch = float(np.exp(rng.uniform(-1, 1) * np.log(STRETCH)))
+    if kind == "brightness" or mixed:
+        change.gain, change.offset = rng.uniform(*GAIN), rng.uniform(-OFFSET, OFFSET)
+    if kind == "crop" or mixed:
+        change.shift = tuple(rng.uniform(-SHIFT, SHIFT, 2))
+    return change
+
+
+def share(matrix: np.ndarray, size: int) -> float:
+    """Share of its picture that the less fortunate of a pair has in common with the other."""
+    square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * size
+    laid = (square @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+    common, _ = cv2.intersectConvexConvex(laid, square)
+    return min(common / size**2, common / (abs(np.linalg.det(matrix[:, :2])) * size**2))
+
+
+def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Returns a twin of a picture uint8 `[s, s, 3]` that shares half of it, saved as JPEG."""
+    size = len(picture)
+    while share(matrix := (change := draw(kind, rng)).matrix(size), size) < LEAST_SHARE:
+        pass
+    if kind == "copy":
+        return picture.copy()
+    # An augmenter fills what the picture does not reach: by reflection, with black, or streaks.
+    border = _BORDERS[int(rng.integers(len(_BORDERS)))]
+    interpolation = cv2.INTER_AREA if change.zoom < 1 else cv2.INTER_LINEAR
+    made = cv2.warpAffine(picture, matrix, (size, size), flags=interpolation, borderMode=border)
+    made = np.clip(made * change.gain + change.offset, 0, 255).astype(np.uint8)
+    return jpeg(made, 40 if kind.startswith("JPEG") else int(rng.integers(70, 95)))
+
+
+def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """Returns what is left of a picture after JPEG compression."""
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """A picture that gets twins.
+
+    Attributes:
+        picture: uint8 `[s, s, 3]`.
+        field: Which photograph it was cut from.
+        slide: Photographs of one slide may overlap; "" where they are known not to.
+    """
+
+    picture: np.ndarray
+    field: str
+    slide: str
+
+    def innocent(self, other: "Original") -> bool:
+        """Whether both are known to show different things."""
+        return self.field == other.field or not self.slide or self.slide != other.slide
+
+
+def whole_pictures(folder: Path, count: int) -> list[Original]:
+    """Reads pictures of a tree with a groups.csv as they are, in an order drawn by chance."""
+    with (Path(folder) / "groups.csv").open(newline="") as file:
+        slides = {row["file"]: row["group"] for row in csv.DictReader(file)}
+    names = sorted(slides)
+    chosen = np.random.default_rng(0).permutation(len(names))[:count]
+    return [
+        Original(cv2.imread(str(Path(folder) / name)), name, slides[name])
+        for name in (names[number] for number in chosen)
+    ]
+
+
+def windows(folder: Path, window: int, count: int) -> list[Original]:
+    """Cuts windows that do not touch out of fields, in an order drawn by chance.
+
+    Of fields in class folders those of one class may overlap; others are taken not to.
+    """
+    found = []
+    step = window + window // 5
+    for path in sorted(Path(folder).rglob("*.jpg")):
+        field = cv2.imread(str(path))
+        slide = "" if path.parent == Path(folder) else path.parent.name
+        found += [
+            Original(field[y : y + window, x : x + window], path.name, slide)
+            for y in range(0, field.shape[0] - window, step)
+            for x in range(0, field.shape[1] - window, step)
+        ]
+    return [found[n] for n in np.random.default_rng(0).permutation(len(found))[:count]]
+
+
+def score(originals: list[Original], pairs: set[tuple[int, int]]) -> tuple[float, int]:
+    """Returns the share of twins that are found, and the number of false alarms.
+
+    Args:
+        originals: At 0..n-1; their twins follow in the same order.
+        pairs: What a tool reports, positions in ascending order.
+    """
+    count = len(originals)
+    found = sum((number, number + count) in pairs for number in range(count))
+    owners = {(min(a % count, b % count), max(a % count, b % count)) for a, b in pairs}
+    alarms = sum(a != b and originals[a].innocent(originals[b]) for a, b in owners)
+    return found / count, alarms
+
+
+def innocent_pairs(originals: list[Original]) -> int:
+    """Counts the pairs of originals that are known to show different things."""
+    return sum(a.innocent(b) for n, a in enumerate(originals) for b in originals[:n])
