@@ -42,9 +42,9 @@ _THUMBNAIL_PIXELS = 128
 #: What was seen of the same drawn images when stage 2 trained for 26 epochs in batches of 32: one
 #: processor with AVX-512, one with AVX2 alone, 2026-11-23 and later.
 _LONGER = (
-    "This run is made for minutes. Stage 2 trained for 26 epochs in batches of 32 on the same drawn "
-    "images named 60.0 and 57.1 % (paper) and 68.3 and 75.8 % (clean) right on two processors, whose "
-    "rounding leads training elsewhere: --budget=MINUTES trains longer."
+    "This run is made for minutes. Stage 2 trained for 26 epochs in batches of 32 on the same "
+    "drawn images named 60.0 and 57.1 % (paper) and 68.3 and 75.8 % (clean) right on two "
+    "processors, whose rounding leads training elsewhere: --budget=MINUTES trains longer."
 )
 
 
