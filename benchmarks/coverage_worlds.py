@@ -1,7 +1,7 @@
 """Populations with a known truth, and samples of them, for `interval_coverage`."""
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -40,9 +40,13 @@ class Cells:
         rare: Whether the last class is rare.
         hard: What a model has to tell the classes by; the higher, the fewer errors.
         models: Trained models that a figure averages; as many others are compared with them.
+        parts: Which of `OF_CELLS` are told.
     """
 
-    def __init__(self, classes: int, rare: bool, hard: float, models: int) -> None:
+    def __init__(
+        self, classes: int, rare: bool, hard: float, models: int, parts: Sequence[str]
+    ) -> None:
+        self._parts = {*parts}
         self.classes, self.rare, self.hard, self.models = classes, rare, hard, models
         rng = np.random.default_rng([classes, rare, models, int(10 * hard)])
         self._bias = rng.normal(0, 0.35, (2 * models, classes))
@@ -106,17 +110,19 @@ class Cells:
         groups, last = [f"group {one}" for one in group], self.classes - 1
         named, every = p.argmax(axis=-1), np.ones(len(labels), bool)
         present = np.bincount(labels, minlength=self.classes) > 0
-        yield from self._shares(labels, groups, p, named, every, present)
-        yield from self._figures(labels, groups, named, present, int(rng.integers(2**31)))
+        if "shares" in self._parts:
+            yield from self._shares(labels, groups, p, named, every, present)
+        if "figures" in self._parts:
+            yield from self._figures(labels, groups, named, present, int(rng.integers(2**31)))
         some = np.flatnonzero(present)
-        if len(some) > 1:
+        if len(some) > 1 and "areas" in self._parts:
             for kind, chosen in (("ROC-AUC, mean over classes", some), ("ROC-AUC", [last])):
                 if present[last] or len(chosen) > 1:
                     scores = np.array([p[: self.models, :, c] for c in chosen])
                     positives = np.array([labels == c for c in chosen])
                     found = areas.roc_interval(scores, positives, groups)
                     yield kind, found.low, found.high, self._areas[chosen].mean()
-        if self.models == 1:
+        if self.models == 1 and "tried" in self._parts:
             tried = intervals.percentile_bootstrap(
                 _tried(p[0], labels), groups, resamples=_RESAMPLES
             )
@@ -334,3 +340,12 @@ def searches(groups: int) -> Callable[[np.random.Generator], Told]:
         yield "gap of two sets of images", *shares.independent_difference(first, second), 0.0
 
     return told
+
+
+#: Parts of a sample of cells.
+OF_CELLS = ("shares", "figures", "areas", "tried")
+
+#: What is drawn besides, by the number of groups.
+OTHERS = {"fields": fields, "seeds": seeds_alone, "searches": searches}
+
+PARTS = (*OF_CELLS, *OTHERS)

@@ -38,7 +38,14 @@ _SAMPLES = flags.DEFINE_integer(
 _GROUPS = flags.DEFINE_list("groups", ["10", "20", "52", "200"], "Groups in a sample.")
 _CLASSES = flags.DEFINE_list("classes", ["2", "4", "7"], "Classes.")
 _SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3", "5"], "Trained models that a figure averages.")
-_CSV = flags.DEFINE_string("csv", None, "Where the table is written; it is printed either way.")
+_PARTS = flags.DEFINE_list(
+    "parts",
+    list(worlds.PARTS),
+    "What is drawn and told: some of " + ", ".join(worlds.PARTS) + " (default: all).",
+)
+_CSV = flags.DEFINE_string(
+    "csv", None, "Where the table is written; rows of the same kind and population are replaced."
+)
 
 #: Interval and truth of every figure that a sample gives.
 Told = Iterable[tuple[str, float, float, float]]
@@ -51,16 +58,24 @@ def main(argv: list[str]) -> None:
     groups, classes, seeds = (
         [int(one) for one in flag.value] for flag in (_GROUPS, _CLASSES, _SEEDS)
     )
+    for part in _PARTS.value:
+        if part not in worlds.PARTS:
+            raise app.UsageError(f"--parts={part}: expected some of {', '.join(worlds.PARTS)}")
     rows = []
     cells = list(itertools.product(classes, ("even", "rare"), seeds))
+    if not {*_PARTS.value} & {*worlds.OF_CELLS}:
+        cells = []
     for count, shares, models in tqdm.tqdm(cells, unit="population"):
-        cases = [worlds.Cells(count, shares == "rare", hard, models) for hard in (1.6, 4.0)]
+        cases = [
+            worlds.Cells(count, shares == "rare", hard, models, _PARTS.value) for hard in (1.6, 4.0)
+        ]
         for size in groups:
             about = {"groups": size, "class shares": shares, "classes": count, "seeds": models}
             rows += _rows(about, [case.sampler(size) for case in cases])
     for size in groups:
         about = {"groups": size, "class shares": "", "classes": "", "seeds": ""}
-        rows += _rows(about, [worlds.fields(size), worlds.seeds_alone(size), worlds.searches(size)])
+        samplers = {part: worlds.OTHERS[part] for part in _PARTS.value if part in worlds.OTHERS}
+        rows += _rows(about, [draw(size) for draw in samplers.values()])
     table = pd.DataFrame(rows).assign(**_provenance())
     printed = table[~table["kind"].str.startswith("tried")]
     low = printed[(printed["coverage"] < 0.9) & (printed["told"] > 0)]
@@ -69,7 +84,13 @@ def main(argv: list[str]) -> None:
     if len(low):
         print(low[["kind", *about, "told", "coverage"]].to_string(index=False))
     if _CSV.value:
-        runs.write_atomically(Path(_CSV.value), table.to_csv(index=False))
+        path, same = Path(_CSV.value), ["kind", *about]
+        if path.exists():
+            table = pd.concat([pd.read_csv(path, keep_default_na=False), table]).astype(
+                {k: str for k in same}
+            )
+            table = table.drop_duplicates(same, keep="last")
+        runs.write_atomically(path, table.to_csv(index=False))
 
 
 def _rows(about: dict, samplers: list[Callable[[np.random.Generator], Told]]) -> Iterator[dict]:

@@ -20,7 +20,8 @@ def roc_interval(
     The area is the mean over the positive images of the share of negatives that score lower, and
     as well the mean over the negatives of the share of positives that score higher. Both are
     shares with their own interval by group; their errors add up as independent ones do. Of a mean
-    over classes, those of the classes do too.
+    over classes the errors are taken as one, since the same images make all of them: of two classes
+    both areas are the same.
 
     Source: E. R. DeLong, D. M. DeLong and D. L. Clarke-Pearson, Biometrics 44 (1988) 837-845, for
     the two parts (placement values).
@@ -36,21 +37,27 @@ def roc_interval(
         of it stands in one group; in a mean nothing is taken as known of that side.
     """
     units, kind = resampling_units(groups)
-    areas, below, above, known = [], 0.0, 0.0, True
+    areas, ends, known = [], [], True
     for of_class, positive in zip(scores, positives, strict=True):
         placed = np.mean([_placements(one, positive) for one in of_class], axis=0)
-        for side in (positive, ~positive):
-            found = share_by_unit(*by_unit(placed, side, units), confidence)
-            below += (found.value - found.low) ** 2
-            above += (found.high - found.value) ** 2
-            known &= found.known
+        sides = [
+            share_by_unit(*by_unit(placed, side, units), confidence)
+            for side in (positive, ~positive)
+        ]
+        known &= all(found.known for found in sides)
+        ends.append(
+            (
+                math.hypot(*(found.value - found.low for found in sides)),
+                math.hypot(*(found.high - found.value for found in sides)),
+            )
+        )
         areas.append(placed[positive].mean())
-    middle, classes = float(np.mean(areas)), len(areas)
+    middle, (below, above), classes = float(np.mean(areas)), np.mean(ends, axis=0), len(areas)
     if classes == 1 and not known:
         return Interval(math.nan, math.nan, f"no interval: one side is of one {kind[:-1]}")
     return Interval(
-        max(0.0, middle - math.sqrt(below) / classes),
-        min(1.0, middle + math.sqrt(above) / classes),
+        max(0.0, float(middle - below)),
+        min(1.0, float(middle + above)),
         f"Wilson of the placements of both sides by {kind.removesuffix('s')}, combined",
     )
 
