@@ -296,7 +296,7 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
             "NILM and LSIL nuclei named neither HSIL nor SCC, of those found",
             int(_sum(one.named for one in counts)[_MILD].sum()),
             missing="no NILM or LSIL nucleus was found",
-            counted=True,
+            sizes=np.array([one.named[_MILD].sum() for one in counts]),
         )
 
 
