@@ -50,7 +50,7 @@ def both_cuts(folders, data_dir, tmp_path_factory):
 def test_both_cuts_print_the_size_of_the_leak(both_cuts):
     run_dir, output, _ = both_cuts
     assert "untrained" in output and "Not the papers' images" in output
-    assert "audit of pap_folders: " in output
+    assert "audit of pap_folders (fast): " in output
     assert "cut by image" in output and "cut by slide" in output
     assert f"Report: {run_dir / 'report.html'}" in output
     page = (run_dir / "report.html").read_text()
