@@ -41,7 +41,7 @@ _BAND = np.geomspace(0.1, 1000, 81)
 
 #: Figures whose resamples do not hold the truth often enough (results/interval_coverage.csv).
 _NO_INTERVAL = {
-    "average_precision": "no interval: none that was tried holds for few fields",
+    "average_precision": "no interval: too little is known of how often one would hold",
 }
 
 #: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`.
