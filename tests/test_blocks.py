@@ -142,7 +142,7 @@ def test_an_audit_that_is_off_says_so(slides):
 def test_what_it_cannot_see_stands_beside_what_it_found(slides, effort):
     _, found = slides
     line = dataclasses.replace(found, effort=effort).summary()["line"]
-    assert f"({effort})" in line and "pictures, not patients" in line
+    assert f"({effort})" in line and "pictures, not patients" in line and "%" in line
 
 
 def test_names_of_variants_are_a_hint():
