@@ -246,7 +246,7 @@ def run_fit(
     features_dir: Path = features.DIRECTORY,
     validator: Validator | None = None,
     about: Mapping[str, Any] | None = None,
-    shown: keras.callbacks.Callback | None = None,
+    progress: keras.callbacks.Callback | None = None,
     blocks: Mapping[str, str] | None = None,
 ) -> None:
     """Trains, saves and scores one model; returns at once where that is done.
@@ -264,7 +264,7 @@ def run_fit(
         validator: Scores epochs with other figures than loss and accuracy.
         about: Further entries of `fit.json`.
         blocks: What roles keep together, by id; None keeps groups together.
-        shown: Shows progress instead of a line of the fit's own.
+        progress: Shows how far training is, instead of a line of the fit's own.
 
     Raises:
         runs.RunError: If it was trained at another size.
@@ -295,10 +295,10 @@ def run_fit(
         seed=seed,
         policy=policy,
         directory=directory,
-        label=None if shown else words,
+        label=None if progress else words,
         callbacks=(
             *tensorboard.callbacks(logs, examples, assigned, profile=profile),
-            *([shown] if shown else []),
+            *([progress] if progress else []),
         ),
         validate=validator(examples, assigned.tune) if validator and len(assigned.tune) else None,
     )

@@ -142,10 +142,11 @@ def main(argv: list[str]) -> None:
             effort=audit_flags.effort(),
         )
         # The report shows what earlier commands trained here as well.
-        steps.prepare(sorted({fit.stage for fit in results.read_fits(steps.run)}))
+        needed = {fit.stage for fit in results.read_fits(steps.run)}
         if source == "original":
             # Before hours of training: a tree may be wrong. Drawn images cannot be.
-            steps.prepare(stages)
+            needed.update(stages)
+        steps.prepare(sorted(needed))
         missing = steps.missing(seeds, stages)
         progress = steps.progress(missing, ending=_SCAN_FIELDS.value > 0)
         print(device_flags.words(policy), *progress.plan(), sep="\n", flush=True)

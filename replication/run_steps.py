@@ -90,13 +90,13 @@ class Steps:
         )
 
     def _train_images(self, stage: int) -> int:
-        builder = self._builder(stage)
+        # Drawn images are counted before they are drawn.
+        builder = self.builders.get(stage) or tfds.builder(
+            f"{recipes.DATASETS[stage]}/{self.source}", data_dir=self.data_dir
+        )
         if counts := builder.builder_config.phantom_counts:
             return counts["train"] * len(builder.CLASS_FOLDERS)
         return builder.info.splits["train"].num_examples
-
-    def _builder(self, stage: int) -> tfds.core.DatasetBuilder:
-        return tfds.builder(f"{recipes.DATASETS[stage]}/{self.source}", data_dir=self.data_dir)
 
     def prepare(self, stages: Sequence[int]) -> None:
         """Prepares the data of these stages, each once, and opens the run directory for them.
@@ -146,7 +146,7 @@ class Steps:
             profile=self.profile,
             prevalence=self.prevalence,
             blocks=self.blocks.get(self.builders[stage].name),
-            shown=progress.callback(recipe.epochs, self._train_images(stage)),
+            progress=progress.callback(recipe.epochs, self._train_images(stage)),
         )
         progress.finished()
         accuracy = runs.read_json(self.run.fit_directory(stage, protocol, seed) / "metrics.json")[

@@ -1,5 +1,6 @@
 import base64
 import json
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -296,10 +297,8 @@ def test_reload_takes_a_list_of_models_only(manager):
 
 
 @pytest.fixture(scope="module")
-def recorded(shared_data):
-    folder = shared_data.parent / "tf_serving"
-    if not folder.is_dir():
-        pytest.skip("the recorded answers of TensorFlow Serving are not beside this checkout")
+def recorded():
+    folder = Path(__file__).parent / "recorded"
     config = serving_models.model_config(tiny=folder / "models" / "tiny")
     manager = Manager(config, load=Servable.load, poll_seconds=0)
     manager.start()
