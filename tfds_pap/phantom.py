@@ -5,10 +5,10 @@ the truth of a real picture is unknown (where is the nucleus, how accurate can a
 a phantom has the answer. One primitive, `_paint_cell`, draws a cell on a canvas of optical density.
 An ROI is a canvas of 150 x 150 px with a cell in its middle; a field is a larger canvas with many.
 
-What makes the class of a cell is drawn from the overlapping distributions of `phantom_latent`, so
-no reader can be perfect: `--ceiling=2000` prints what a reader scores who is told these latent
-parameters exactly (about 0.96). One who only sees pixels, through another slide's stain and focus,
-scores less.
+What makes the class of a cell is drawn from the distributions of `phantom_latent`, where a few
+cells look like those of another class, so no reader can be perfect: `--ceiling=2000` prints what a
+reader scores who is told these latent parameters exactly (about 0.96). One who only sees pixels,
+through another slide's stain and focus, scores less.
 
 The same seed gives the same pixels in every process and on every platform; `phantom_canvas` tells
 how. `phantom_set` makes labelled sets of these pictures.

@@ -21,7 +21,7 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def examples(
-    stage: int, split: str, *, per_class: int, seed: int = 0, slides: int = 20
+    stage: int, split: str, *, per_class: int, seed: int = 0, slides: int = 100
 ) -> Iterator[tuple[str, str, str, np.ndarray]]:
     """Yields the examples of one split in a stable order.
 
@@ -65,7 +65,7 @@ def examples(
 
 
 def write_tree(
-    root: Path, *, db3: Mapping[str, int], db4: Mapping[str, int], seed: int = 0, slides: int = 20
+    root: Path, *, db3: Mapping[str, int], db4: Mapping[str, int], seed: int = 0, slides: int = 100
 ) -> None:
     """Writes phantoms in the layout of the authors' trees.
 
