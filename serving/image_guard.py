@@ -12,6 +12,7 @@ outside of the graph; `--noaccept_png` of serving.export leaves PNG out.
 
 import functools
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,8 +23,9 @@ MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "BMP": b"BM"}
 #: Pixels an image may announce: 4,096 x 4,096, five times a field of 2,048 x 1,536.
 MAX_PIXELS = 2**24
 
-#: Pixels that any file may announce, however few its bytes: a white field of 2,048 x 1,536 passes.
-FREE_PIXELS = 2**22
+#: Pixels that the files of a request may announce together, however few their bytes: a white field
+#: of 2,048 x 1,536 passes. And each of them alone: white ROIs of 512 x 512 pass in any number.
+FREE_PIXELS, FREE_PIXELS_EACH = 2**22, 2**18
 
 #: Beyond them, pixels for each byte: 0.125 bits a pixel. Photographs of smears have 0.4 and more, a
 #: white one 0.127 as libjpeg writes it and 0.05 where it is optimised; hostile ones 0.02.
@@ -51,8 +53,18 @@ _TEXTS = (b"zTXt", b"iTXt")
 _SCAN_MARKER = b"\xff\xda"
 
 
+class _Bounds(NamedTuple):
+    """Pixels that an image may announce at most, and however few its bytes."""
+
+    max_pixels: int
+    free_pixels: tf.Tensor
+
+
 def checked(
-    data: tf.Tensor, max_pixels: int = MAX_PIXELS, formats: Collection[str] = tuple(MAGIC)
+    data: tf.Tensor,
+    max_pixels: int = MAX_PIXELS,
+    formats: Collection[str] = tuple(MAGIC),
+    images: tf.Tensor | int = 1,
 ) -> tf.Tensor:
     """Returns the bytes of one image that is safe to decode.
 
@@ -60,6 +72,7 @@ def checked(
         data: Scalar string, the file's bytes.
         max_pixels: Height times width that the header may announce.
         formats: Those of `MAGIC` that are accepted.
+        images: How many the request holds; a scalar of int32.
 
     Returns:
         The same bytes; of a PNG without its packed texts.
@@ -75,11 +88,11 @@ def checked(
         True
     """
     accepted = [name for name in MAGIC if name in formats]
-    begins = [
-        tf.equal(tf.strings.substr(data, 0, len(MAGIC[name])), MAGIC[name]) for name in accepted
-    ]
+    magics = [MAGIC[name] for name in accepted]
+    begins = [tf.equal(tf.strings.substr(data, 0, len(magic)), magic) for magic in magics]
     checks = {"JPEG": _jpeg, "PNG": _png, "BMP": _bmp}
-    branches = [functools.partial(checks[name], data, max_pixels) for name in accepted]
+    bounds = _Bounds(max_pixels, tf.maximum(FREE_PIXELS // tf.maximum(images, 1), FREE_PIXELS_EACH))
+    branches = [functools.partial(checks[name], data, bounds) for name in accepted]
     # The first of them that is true, or none.
     found = tf.argmax(tf.stack([*begins, tf.constant(True)]), output_type=tf.int32)
     return tf.switch_case(found, [*branches, functools.partial(_refuse, data, accepted)])
@@ -95,25 +108,23 @@ def _refuse(data: tf.Tensor, accepted: list[str]) -> tf.Tensor:
         return tf.identity(data)
 
 
-def _jpeg(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _jpeg(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(data)
     # Wherever libjpeg sees the marker its two bytes stand together; they seldom do elsewhere.
     parts = tf.raw_ops.StringSplitV2(input=data[None], sep=_SCAN_MARKER, maxsplit=MAX_SCANS + 1)
-    scans = (
-        tf.size(parts.values) <= MAX_SCANS + 1,
-        f"expected at most {MAX_SCANS} scans, got more",
-    )
-    return _bounded("JPEG", data, shape[0], shape[1], max_pixels, [scans])
+    few = tf.size(parts.values) <= MAX_SCANS + 1
+    scans = (few, f"expected at most {MAX_SCANS} scans, got more")
+    return _bounded("JPEG", data, shape[0], shape[1], bounds, [scans])
 
 
-def _bmp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _bmp(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     header, whole = _header(data, _BMP_HEADER)
     width, height = tf.unstack(tf.io.decode_raw(tf.strings.substr(header, 18, 8), tf.int32), num=2)
     # A negative height says that the rows go from the top down.
-    return _bounded("BMP", data, tf.abs(height), width, max_pixels, [whole])
+    return _bounded("BMP", data, tf.abs(height), width, bounds, [whole])
 
 
-def _png(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _png(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     header, whole = _header(data, _PNG_HEADER)
     size = tf.io.decode_raw(tf.strings.substr(header, 16, 8), tf.int32, little_endian=False)
     width, height = tf.unstack(size, num=2)
@@ -126,7 +137,7 @@ def _png(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
     data, none_left = _without_packed_texts(data)
     texts = (none_left, f"expected at most {MAX_PACKED_TEXTS} packed texts, got more")
     return _bounded(
-        *("PNG", data, height, width, max_pixels, [whole, texts]), packed + _PNG_BYTES_BESIDE
+        *("PNG", data, height, width, bounds, [whole, texts]), packed + _PNG_BYTES_BESIDE
     )
 
 
@@ -174,7 +185,7 @@ def _bounded(
     data: tf.Tensor,
     height: tf.Tensor,
     width: tf.Tensor,
-    max_pixels: int,
+    bounds: _Bounds,
     conditions: list[tuple[tf.Tensor, str]],
     most_bytes: tf.Tensor | None = None,
 ) -> tf.Tensor:
@@ -183,12 +194,12 @@ def _bounded(
     length = tf.cast(tf.strings.length(data), tf.int64)
     if most_bytes is None:
         most_bytes = _BYTES_A_PIXEL * pixels + _BYTES_BESIDE
-    enough_bytes = (pixels <= FREE_PIXELS) | (pixels <= PIXELS_A_BYTE * length)
+    free_pixels = tf.cast(bounds.free_pixels, tf.int64)
     holds = [
         *(condition for condition, _ in conditions),
         (height > 0) & (width > 0),
-        pixels <= max_pixels,
-        enough_bytes,
+        pixels <= bounds.max_pixels,
+        pixels <= tf.maximum(free_pixels, PIXELS_A_BYTE * length),
         length <= most_bytes,
     ]
 
@@ -199,7 +210,7 @@ def _bounded(
         texts = [
             *(f"{kind} image: {text}" for _, text in conditions),
             f"{kind} image: its header announces no pixels",
-            tf.strings.join([*size, f": expected at most {max_pixels:,} pixels"]),
+            tf.strings.join([*size, f": expected at most {bounds.max_pixels:,} pixels"]),
             tf.strings.join([*size, *bytes_, f"{PIXELS_A_BYTE} pixels for each byte"]),
             tf.strings.join([*size, *bytes_, tf.as_string(most_bytes), " bytes"]),
         ]

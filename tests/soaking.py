@@ -291,7 +291,9 @@ class Soak:
         channel = grpc.insecure_channel(f"127.0.0.1:{self.ports[0]}")
         while not self.ended.is_set():
             self.ended.wait(rng.expovariate(1 / self.think) if self.think else 0)
-            self.up.wait(60)
+            if not self.up.is_set():
+                # Its clients do not come back in the same millisecond.
+                continue
             if self.phase == "attacked" and rng.random() < self.hostile_share:
                 self._attack(rng, channel)
                 continue

@@ -206,6 +206,21 @@ def test_a_batch_is_answered_as_a_whole_or_refused(servable, key, inputs, messag
     assert raised.value.code.name == "INVALID_ARGUMENT"
 
 
+def test_pixels_of_a_request_need_bytes(servable):
+    """256 flat pictures of 4 megapixels, 17 kB each, would take a minute."""
+
+    def run(pixels, count):
+        data = encode(Image.new("RGB", (pixels, pixels), "white"), "PNG")
+        return servable.run("", {"image_bytes": np.array([data] * count, object)})
+
+    assert len(run(2048, 1)["label"]) == 1
+    with pytest.raises(ServingError, match="at most 64 pixels for each byte"):
+        run(2048, 2)
+    assert len(run(512, 32)["label"]) == 32
+    with pytest.raises(ServingError, match="at most 64 pixels for each byte"):
+        run(513, 32)
+
+
 @pytest.mark.parametrize(
     "shape", [(3,), (1, 24, 24), (1, 24, 24, 1), (1, 25, 24, 3), (0, 24, 24, 3)]
 )
