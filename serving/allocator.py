@@ -20,9 +20,9 @@ _ARENAS = (-8, 4)
 def prepare() -> None:
     """Sets up both allocators; variables that the user has set are left as they are."""
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "false")
-    own = {name for name in os.environ if name.startswith("MALLOC_")} | {"GLIBC_TUNABLES"}
+    own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not own & os.environ.keys():
+    if mallopt is not None and not own:
         for parameter, value in (_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENAS):
             mallopt(parameter, value)
 
