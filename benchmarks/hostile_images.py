@@ -2,10 +2,12 @@
 
     python benchmarks/hostile_images.py
 
-First table: processor milliseconds of guard and decoder in the graph, each file beside two honest
-JPEGs or PNGs of noise: one of as many pixels, one of about as many bytes. Files are those of
-tests/hostile_images.py, the large ones included; what is refused is counted. Second table: a good
-client's latency alone, and while the files come in a row, a hundred of them, over the other port.
+First table: processor milliseconds of guard and decoder in the graph, each file beside honest ones
+of its format: one of noise with as many pixels; and of those with at most as many bytes the dearest
+drawn field (JPEG quality 75), and the dearest of drawn and white fields (2,048 x 1,536 at most).
+Then what the graph alone takes a megabyte of a PNG that goes on behind its last row. Files are
+those of tests/hostile_images.py, the large ones included. Last table: a good client's latency
+alone, and while the files come in a row, a hundred of them, over the other port.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from absl import app, flags
 from tfds_pap import commands
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each; the fastest counts (default: 3).")
+_CLIENT = flags.DEFINE_bool("client", True, "The last table, too (default: on).")
 _IN_A_ROW = flags.DEFINE_integer("in_a_row", 100, "Hostile requests in a row (default: 100).", 1)
 
 
@@ -32,7 +35,8 @@ def main(argv):
     sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
     print(machine.describe())
     files = _costs()
-    _good_client(files)
+    if _CLIENT.value:
+        _good_client(files)
 
 
 def _costs():
@@ -42,7 +46,7 @@ def _costs():
 
     from serving import image_guard, png_streams
     from serving.errors import ServingError
-    from tfds_pap import pipeline
+    from tfds_pap import phantom, pipeline
 
     rng = np.random.default_rng(0)
 
@@ -63,30 +67,61 @@ def _costs():
             best = min(best, time.process_time() - start)
         return 1e3 * best, taken
 
-    def honest(form, side):
+    def noise(form, side):
         pixels = np.clip(rng.normal(170, 20, (side, side, 3)), 0, 255).astype(np.uint8)
         return hostile_images.encoded(pixels, form)
 
-    ladder = {
-        form: [honest(form, side) for side in (8, 32, 64, 128, 250, 512, 1024, 2048, 4096)]
+    drawn = phantom.draw_field(0, width=4096, height=4096, cells=64)[0].astype(np.uint8)
+    sides = (8, 16, 32, 64, 128, 250, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
+
+    def fields(form):
+        """Bytes and milliseconds of honest fields: drawn ones, white ones."""
+        whites = [np.full((side * 3 // 4, side, 3), 255, np.uint8) for side in sides if side < 2049]
+        compact = {"progressive": True} if form == "JPEG" else {"optimize": True}
+        files = [
+            [hostile_images.encoded(drawn[:side, :side], form) for side in sides],
+            [hostile_images.encoded(white, form, **compact) for white in whites],
+        ]
+        return [[(len(data), cost(data)[0]) for data in each] for each in files]
+
+    honest = {form: fields(form) for form in ("JPEG", "PNG")}
+    same_pixels = {
+        (form, side): cost(noise(form, side))[0]
         for form in ("JPEG", "PNG")
+        for side in (8, 250, 2048, 4096)
     }
-    costs = {form: [cost(data)[0] for data in steps] for form, steps in ladder.items()}
+
+    def dearest(files, size):
+        return max([cost for length, cost in files if length <= size], default=float("nan"))
+
     files = list(hostile_images.corpus(rng, large=True))
-    print(f"{'file':32} {'bytes':>10} {'ms':>9} {'x pixels':>9} {'x bytes':>8}")
+    heads = f"{'x pixels':>9} {'x drawn':>8} {'x honest':>9}"
+    print(f"{'file':32} {'bytes':>10} {'ms':>9} {heads}")
     for name, data in files:
         milliseconds, taken = cost(data)
-        form = name[:4].strip(": ") if name[:4].strip(": ") in ladder else "JPEG"
         if not taken:
             print(f"{name:32} {len(data):>10,} {milliseconds:>9.2f}   refused")
             continue
-        side = 4096 if "16 MP" in name else 8 if "chunks" in name or "8 MB" in name else 250
-        same_pixels = costs[form][(8, 32, 64, 128, 250, 512, 1024, 2048, 4096).index(side)]
-        sizes = [abs(np.log(len(each) / len(data))) for each in ladder[form]]
-        same_bytes = costs[form][int(np.argmin(sizes))]
+        form = "PNG" if name.startswith("PNG") else "JPEG"
+        side = 8 if "chunks" in name or "8 MB" in name else 250
+        side = 4096 if "16 MP" in name else 2048 if "4 MP" in name else side
+        drawn_ones, white_ones = honest[form]
         print(
             f"{name:32} {len(data):>10,} {milliseconds:>9.2f} "
-            f"{milliseconds / same_pixels:>9.1f} {milliseconds / same_bytes:>8.1f}"
+            f"{milliseconds / same_pixels[form, side]:>9.1f} "
+            f"{milliseconds / dearest(drawn_ones, len(data)):>8.1f} "
+            f"{milliseconds / dearest(drawn_ones + white_ones, len(data)):>9.1f}",
+            flush=True,
+        )
+    for megabytes in (60, 1_000):
+        side = hostile_images.SIDE if megabytes == 60 else 2048
+        data = hostile_images.png(side, side, hostile_images.deep(side, side, megabytes))
+        start = time.process_time()
+        decode(data)
+        seconds = time.process_time() - start
+        print(
+            f"PNG of {side} px a side with {megabytes:,} MB behind its last row, the graph alone: "
+            f"{len(data):,} bytes, {seconds:.2f} s, {seconds / len(data) * 1e6:.2f} s a megabyte"
         )
     return files
 

@@ -6,9 +6,9 @@
 Clients on both ports send an image each, think, and send again. First they are alone (`quiet`).
 Then (`attacked`) one request of twenty is hostile, versions are published and the label is moved,
 publishers are killed at work, the disk of the models (a tmpfs, where this process may mount one) is
-filled; in the first half of that the server is killed and started again. The model is small, so
-that it is the server that is measured; clients and server share the machine. Hostile images are
-those of tests/hostile_images.py.
+filled. At first the server is killed and started again, too; then one lives to the end, whose
+memory is noted. The model is small, so that it is the server that is measured; clients and server
+share the machine. Hostile images are those of tests/hostile_images.py.
 """
 
 import csv
@@ -31,6 +31,9 @@ _SECONDS = flags.DEFINE_float(
 _CLIENTS = flags.DEFINE_integer("clients", 64, "Clients at a time (default: 64).", 1, 1024)
 _THINK = flags.DEFINE_float(
     "think_seconds", 2.0, "Mean seconds between two requests of a client (default: 2).", 0.0
+)
+_BESIDE = flags.DEFINE_string(
+    "beside", "nothing", "What else runs on the machine, for the table (default: nothing)."
 )
 _CSV = flags.DEFINE_string("csv", "results/soak.csv", "Where to write (default: results/soak.csv).")
 
@@ -75,6 +78,7 @@ def _write(path: Path, rows: list[tuple]) -> None:
     about = (
         ("machine", machine.describe()),
         ("command", f"python benchmarks/soak.py {flags_given} --think_seconds={_THINK.value:g}"),
+        ("beside", _BESIDE.value),
         ("commit", runs.git_commit()),
         ("date", datetime.date.today().isoformat()),
     )

@@ -102,16 +102,21 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"--check_images={_CHECK_IMAGES.value}: expected at most --max_batch={_MAX_BATCH.value}"
         )
+    # What can be wrong with the flags is said before TensorFlow is imported, which takes seconds.
+    try:
+        run, fit = _chosen()
+    except runs.RunError as error:
+        raise SystemExit(f"serving.export: {error}") from None
     commands.prepare_tensorflow()
     from serving import errors, model_config
 
     try:
-        _export(Path(_SERVING_DIR.value))
+        _export(run, fit, Path(_SERVING_DIR.value))
     except (runs.RunError, errors.ServingError, model_config.ConfigError, OSError) as error:
         raise SystemExit(f"serving.export: {_in_one_line(error)}") from None
 
 
-def _export(serving_dir: Path) -> None:
+def _chosen() -> tuple[runs.RunDirectory, "results.Fit"]:
     from replication import results
 
     run = runs.RunDirectory(Path(_RUN_DIR.value))
@@ -120,9 +125,11 @@ def _export(serving_dir: Path) -> None:
         raise runs.RunError(
             f"--run_dir={run.path} holds no finished model of --stage={_STAGE.value}"
         )
-    fit = fits[_STAGE.value]
-    # TensorFlow takes seconds to import: what can be wrong with the flags was said before.
-    from replication import decisions
+    return run, fits[_STAGE.value]
+
+
+def _export(run: runs.RunDirectory, fit: "results.Fit", serving_dir: Path) -> None:
+    from replication import decisions, results
     from serving import assemble, image_guard, model_config, publish, self_check
     from serving.graph import Graph
 

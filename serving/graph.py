@@ -152,7 +152,7 @@ class Graph:
             return self._answer(self._probabilities(image))
 
         def cells(data: tf.Tensor) -> Outputs:
-            field = decoding.decode(self._checked(data))
+            field = decoding.decode(self._checked(data, image_bytes))
             return self.detection.detect(field, self.size, self.resize, answer, len(labels))
 
         return tf.map_fn(
@@ -166,7 +166,9 @@ class Graph:
         """float32 RGB `[b, size, size, 3]`, 0..255, exactly as training saw it."""
 
         def decode(data: tf.Tensor) -> tf.Tensor:
-            return pipeline.decode_and_resize(self._checked(data), self.size, self.resize)
+            return pipeline.decode_and_resize(
+                self._checked(data, image_bytes), self.size, self.resize
+            )
 
         image = tf.map_fn(
             decode,
@@ -176,8 +178,9 @@ class Graph:
         )
         return tf.cast(image, tf.float32)
 
-    def _checked(self, data: tf.Tensor) -> tf.Tensor:
-        return image_guard.checked(data, self.max_pixels, self.formats)
+    def _checked(self, data: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+        """One image's bytes, if they are safe to decode in a batch of so many."""
+        return image_guard.checked(data, self.max_pixels, self.formats, tf.shape(batch)[0])
 
     def _bounded(self, batch: tf.Tensor) -> tf.Tensor:
         count = tf.shape(batch)[0]

@@ -10,8 +10,11 @@ here by the file's bytes alone, and may unpack to a thousand times as many. `png
 outside of the graph; `--noaccept_png` of serving.export leaves PNG out.
 """
 
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Collection
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 #: What is accepted, and the bytes that each begins with.
@@ -19,6 +22,14 @@ MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "BMP": b"BM"}
 
 #: Pixels an image may announce: 4,096 x 4,096, five times a field of 2,048 x 1,536.
 MAX_PIXELS = 2**24
+
+#: Pixels that the files of a request may announce together, however few their bytes: a white field
+#: of 2,048 x 1,536 passes. And each of them alone: white ROIs of 512 x 512 pass in any number.
+FREE_PIXELS, FREE_PIXELS_EACH = 2**22, 2**18
+
+#: Beyond them, pixels for each byte: 0.125 bits a pixel. Photographs of smears have 0.4 and more, a
+#: white one 0.127 as libjpeg writes it and 0.05 where it is optimised; hostile ones 0.02.
+PIXELS_A_BYTE = 64
 
 #: Scans of a JPEG. Each costs a pass over all pixels; libjpeg writes 10, optimisers fewer than 20.
 MAX_SCANS = 32
@@ -36,12 +47,24 @@ _PNG_BYTES_BESIDE = 128 * 2**10
 _PNG_HEADER = 29
 _BMP_HEADER = 26
 #: Samples a pixel by the colour type of a PNG; 0 where there is no such type.
-_PNG_SAMPLES = (1, 0, 3, 1, 2, 0, 4)
+_PNG_SAMPLES = np.array([1, 0, 3, 1, 2, 0, 4])
+#: Chunks of a PNG that hold packed texts.
+_TEXTS = (b"zTXt", b"iTXt")
 _SCAN_MARKER = b"\xff\xda"
 
 
+class _Bounds(NamedTuple):
+    """Pixels that an image may announce at most, and however few its bytes."""
+
+    max_pixels: int
+    free_pixels: tf.Tensor
+
+
 def checked(
-    data: tf.Tensor, max_pixels: int = MAX_PIXELS, formats: Collection[str] = tuple(MAGIC)
+    data: tf.Tensor,
+    max_pixels: int = MAX_PIXELS,
+    formats: Collection[str] = tuple(MAGIC),
+    images: tf.Tensor | int = 1,
 ) -> tf.Tensor:
     """Returns the bytes of one image that is safe to decode.
 
@@ -49,32 +72,30 @@ def checked(
         data: Scalar string, the file's bytes.
         max_pixels: Height times width that the header may announce.
         formats: Those of `MAGIC` that are accepted.
+        images: How many the request holds; a scalar of int32.
 
     Returns:
         The same bytes; of a PNG without its packed texts.
 
     Raises:
         tf.errors.InvalidArgumentError: If the bytes are none of the formats, end within the header,
-            announce no or too many pixels, or hold more than those pixels need.
+            announce no or too many pixels, too many for so few bytes, or hold more bytes than
+            those pixels need.
 
     Example:
         >>> white = tf.io.encode_png(tf.fill([4, 6, 3], tf.constant(255, tf.uint8)))
         >>> bool(checked(white, max_pixels=24) == white)
         True
     """
-    checks = {"JPEG": _jpeg, "PNG": _png, "BMP": _bmp}
-
-    def of(name: str) -> Callable[[], tf.Tensor]:
-        return lambda: checks[name](data, max_pixels)
-
     accepted = [name for name in MAGIC if name in formats]
-    return tf.case(
-        [
-            (tf.equal(tf.strings.substr(data, 0, len(MAGIC[name])), MAGIC[name]), of(name))
-            for name in accepted
-        ],
-        default=lambda: _refuse(data, accepted),
-    )
+    magics = [MAGIC[name] for name in accepted]
+    begins = [tf.equal(tf.strings.substr(data, 0, len(magic)), magic) for magic in magics]
+    checks = {"JPEG": _jpeg, "PNG": _png, "BMP": _bmp}
+    bounds = _Bounds(max_pixels, tf.maximum(FREE_PIXELS // tf.maximum(images, 1), FREE_PIXELS_EACH))
+    branches = [functools.partial(checks[name], data, bounds) for name in accepted]
+    # The first of them that is true, or none.
+    found = tf.argmax(tf.stack([*begins, tf.constant(True)]), output_type=tf.int32)
+    return tf.switch_case(found, [*branches, functools.partial(_refuse, data, accepted)])
 
 
 def _refuse(data: tf.Tensor, accepted: list[str]) -> tf.Tensor:
@@ -82,121 +103,81 @@ def _refuse(data: tf.Tensor, accepted: list[str]) -> tf.Tensor:
     names = f"{', '.join(others)} or {last}" if others else last
     length = tf.as_string(tf.strings.length(data))
     expected = f"expected the bytes of a {names} image, got "
-    return _with(
-        [(tf.constant(False), lambda: tf.strings.join([expected, length, " other bytes"]))], data
-    )
+    refused = tf.debugging.Assert(False, [tf.strings.join([expected, length, " other bytes"])])
+    with tf.control_dependencies([refused]):
+        return tf.identity(data)
 
 
-def _jpeg(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
+def _jpeg(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(data)
-    height, width = shape[0], shape[1]
-    data = _bounded("JPEG", data, height, width, max_pixels)
     # Wherever libjpeg sees the marker its two bytes stand together; they seldom do elsewhere.
-    scans = tf.size(_places(data, _SCAN_MARKER, MAX_SCANS))
-    return _with(
-        [
-            (
-                scans <= MAX_SCANS,
-                lambda: tf.constant(f"JPEG image: expected at most {MAX_SCANS} scans, got more"),
-            )
-        ],
-        data,
-    )
+    parts = tf.raw_ops.StringSplitV2(input=data[None], sep=_SCAN_MARKER, maxsplit=MAX_SCANS + 1)
+    few = tf.size(parts.values) <= MAX_SCANS + 1
+    scans = (few, f"expected at most {MAX_SCANS} scans, got more")
+    return _bounded("JPEG", data, shape[0], shape[1], bounds, [scans])
 
 
-def _bmp(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    header = _header(data, _BMP_HEADER, "BMP")
-    width, height = tf.unstack(
-        tf.reduce_sum(
-            tf.reshape(header[18:26], [2, 4]) * tf.constant([1, 2**8, 2**16, 2**24]), axis=1
-        )
-    )
+def _bmp(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
+    header, whole = _header(data, _BMP_HEADER)
+    width, height = tf.unstack(tf.io.decode_raw(tf.strings.substr(header, 18, 8), tf.int32), num=2)
     # A negative height says that the rows go from the top down.
-    return _bounded("BMP", data, tf.abs(height), width, max_pixels)
+    return _bounded("BMP", data, tf.abs(height), width, bounds, [whole])
 
 
-def _png(data: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    header = _header(data, _PNG_HEADER, "PNG")
-    width, height = tf.unstack(
-        tf.reduce_sum(
-            tf.reshape(header[16:24], [2, 4]) * tf.constant([2**24, 2**16, 2**8, 1]), axis=1
-        )
-    )
-    samples = tf.gather(tf.constant(_PNG_SAMPLES), tf.minimum(header[25], len(_PNG_SAMPLES) - 1))
-    row = (tf.cast(width, tf.int64) * tf.cast(samples * header[24], tf.int64) + 7) // 8
+def _png(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
+    header, whole = _header(data, _PNG_HEADER)
+    size = tf.io.decode_raw(tf.strings.substr(header, 16, 8), tf.int32, little_endian=False)
+    width, height = tf.unstack(size, num=2)
+    kind = tf.io.decode_raw(tf.strings.substr(header, 24, 2), tf.uint8)
+    depth, colour = tf.unstack(tf.cast(kind, tf.int64), num=2)
+    samples = tf.gather(_PNG_SAMPLES, tf.minimum(colour, len(_PNG_SAMPLES) - 1))
+    row = (tf.cast(width, tf.int64) * samples * depth + 7) // 8
     # A row's filter is one byte; those of an interlaced picture have up to two rows for each.
     packed = tf.cast(height, tf.int64) * (row + 3)
-    data = _without_packed_texts(data)
-    return _bounded("PNG", data, height, width, max_pixels, packed + _PNG_BYTES_BESIDE)
-
-
-def _without_packed_texts(data: tf.Tensor) -> tf.Tensor:
-    """The same PNG without zTXt and iTXt, of which each may unpack to eight megabytes."""
-    found = _names_of_texts(data)
-    names = _with(
-        [
-            (
-                tf.size(found) <= MAX_PACKED_TEXTS,
-                lambda: tf.constant(
-                    f"PNG image: expected at most {MAX_PACKED_TEXTS} packed texts, got more"
-                ),
-            )
-        ],
-        found,
+    data, none_left = _without_packed_texts(data)
+    texts = (none_left, f"expected at most {MAX_PACKED_TEXTS} packed texts, got more")
+    return _bounded(
+        *("PNG", data, height, width, bounds, [whole, texts]), packed + _PNG_BYTES_BESIDE
     )
-    return tf.cond(tf.size(names) > 0, lambda: _cut(data, names), lambda: tf.identity(data))
 
 
-def _cut(data: tf.Tensor, names: tf.Tensor) -> tf.Tensor:
-    """The PNG without the chunks whose names stand at these places."""
+def _without_packed_texts(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same PNG without zTXt and iTXt, of which each may unpack to eight megabytes.
 
-    def cut_last(data: tf.Tensor, names: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # From behind, so that the places before it stay where they are.
-        name = names[-1]
-        size = tf.cast(tf.strings.length(data), tf.int64)
-        rest = tf.strings.substr(data, tf.minimum(_end(data, name), size), size)
-        kept = tf.strings.substr(data, 0, name - 4) + rest
-        return tf.where(_is_chunk(data, name), kept, data), names[:-1]
+    Returns:
+        The bytes, and whether all texts could be cut out in `MAX_PACKED_TEXTS` steps.
+    """
 
-    cut, _ = tf.while_loop(
-        lambda _, names: tf.size(names) > 0,
-        cut_last,
-        (data, names),
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
+    def cut_next(
+        data: tf.Tensor, place: tf.Tensor, _: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        size = tf.strings.length(data)
+        rest = tf.strings.substr(data, place, size)[None]
+        parts = [tf.raw_ops.StringSplitV2(input=rest, sep=t, maxsplit=1).values for t in _TEXTS]
+        name = place + tf.minimum(*(tf.strings.length(before[0]) for before in parts))
+        digits = tf.io.decode_raw(tf.strings.substr(data, name - 4, 4), tf.uint8)
+        length = tf.reduce_sum(tf.cast(digits, tf.int64) * [2**24, 2**16, 2**8, 1])
+        # Where the chunk and its checksum end.
+        end = tf.cast(name, tf.int64) + 8 + length
+        following = tf.strings.substr(data, tf.minimum(end + 4, tf.cast(size, tf.int64)), 4)
+        # Within pixels the letters stand by chance; behind a chunk another follows, or nothing.
+        is_chunk = (end <= tf.cast(size, tf.int64)) & tf.strings.regex_full_match(
+            following, "([A-Za-z]{4})?"
+        )
+        behind = tf.strings.substr(data, tf.minimum(end, tf.cast(size, tf.int64)), tf.int64.max)
+        cut = tf.strings.substr(data, 0, name - 4) + behind
+        # What is cut out may join what lies before and behind it to another text.
+        place = name + tf.where(is_chunk, -7, 4)
+        return tf.where(is_chunk, cut, data), tf.minimum(place, size), name < size
+
+    # The last step finds none.
+    data, _, more = tf.while_loop(
+        lambda data, place, more: more,
+        cut_next,
+        (data, tf.constant(len(MAGIC["PNG"])), tf.constant(True)),
+        maximum_iterations=MAX_PACKED_TEXTS + 1,
     )
-    left = _names_of_texts(cut)
-    # What is cut out may join what lies before and behind it to another text.
-    is_left = tf.map_fn(
-        lambda name: _is_chunk(cut, name), left, fn_output_signature=tf.bool, parallel_iterations=1
-    )
-    none = tf.logical_not(tf.reduce_any(is_left))
-    return _with([(none, lambda: tf.constant("PNG image: expected no text within a text"))], cut)
-
-
-def _names_of_texts(data: tf.Tensor) -> tf.Tensor:
-    """Where zTXt or iTXt is written, in order; int32 `[n]`."""
-    places = [_places(data, name, MAX_PACKED_TEXTS) for name in (b"zTXt", b"iTXt")]
-    return tf.sort(tf.concat(places, axis=0))
-
-
-def _places(data: tf.Tensor, word: bytes, most: int) -> tf.Tensor:
-    """Where a word is written, the first `most` places and one more; int32 `[n]`."""
-    parts = tf.raw_ops.StringSplitV2(input=data[None], sep=word, maxsplit=most + 1).values
-    return tf.cumsum(tf.strings.length(parts[:-1]) + len(word)) - len(word)
-
-
-def _end(data: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-    """Where a chunk and its checksum end, int64; may lie behind the data."""
-    digits = tf.io.decode_raw(tf.strings.substr(data, name - 4, 4), tf.uint8)
-    length = tf.reduce_sum(tf.cast(digits, tf.int64) * [2**24, 2**16, 2**8, 1])
-    return tf.cast(name, tf.int64) + 8 + length
-
-
-def _is_chunk(data: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-    """Whether another chunk follows, or nothing: within pixels the four letters stand by chance."""
-    end, size = _end(data, name), tf.cast(tf.strings.length(data), tf.int64)
-    following = tf.strings.substr(data, tf.minimum(end + 4, size), 4)
-    return (end <= size) & tf.strings.regex_full_match(following, "([A-Za-z]{4})?")
+    return data, tf.logical_not(more)
 
 
 def _bounded(
@@ -204,67 +185,45 @@ def _bounded(
     data: tf.Tensor,
     height: tf.Tensor,
     width: tf.Tensor,
-    max_pixels: int,
+    bounds: _Bounds,
+    conditions: list[tuple[tf.Tensor, str]],
     most_bytes: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """The bytes, if pixels and bytes are as many as they may be."""
+    """The bytes, if the conditions hold, and pixels and bytes are as many as they may be."""
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
     length = tf.cast(tf.strings.length(data), tf.int64)
     if most_bytes is None:
         most_bytes = _BYTES_A_PIXEL * pixels + _BYTES_BESIDE
+    free_pixels = tf.cast(bounds.free_pixels, tf.int64)
+    holds = [
+        *(condition for condition, _ in conditions),
+        (height > 0) & (width > 0),
+        pixels <= bounds.max_pixels,
+        pixels <= tf.maximum(free_pixels, PIXELS_A_BYTE * length),
+        length <= most_bytes,
+    ]
 
-    def of(rest: str) -> tf.Tensor:
-        size = (tf.as_string(width), " x ", tf.as_string(height))
-        return tf.strings.join([f"{kind} image of ", *size, f" pixels{rest}"])
+    def refuse() -> tf.Operation:
+        """Says the first condition that does not hold."""
+        size = f"{kind} image of ", tf.as_string(width), " x ", tf.as_string(height), " pixels"
+        bytes_ = " in ", tf.as_string(length), " bytes: expected at most "
+        texts = [
+            *(f"{kind} image: {text}" for _, text in conditions),
+            f"{kind} image: its header announces no pixels",
+            tf.strings.join([*size, f": expected at most {bounds.max_pixels:,} pixels"]),
+            tf.strings.join([*size, *bytes_, f"{PIXELS_A_BYTE} pixels for each byte"]),
+            tf.strings.join([*size, *bytes_, tf.as_string(most_bytes), " bytes"]),
+        ]
+        first = tf.argmin(tf.cast(tf.stack(holds), tf.int32))
+        return tf.debugging.Assert(False, [tf.stack(texts)[first]])
 
-    return _with(
-        [
-            (
-                tf.logical_and(height > 0, width > 0),
-                lambda: tf.constant(f"{kind} image: its header announces no pixels"),
-            ),
-            (
-                pixels <= max_pixels,
-                lambda: of(f": expected at most {max_pixels:,} pixels"),
-            ),
-            (
-                length <= most_bytes,
-                lambda: tf.strings.join(
-                    [
-                        *(of(" in "), tf.as_string(length), " bytes: expected at most "),
-                        tf.as_string(most_bytes),
-                    ]
-                ),
-            ),
-        ],
-        data,
-    )
-
-
-def _header(data: tf.Tensor, length: int, kind: str) -> tf.Tensor:
-    head = _with(
-        [
-            (
-                tf.strings.length(data) >= length,
-                lambda: tf.constant(f"{kind} image: it ends within its header"),
-            )
-        ],
-        tf.strings.substr(data, 0, length),
-    )
-    return tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int32)
+    # The text is made only where it is needed.
+    with tf.control_dependencies([tf.cond(tf.reduce_all(tf.stack(holds)), tf.no_op, refuse)]):
+        return tf.identity(data)
 
 
-def _with(
-    conditions: list[tuple[tf.Tensor, Callable[[], tf.Tensor]]], value: tf.Tensor
-) -> tf.Tensor:
-    """The value, behind conditions of which the first that does not hold is said."""
-    for condition, message in conditions:
-        # The text is made only where it is needed.
-        asserted = tf.cond(
-            condition,
-            tf.no_op,
-            lambda message=message: tf.debugging.Assert(False, [message()]),
-        )
-        with tf.control_dependencies([asserted]):
-            value = tf.identity(value)
-    return value
+def _header(data: tf.Tensor, length: int) -> tuple[tf.Tensor, tuple[tf.Tensor, str]]:
+    """The first bytes, zeros where there are none, and the condition that there are all."""
+    head = tf.strings.substr(data, 0, length)
+    padded = tf.strings.substr(head + b"\0" * length, 0, length)
+    return padded, (tf.strings.length(head) >= length, "it ends within its header")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from serving import allocator
 from tfds_pap import commands
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def main(argv: list[str]) -> None:
         signal.signal(number, lambda number, _: stopped.put(number))
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
+    allocator.prepare()
     commands.prepare_tensorflow()
     from serving import bearer, config_source, errors, fronts, model_config
 

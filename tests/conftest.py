@@ -46,6 +46,7 @@ SLOW = frozenset(
         "test_search",
         "test_search_report",
         "test_servables",
+        "test_soak",
         "test_server_life",
         "test_serving_page_browser",
         "test_serving_predict",

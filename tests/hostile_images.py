@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-#: A whole number of blocks; 16 megapixels are what a server takes at most.
-SIDE, LARGE = 248, 4096
+#: A whole number of blocks; 16 megapixels are what a server takes at most, 4 in a few bytes.
+SIDE, FREE, LARGE = 248, 2048, 4096
 
 
 def slow_jpeg(side, scans):
@@ -57,8 +57,10 @@ def deep(width, height, megabytes):
     """Packed rows of a flat picture, and zeros that go on behind the last of them."""
     packer = zlib.compressobj(9)
     packed = packer.compress(b"\0" * (height * (3 * width + 1)))
-    packed += b"".join(packer.compress(bytes(2**20)) for _ in range(megabytes))
-    return packed + packer.flush()
+    packed += packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    # Behind a full flush the same bytes unpack to the same zeros, as often as they stand there.
+    again = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return packed + again * (megabytes - 1) + packer.flush()
 
 
 def encoded(pixels, form, **options):
@@ -112,16 +114,23 @@ def corpus(rng, *, large=False):
     if large:
         yield "JPEG: 500 scans of 16 MP", slow_jpeg(LARGE, 500)
         yield "JPEG: 4,000 scans of 16 MP", slow_jpeg(LARGE, 4_000)
-        yield "JPEG: 31 scans of 16 MP", slow_jpeg(LARGE, 30)
+        scans = slow_jpeg(LARGE, 30)
+        yield "JPEG: 31 scans of 16 MP", scans
+        padding = segment(0xFE, bytes(2**15)) * 8
+        yield "JPEG: 31 scans of 16 MP, padded", with_segments(scans, padding)
+        yield "JPEG: 31 scans of 4 MP", slow_jpeg(FREE, 30)
         yield "JPEG: 4 MB of comments", with_segments(jpeg, segment(0xFE, bytes(65_000)) * 62)
         yield "PNG: deep pixels, 1 GB", png(SIDE, SIDE, deep(SIDE, SIDE, 1_000))
         yield (
             "PNG: 200 texts of 8 MB",
             png(8, 8, flat(8, 8), extra=chunk(b"zTXt", b"a\0\0" + text) * 200),
         )
-        rows = flat(LARGE, LARGE, 8, filter_type=4)
-        yield "PNG: 16 MP of 64 bits", png(LARGE, LARGE, rows, depth=16, colour=6)
-        yield "PNG: 16 MP, flat", png(LARGE, LARGE, flat(LARGE, LARGE))
+        for side, name in ((LARGE, "16"), (FREE, "4")):
+            rows = flat(side, side, 8, filter_type=4)
+            yield f"PNG: {name} MP of 64 bits", png(side, side, rows, depth=16, colour=6)
+            yield f"PNG: {name} MP, flat", png(side, side, flat(side, side))
+        text = chunk(b"tEXt", b"a\0" + b" " * 2**18)
+        yield "PNG: 16 MP, padded", png(LARGE, LARGE, flat(LARGE, LARGE), extra=text)
 
 
 def _packed_bits(bits):

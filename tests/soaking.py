@@ -77,7 +77,7 @@ class Soak:
         self.honest, self.attacks = collections.Counter(), collections.Counter()
         self.events, self.unexplained = collections.Counter(), []
         self.slowest, self.doing = [], "nothing"
-        self.kills, self.memory, self.stopped_at = [], [], None
+        self.kills, self.pauses, self.memory, self.stopped_at = [], [], [], None
 
     def run(self, seconds, *, progress=False):
         """Serves, attacks, and stops."""
@@ -91,9 +91,9 @@ class Soak:
         try:
             # What it allocates once is allocated then.
             self._ask_all_ways()
-            for thread in threads:
+            for thread in (*threads, threading.Thread(target=self._watch, daemon=True)):
                 thread.start()
-            quiet = seconds / 5
+            quiet = min(seconds / 5, 120)
             self._pass(quiet, progress)
             self.phase = "attacked"
             self._disturb(time.monotonic() + seconds - quiet, progress)
@@ -177,6 +177,16 @@ class Soak:
         mebibytes = round(psutil.Process(self.process.pid).memory_info().rss / 2**20)
         self.memory.append((age, mebibytes))
 
+    def _watch(self):
+        """Notes when this process itself did not run, as on a laptop that was closed."""
+        last = time.monotonic()
+        while not self.ended.wait(0.5):
+            now = time.monotonic()
+            if now - last > 5:
+                self.pauses.append((last, now))
+                self.events["all of this stopped for a while"] += 1
+            last = now
+
     def _pass(self, seconds, progress):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -195,7 +205,8 @@ class Soak:
     # -- Who publishes, kills and fills ----------------------------------------------------------
 
     def _disturb(self, end, progress):
-        begun, half = time.monotonic(), (time.monotonic() + end) / 2
+        begun = time.monotonic()
+        killing = min((end - begun) / 2, 150)
         steps = [self._publish, self._kill_publisher, self._move_label, self._fill_disk]
         pause = min(5.0, (end - begun) / 8)
         number, killed, noted = 0, 0, 0.0
@@ -208,8 +219,8 @@ class Soak:
             number += 1
             self.doing = f"after {self.doing}"
             now = time.monotonic()
-            # The second half belongs to one server, whose memory is compared.
-            if killed < min(1.0, (now - begun) / (half - begun)) * kills:
+            # The rest belongs to one server, whose memory is compared.
+            if killed < min(1.0, (now - begun) / killing) * kills:
                 killed += 1
                 self.doing = "kill_server"
                 self._kill_server()
@@ -280,7 +291,9 @@ class Soak:
         channel = grpc.insecure_channel(f"127.0.0.1:{self.ports[0]}")
         while not self.ended.is_set():
             self.ended.wait(rng.expovariate(1 / self.think) if self.think else 0)
-            self.up.wait(60)
+            if not self.up.is_set():
+                # Its clients do not come back in the same millisecond.
+                continue
             if self.phase == "attacked" and rng.random() < self.hostile_share:
                 self._attack(rng, channel)
                 continue
@@ -288,8 +301,14 @@ class Soak:
             answer = self._ask_grpc(channel) if over_grpc else self._ask_rest()
             end = time.monotonic()
             killed = any(start - 0.1 <= kill <= end + 0.1 for kill in self.kills)
+            if end - start > 5:
+                # Until `_watch` has seen it, too.
+                time.sleep(2)
+            paused = any(start <= ends and begins <= end for begins, ends in self.pauses)
             with self.lock:
-                if answer == "OK":
+                if paused:
+                    answer = f"in flight while all of this was stopped: {answer}"
+                elif answer == "OK":
                     self.latencies[self.phase].append(end - start)
                     self.slowest.append((end - start, self.phase, doing, self.doing))
                     if len(self.slowest) > 10_000:

@@ -214,7 +214,7 @@ FOLDERS = st.one_of(
 )
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     name=NAMES,
     folder=FOLDERS,

@@ -68,8 +68,8 @@ def test_the_corpus(checked):
 
 def test_the_graph_bounds_pixels_that_go_on_by_the_files_bytes(checked):
     # It cannot look into them: this is what a real TensorFlow Serving is left with.
-    side = hostile_images.SIDE
-    large = hostile_images.png(side, side, hostile_images.deep(side, side, 350))
+    side = 64
+    large = hostile_images.png(side, side, hostile_images.deep(side, side, 150))
     assert len(large) > side * (3 * side + 3) + 128 * 2**10
     with pytest.raises(tf.errors.InvalidArgumentError, match="bytes: expected at most"):
         checked(large)
@@ -102,13 +102,59 @@ def test_what_is_no_chunk_stays(checked):
         assert checked(data).numpy() == data
 
 
-def test_a_text_that_appears_when_another_is_cut_is_refused(checked):
+def test_a_text_that_appears_when_another_is_cut_is_cut(checked):
+    plain = hostile_images.png(7, 9, hostile_images.flat(7, 9))
     inner = hostile_images.chunk(b"zTXt", b"a\0\0")
     hidden = hostile_images.chunk(b"zTXt", b"abcdef\0\0")
-    nested = hidden[:6] + inner + hidden[6:]
-    assert nested.count(b"zTXt") == 1 and nested.replace(inner, b"") == hidden
-    with pytest.raises(tf.errors.InvalidArgumentError, match="no text within a text"):
-        checked(hostile_images.png(7, 9, hostile_images.flat(7, 9), extra=nested))
+    for place in (5, 6):
+        nested = hidden[:place] + inner + hidden[place:]
+        assert nested.count(b"zTXt") == 1 and nested.replace(inner, b"") == hidden
+        kept = checked(hostile_images.png(7, 9, hostile_images.flat(7, 9), extra=nested)).numpy()
+        assert kept == plain
+
+
+@pytest.mark.parametrize("count", [image_guard.MAX_PACKED_TEXTS, image_guard.MAX_PACKED_TEXTS + 1])
+def test_the_number_of_texts_is_exact(checked, count):
+    plain = hostile_images.png(7, 9, hostile_images.flat(7, 9))
+    texts = hostile_images.chunk(b"iTXt", b"a") * count
+    data = hostile_images.png(7, 9, hostile_images.flat(7, 9), behind=texts)
+    if count == image_guard.MAX_PACKED_TEXTS:
+        assert checked(data).numpy() == plain
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="at most 32 packed texts"):
+            checked(data)
+
+
+def test_large_pictures_need_bytes(checked):
+    """A flat one of 16 megapixels is refused, with as much text beside it as it takes it passes."""
+    side = hostile_images.LARGE
+    rows = hostile_images.flat(side, side)
+    data = hostile_images.png(side, side, rows)
+    missing = side * side // image_guard.PIXELS_A_BYTE - len(data)
+    assert missing > 100_000
+    for padding, passes in ((missing - 13, False), (missing - 12, True)):
+        text = hostile_images.chunk(b"tEXt", bytes(padding))
+        data = hostile_images.png(side, side, rows, extra=text)
+        if passes:
+            assert checked(data).numpy() == data
+        else:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="64 pixels for each byte"):
+                checked(data)
+    free = hostile_images.FREE
+    flat = hostile_images.png(free, free, hostile_images.flat(free, free))
+    assert len(flat) < 20_000
+    assert checked(flat).numpy() == flat
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 10}])
+def test_a_white_field_passes(checked, options):
+    white = np.full((1536, 2048, 3), 255, np.uint8)
+    for form in ("JPEG", "PNG"):
+        data = hostile_images.encoded(white, form, **(options if form == "JPEG" else {}))
+        assert checked(data).numpy() == data
+    # Of 12 megapixels at 0.127 bits each, as libjpeg writes it.
+    data = hostile_images.encoded(np.full((3000, 4000, 3), 255, np.uint8), "JPEG")
+    assert checked(data).numpy() == data
 
 
 @pytest.mark.parametrize("interlaced", [0, 1])

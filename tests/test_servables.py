@@ -290,7 +290,7 @@ def test_a_model_with_another_tag_is_refused(tmp_path):
     assert "serve" in message
 
 
-def test_thirty_loads_do_not_grow(version):
+def test_loads_do_not_grow(version):
     process = psutil.Process()
 
     def cycle():
@@ -298,14 +298,14 @@ def test_thirty_loads_do_not_grow(version):
         servable.run("linear", {"x": np.float32([[1, 2]])})
         servable.close()
 
-    for _ in range(5):
+    for _ in range(4):
         cycle()
     before = process.memory_info().rss
-    for _ in range(30):
+    for _ in range(12):
         cycle()
     grown = (process.memory_info().rss - before) / 2**20
-    print(f"30 loads and unloads: {grown:.1f} MiB more")
-    assert grown < 5
+    print(f"12 loads and unloads: {grown:.1f} MiB more")
+    assert grown < 3
 
 
 # -- Warm-up ---------------------------------------------------------------------------------------
@@ -353,10 +353,12 @@ BAD = serving_models.predict_log("linear", x=[[1.0]])
         ([GOOD, GOOD, other_log("multi_inference_log")], CODE.UNIMPLEMENTED, "warm-up record 3"),
         ([other_log("session_run_log")], CODE.UNIMPLEMENTED, "got session_run_log"),
         ([prediction_log_pb2.PredictionLog()], CODE.UNIMPLEMENTED, "got an empty record"),
-        ([GOOD] * 1001, CODE.INVALID_ARGUMENT, "exceeds the maximum (1000)"),
+        ([GOOD] * 8, CODE.INVALID_ARGUMENT, "exceeds the maximum (7)"),
     ],
 )
-def test_one_bad_record_fails_the_load(version, tmp_path, logs, code, expected):
+def test_one_bad_record_fails_the_load(version, tmp_path, monkeypatch, logs, code, expected):
+    assert warmup.MAX_RECORDS == 1000
+    monkeypatch.setattr(warmup, "MAX_RECORDS", 7)
     copy = serving_models.copy_version(version, tmp_path / "2")
     serving_models.write_warmup(copy, logs)
     message = refused(code, Servable.load, "tiny", 2, copy)
@@ -386,7 +388,8 @@ def test_hot_swap_under_load(tmp_path):
 
     def call(seed):
         generator = np.random.default_rng(seed)
-        while not stop.is_set():
+        # The pause leaves the processors to the loading thread.
+        while not stop.wait(0.002):
             x = generator.normal(size=(2, 2)).astype(np.float32)
             request = predict_request("tiny", "linear", x=x)
             try:
@@ -403,7 +406,7 @@ def test_hot_swap_under_load(tmp_path):
     threads = [threading.Thread(target=call, args=(seed,), daemon=True) for seed in range(3)]
     for thread in threads:
         thread.start()
-    for number in range(2, 6):
+    for number in range(2, 5):
         serving_models.write_version(base, number, warmup=number % 2 == 0)
         until(lambda n=number: (n, "AVAILABLE") in states(manager))
         half_copied = base / str(100 + number)
@@ -416,5 +419,5 @@ def test_hot_swap_under_load(tmp_path):
         thread.join(10)
     manager.stop()
     assert not failures
-    assert set(answered) >= {2, 3, 4, 5}
+    assert set(answered) >= {2, 3, 4}
     assert {state for _, state in states(manager)} == {"END"}

@@ -1,13 +1,19 @@
-"""Some seconds of what `make soak` does for minutes: honest clients notice nothing but a kill."""
+"""Some seconds of what `make soak` does for minutes: honest clients notice nothing but a kill.
+
+pytest tests/test_soak.py --thorough             # two minutes
+"""
 
 import pytest
 import soaking
 
 
-@pytest.mark.timeout(300)
-def test_honest_clients_beside_hostile_ones(tmp_path):
-    soak = soaking.Soak(tmp_path / "pap_soak", clients=8, think=0.1, large=False, hostile_share=0.4)
-    soak.run(10)
+@pytest.mark.timeout(400)
+def test_honest_clients_beside_hostile_ones(tmp_path, pytestconfig):
+    thorough = pytestconfig.getoption("thorough")
+    few = {"clients": 6, "think": 0.2, "large": False, "hostile_share": 0.4}
+    many = {"clients": 32, "think": 0.5}
+    soak = soaking.Soak(tmp_path / "pap_soak", **(many if thorough else few))
+    soak.run(120 if thorough else 6)
     assert not soak.broken(), soak.rows()
     assert soak.stopped_at == 0
     for event in (
