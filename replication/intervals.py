@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
 #: Weights held at a time: 4 million float64 are 32 MB.
@@ -98,8 +98,9 @@ def resampling_units(groups: Sequence[str]) -> tuple[np.ndarray, str]:
     Returns:
         The unit of each image (int64 ``[n]``, 0..units-1), and 'groups' or 'images'.
     """
-    if len(groups) and all(groups):
-        return np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1], "groups"
+    names = np.asarray(groups, dtype=str)
+    if len(names) and names.all():
+        return np.unique(names, return_inverse=True)[1], "groups"
     return np.arange(len(groups)), "images"
 
 
@@ -130,7 +131,7 @@ def group_weights(
     if count < LEAST_UNITS:
         return
     tail = (1 + confidence) / 2
-    student = stats.norm.ppf(tail) / stats.t.ppf(tail, count - 1)
+    student = special.ndtri(tail) / special.stdtrit(count - 1, tail)
     shape = ((count - 1) * student**2 - 1) / count
     if not shape > 0:
         return
@@ -243,27 +244,30 @@ def confusion_statistics(
     Returns:
         Arrays ``[b]``, and ``f1`` as ``[b, k]``.
     """
-    support, named = confusion.sum(axis=2), confusion.sum(axis=1)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    total = support.sum(axis=1)
+    ones = np.ones(confusion.shape[-1])
+    support, named = confusion @ ones, ones @ confusion
+    hits = np.einsum("bii->bi", confusion)
+    total = support @ ones
     missing = (support[:, present] == 0).any(axis=1)
+    others = total[:, None] - support
     by_class = {
         "precision": _ratio(hits, named, 0.0),
         "sensitivity": _ratio(hits, support),
-        "specificity": _ratio(total[:, None] - support - named + hits, total[:, None] - support),
+        "specificity": _ratio(others - named + hits, others),
         "f1": _ratio(2 * hits, np.where(support > 0, support + named, 0)),
     }
-    figures = {"accuracy": _ratio(hits.sum(axis=1), total), "f1": by_class["f1"]}
+    figures = {"accuracy": _ratio(hits @ ones, total), "f1": by_class["f1"]}
+    mean = np.full(present.sum(), 1 / max(present.sum(), 1))
     for name, values in by_class.items():
-        figures[f"macro_{name}"] = np.where(missing, np.nan, values[:, present].mean(axis=1))
+        figures[f"macro_{name}"] = np.where(missing, np.nan, values[:, present] @ mean)
         if name != "specificity":
             shares = np.where(support > 0, values * support, 0)
-            figures[f"weighted_{name}"] = _ratio(shares.sum(axis=1), total)
+            figures[f"weighted_{name}"] = _ratio(shares @ ones, total)
     figures["balanced_accuracy"] = figures["macro_sensitivity"]
     rank = np.argsort(np.asarray(order))
     distance = (rank[:, None] - rank[None, :]) ** 2.0
-    observed = (confusion * distance).sum(axis=(1, 2)) * total
-    expected = np.einsum("bi,ij,bj->b", support, distance, named)
+    observed = confusion.reshape(len(confusion), -1) @ distance.ravel() * total
+    expected = ((support @ distance) * named) @ ones
     figures["quadratic_kappa"] = 1 - _ratio(observed, expected)
     return figures
 
@@ -300,5 +304,5 @@ def weighted_aucs(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, undefined: float = np.nan) -> np.ndarray:
-    above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
+    """Of arrays float64 that broadcast, the first with the shape of the result."""
     return np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)
