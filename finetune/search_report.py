@@ -78,7 +78,9 @@ def findings(search: Search) -> Findings:
         first = _estimate(predictions, metric, search.resamples)
     paper = search.protocol == "paper"
     return Findings(
-        effects=effects.marginal_effects(search.trials, search.direction),
+        effects=effects.marginal_effects(
+            search.trials, search.direction, at_random=search.tuner != "bayesian"
+        ),
         metric=metric,
         over=_over(tune, search.unit) if tune is not None else "",
         first=first,
