@@ -1,6 +1,6 @@
 """How often each kind of interval that the project prints holds the truth.
 
-    python benchmarks/interval_coverage.py --csv=results/interval_coverage.csv   # 40 minutes
+    python benchmarks/interval_coverage.py --csv=results/interval_coverage.csv   # over an hour
     python benchmarks/interval_coverage.py --samples=40 --groups=20 --classes=4 --seeds=1
 
 Populations of groups (slides, fields) whose images resemble each other are drawn: each group has
@@ -73,7 +73,9 @@ def main(argv: list[str]) -> None:
     for flag, known in ((_PARTS, _KNOWN), (_WORLDS, WORLDS)):
         if strange := [one for one in flag.value if one not in known]:
             raise app.UsageError(f"--{flag.name}={strange[0]}: expected some of {', '.join(known)}")
-    table = pd.DataFrame([*_of_cells(), *_of_others()]).assign(**_provenance())
+    # The commit is that of the code that is running, also where another is made meanwhile.
+    provenance = _provenance()
+    table = pd.DataFrame([*_of_cells(), *_of_others()]).assign(**provenance)
     _summarise(table)
     if _CSV.value:
         _write(table, Path(_CSV.value))
