@@ -22,6 +22,12 @@ from replication.intervals import (
 )
 from replication.shares import Share, by_unit, share_by_unit
 
+#: Said wherever such a figure stands.
+AT_CLASS_SHARES = (
+    "F1, precision and kappa, and their intervals, are those at the class shares of these images; "
+    "where classes have other shares, they differ."
+)
+
 #: From matrices ``[b, m, k, k]`` of m models to named figures ``[b]``.
 Figures = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -185,7 +191,10 @@ def _intervals(
         for of_classes in moved
     ]
     drawn = _resampled(figures, counts, confidence, resamples, seed)
-    method = f"Wilson of each class, combined, or resampling of {over} where wider"
+    method = (
+        f"Wilson of each class, combined, or resampling of {over} where wider, at the class shares "
+        "of these images"
+    )
     unknown = sum(not all(one.known for one in found) for _, found in moved[0])
     if unknown:
         classed = "1 class stands" if unknown == 1 else f"{unknown} classes stand"
