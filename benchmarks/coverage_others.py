@@ -77,7 +77,10 @@ def fields(world: str, count: int, seed: int) -> Sampler:
             known = share.known
             yield kind, *((share.low, share.high) if known else (np.nan, np.nan)), value
         resampled = intervals.percentile_bootstrap(
-            figures(curves), [f"field {n}" for n in range(count)], resamples=_RESAMPLES
+            figures(curves),
+            [f"field {n}" for n in range(count)],
+            sizes=np.array([curves.nuclei, curves.misfits[:, -1]]),
+            resamples=_RESAMPLES,
         )
         for kind, ends in resampled.items():
             yield kind, ends.low, ends.high, truth[kind]

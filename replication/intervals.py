@@ -104,14 +104,38 @@ def resampling_units(groups: Sequence[str]) -> tuple[np.ndarray, str]:
     return np.arange(len(groups)), "images"
 
 
+def effective_count(sizes: np.ndarray) -> float:
+    """As how many units of equal size some of unequal size are good for a share or a sum.
+
+    Source: L. Kish, "Survey Sampling" (1965), (sum m)^2 / sum m^2 with m in each unit.
+
+    Args:
+        sizes: ``[units]`` or, of several things that they hold, ``[things, units]``: the thing that
+            fewest units hold decides.
+
+    Returns:
+        0 where units hold none of it.
+    """
+    sizes = np.atleast_2d(np.asarray(sizes, float))
+    squares = (sizes**2).sum(axis=1)
+    return float(np.divide(sizes.sum(axis=1) ** 2, squares, where=squares > 0, out=squares).min())
+
+
 def group_weights(
-    count: int, resamples: int, seed: int, confidence: float = 0.95, rows: int = 1000
+    count: int,
+    resamples: int,
+    seed: int,
+    confidence: float = 0.95,
+    rows: int = 1000,
+    *,
+    effective: float | None = None,
 ) -> Iterator[np.ndarray]:
     """Draws how much each unit counts, some resamples at a time.
 
     The weights of a resample are Dirichlet's, which is the Bayesian bootstrap where all its
     parameters are 1. With few units they are smaller: so small that the weighted mean of `count`
-    numbers spreads as far as Student's interval of their mean does.
+    numbers spreads as far as Student's interval of their mean does, whose degrees of freedom are
+    those of the effective number of units.
 
     Source: D. B. Rubin, "The Bayesian bootstrap", Ann. Stat. 9 (1981) 130-134. The parameter a
     follows from the variance of such a mean, s^2 / (a count + 1) with s^2 over `count`, set equal
@@ -123,15 +147,17 @@ def group_weights(
         seed: Seed of the draws. The size of the parts does not change them.
         confidence: Of the interval that they are for.
         rows: Resamples at a time.
+        effective: Number of units of equal size that they are as good as; None takes `count`.
 
     Yields:
         float64 ``[b, count]``, above 0, with a mean of 1 over many resamples; nothing where there
-        are fewer than `LEAST_UNITS`.
+        are fewer than `LEAST_UNITS`, or where so few hold nearly all that no weights are as wide.
     """
-    if count < LEAST_UNITS:
+    effective = count if effective is None else effective
+    if count < LEAST_UNITS or effective <= 1:
         return
     tail = (1 + confidence) / 2
-    student = special.ndtri(tail) / special.stdtrit(count - 1, tail)
+    student = special.ndtri(tail) / special.stdtrit(effective - 1, tail)
     shape = ((count - 1) * student**2 - 1) / count
     if not shape > 0:
         return
@@ -145,6 +171,7 @@ def percentile_bootstrap(
     statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     groups: Sequence[str],
     *,
+    sizes: np.ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -159,13 +186,14 @@ def percentile_bootstrap(
         statistic: From weights (float64 ``[b, n]``: how much each image counts) to named arrays
             ``[b]``, or ``[b, models]``, whose mean over the models is what the interval is of.
         groups: The group of each image, ``[n]``; '' = unknown.
+        sizes: Of the units, where few may hold most of what is counted, see `effective_count`.
         confidence: Between 0 and 1.
         resamples: Number of resamples.
         seed: Seed of the draws. The size of the chunks in memory does not change them.
 
     Returns:
-        An interval per name. It is NaN where there are fewer than `LEAST_UNITS` units, or where
-        the statistic is undefined.
+        An interval per name. It is NaN where `group_weights` gives none, or where the statistic is
+        undefined.
 
     Raises:
         ValueError: No images, no resamples, or ``confidence`` not between 0 and 1.
@@ -180,13 +208,15 @@ def percentile_bootstrap(
     rows = max(1, _CHUNK_ENTRIES // len(units))
     over = f"{count} {kind if count > 1 else kind[:-1]}"
     parts: dict[str, list[np.ndarray]] = {}
-    for weights in group_weights(count, resamples, seed, confidence, rows):
+    effective = None if sizes is None else effective_count(sizes)
+    for weights in group_weights(count, resamples, seed, confidence, rows, effective=effective):
         for name, values in statistic(weights[:, units]).items():
             parts.setdefault(name, []).append(values.reshape(len(weights), -1).mean(axis=1))
     if not parts:
         none = Interval(np.nan, np.nan, f"no interval from {over}")
         return dict.fromkeys(statistic(np.ones((1, len(units)))), none)
-    method = f"resampling of {over}, {resamples} times"
+    good = "" if effective is None else f" (as good as {effective:.0f} of equal size)"
+    method = f"resampling of {over}{good}, {resamples} times"
     return {
         name: _percentiles(np.concatenate(values), confidence, method)
         for name, values in parts.items()
