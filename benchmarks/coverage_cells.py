@@ -17,7 +17,6 @@ _OVER_CLASSES = (
     "macro_precision",
     "macro_specificity",
     "weighted_f1",
-    "quadratic_kappa",
 )
 
 #: Figures that depend on how many images each class has.
@@ -56,9 +55,10 @@ def sampler(
             both = [*range(models), *range(cells.models, cells.models + models)]
             if "shares" in parts:
                 yield from _accuracies(cells, drawn, names, models, named[both])
-            if "figures" in parts:
-                seed = int(rng.integers(2**31))
-                yield from _figures(cells, labels, names, models, named[both], seed)
+            for part in ("figures", "kappa"):
+                if part in parts:
+                    seed = int(rng.integers(2**31))
+                    yield from _figures(cells, labels, names, models, named[both], seed, part)
             if "areas" in parts:
                 yield from _areas(cells, labels, names, p[:models])
         if "tried" in parts and 1 in seeds:
@@ -137,11 +137,19 @@ def _accuracies(
 
 
 def _figures(
-    cells: Cells, labels: np.ndarray, groups: np.ndarray, models: int, both: np.ndarray, seed: int
+    cells: Cells,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    models: int,
+    both: np.ndarray,
+    seed: int,
+    part: str,
 ) -> Told:
     support = np.bincount(labels, minlength=cells.classes)
     present = support > 0
     names = [*_OVER_CLASSES, *(f"f1 {c}" for c in np.flatnonzero(present)[-1:])]
+    if part == "kappa":
+        names = ["quadratic_kappa"]
     figures = class_figures.mean_figures(present, range(cells.classes), names)
     options = {"classes": cells.classes, "resamples": _RESAMPLES, "seed": seed}
     sides = [slice(0, models), slice(cells.models, cells.models + models)]
@@ -159,6 +167,8 @@ def _figures(
         if models == 1 and name.split(" ")[0] in _OF_SHARES:
             kind = f"tried: {kind} at the population's class shares"
             yield kind, models, ends.low, ends.high, population[name]
+    if part == "kappa":
+        return
     found = class_figures.difference_intervals(
         labels, both[:models], both[models:], groups, figures, **options
     )
@@ -201,4 +211,4 @@ def _tried(p: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], dict[str
 
 
 #: Parts of a sample of cells.
-PARTS = ("shares", "figures", "areas", "tried")
+PARTS = ("shares", "figures", "kappa", "areas", "tried")
