@@ -72,7 +72,7 @@ def marginal_effects(search: Search, effects: Effects, form: str = "svg") -> byt
         figure.supylabel(figure_parts.label(search), fontsize=8.5)
         handles = {
             "a trial": figure_parts.dot(figure_parts.TRIAL),
-            "mean, 95 % interval": figure_parts.bar(),
+            "mean" if search.tuner == "bayesian" else "mean, 95 % interval": figure_parts.bar(),
             **figure_parts.handles(search, True),
         }
         place = {"loc": "outside upper center", "ncols": 3 if columns < 3 else 5}

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -58,7 +58,7 @@ class Level:
         count: Trials at it.
         diverged: How many of them diverged; they count like the worst completed trial.
         mean: Their marginal mean score.
-        low: Lower end of its interval over trials; NaN for a single trial.
+        low: Lower end of its interval over trials; NaN where there is none, as of one trial.
         high: Upper end of its interval over trials.
         best: The best score among them.
         start: The lowest value of a bin; NaN where the level is no bin.
@@ -166,7 +166,9 @@ class _Factor:
         return coded
 
 
-def marginal_effects(trials: Sequence[Trial], direction: Direction) -> Effects:
+def marginal_effects(
+    trials: Sequence[Trial], direction: Direction, *, at_random: bool = True
+) -> Effects:
     """How the score depends on each hyperparameter alone.
 
     Failed trials are left out, diverged ones count like the worst completed one. Hyperband promotes
@@ -183,14 +185,19 @@ def marginal_effects(trials: Sequence[Trial], direction: Direction) -> Effects:
     and `unexplained` add up to 1. On an unbalanced one what an effect of nothing would reach by
     chance is taken off, so a share may be 0, and they do not add up.
 
-    The interval of a level is Student's 95 % interval of the mean of its trials, after the effects
-    of the other hyperparameters are taken out, widened for the coefficients of the model. It shows
-    how much the effect depends on the other hyperparameters, and on the chance of training; it says
-    nothing about other images.
+    The interval of a level is Student's 95 % interval of what a configuration with it scores, over
+    all values of the other hyperparameters and the chance of training, on these images. Its
+    variance is that of the level's trials after the effects of the other hyperparameters are taken
+    out, widened for the coefficients of the model; where trials were drawn at random, that of the
+    effects taken out is added, as other values of them could have been drawn. It holds for grids
+    and random draws (results/interval_coverage.csv), not for a search that goes where scores are
+    high.
 
     Args:
         trials: Of one search, superseded ones included.
         direction: Whether "max" or "min" is best.
+        at_random: Whether no score had a say in which trials were made; else levels have no
+            interval.
 
     Returns:
         None for a hyperparameter that has one value only, and none at all of fewer than 4 trials.
@@ -202,8 +209,8 @@ def marginal_effects(trials: Sequence[Trial], direction: Direction) -> Effects:
     if len(used) < LEAST_TRIALS:
         return Effects((), False, (), math.nan, tuple(used), {}, False)
     scores = _scores(used, direction)
-    found = [_factor(name, [trial.values.get(name) for trial in used]) for name in names(used)]
-    factors = [factor for factor in found if factor]
+    coded = [_factor(name, [trial.values.get(name) for trial in used]) for name in names(used)]
+    factors = [factor for factor in coded if factor]
     columns = {factor.name: factor.columns for factor in factors}
     bracket = _factor("", [None if t.bracket is None else str(t.bracket) for t in used])
     nuisance = {"": bracket.columns} if bracket else {}
@@ -228,7 +235,9 @@ def marginal_effects(trials: Sequence[Trial], direction: Direction) -> Effects:
         name, fit = factor.name, model
         if name not in covariates:
             fit = _fit({**covariates, name: columns[name]}, scores)
-        effects.append(_effect(factor, used, scores, fit, importance(name, fit), direction))
+        found = _effect(factor, used, scores, fit, importance(name, fit), direction)
+        errors = _errors(factor, scores, fit, balanced) if at_random else itertools.repeat(math.nan)
+        effects.append(_with_intervals(found, errors))
     effects.sort(key=lambda effect: -effect.importance)
     left = model.left if balanced else model.variance * (len(used) - 1)
     return Effects(
@@ -372,28 +381,20 @@ def _effect(
     direction: Direction,
 ) -> Effect:
     adjusted = fit.adjusted(factor.name, scores, factor.codes >= 0)
-    # A model with many coefficients lies closer to its own trials than to any others.
-    spare = len(trials) - fit.rank
-    widened = math.sqrt((len(trials) - 1) / spare) if spare > 0 else math.nan
     best = max if direction == "max" else min
     levels, members = [], []
     for code, label in enumerate(factor.labels):
         at = np.flatnonzero(factor.codes == code)
         members.append(tuple(trials[row] for row in at))
-        mean = float(adjusted[at].mean())
-        half = math.nan
-        if len(at) > 1:
-            error = widened * adjusted[at].std(ddof=1) / math.sqrt(len(at))
-            half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(at) - 1) * error)
         start, end = factor.bounds[code] if factor.bounds else (math.nan, math.nan)
         levels.append(
             Level(
                 label=label,
                 count=len(at),
                 diverged=sum(trial.status == "diverged" for trial in members[-1]),
-                mean=mean,
-                low=mean - half,
-                high=mean + half,
+                mean=float(adjusted[at].mean()),
+                low=math.nan,
+                high=math.nan,
                 best=float(best(scores[at])),
                 start=float(start),
                 end=float(end),
@@ -402,3 +403,33 @@ def _effect(
     return Effect(
         factor.name, factor.kind, bool(factor.bounds), tuple(levels), importance, tuple(members)
     )
+
+
+def _errors(factor: _Factor, scores: np.ndarray, fit: _Fit, balanced: bool) -> list[float]:
+    """Standard errors of the levels' means; NaN of a single trial."""
+    active = factor.codes >= 0
+    adjusted = fit.adjusted(factor.name, scores, active)
+    # A model with many coefficients lies closer to its own trials than to any others.
+    spare = len(scores) - fit.rank
+    widened = (len(scores) - 1) / spare if spare > 0 else math.nan
+    # A full factorial design puts every level in the same company, and brackets are nobody's draw.
+    company = 0.0
+    if not balanced:
+        others = [part for name, part in fit.parts.items() if name not in ("", factor.name)]
+        company = np.sum(others, axis=0)[active].var(ddof=1) / active.sum() if others else 0.0
+    levels = (adjusted[factor.codes == code] for code in range(len(factor.labels)))
+    return [
+        math.sqrt(widened * (of.var(ddof=1) / len(of) + company)) if len(of) > 1 else math.nan
+        for of in levels
+    ]
+
+
+def _with_intervals(effect: Effect, errors: Iterable[float]) -> Effect:
+    """Student's intervals of the levels, from the standard errors of their means."""
+    levels = []
+    for level, error in zip(effect.levels, errors, strict=False):
+        half = math.nan
+        if level.count > 1:
+            half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, level.count - 1)) * error
+        levels.append(dataclasses.replace(level, low=level.mean - half, high=level.mean + half))
+    return dataclasses.replace(effect, levels=tuple(levels))

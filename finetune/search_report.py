@@ -13,7 +13,15 @@ from finetune.effects import Effects
 from finetune.figure_parts import METRICS, is_share, label, scored_paper
 from finetune.selection import BesideThePaper, Cost, Optimism
 from finetune.trials import Answers, Search, Trial, described, worded
-from replication import comparison, comparison_figures, evaluation, pages, runs, shown
+from replication import (
+    class_figures,
+    comparison,
+    comparison_figures,
+    evaluation,
+    pages,
+    runs,
+    shown,
+)
 from replication.intervals import Estimate
 from replication.predictions import Predictions
 
@@ -78,7 +86,9 @@ def findings(search: Search) -> Findings:
         first = _estimate(predictions, metric, search.resamples)
     paper = search.protocol == "paper"
     return Findings(
-        effects=effects.marginal_effects(search.trials, search.direction),
+        effects=effects.marginal_effects(
+            search.trials, search.direction, at_random=search.tuner != "bayesian"
+        ),
         metric=metric,
         over=_over(tune, search.unit) if tune is not None else "",
         first=first,
@@ -239,6 +249,8 @@ def sentences(search: Search, found: Findings) -> list[str]:
         )
     if found.cost:
         said += _cost(found.cost)
+    if found.metric == "macro_f1" or (found.beside and "macro_f1" in found.beside.differences):
+        said.append(class_figures.AT_CLASS_SHARES)
     return said
 
 

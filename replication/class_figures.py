@@ -22,6 +22,12 @@ from replication.intervals import (
 )
 from replication.shares import Share, by_unit, share_by_unit
 
+#: Said wherever such a figure stands.
+AT_CLASS_SHARES = (
+    "F1, precision and kappa, and their intervals, are those at the class shares of these images; "
+    "where classes have other shares, they differ."
+)
+
 #: From matrices ``[b, m, k, k]`` of m models to named figures ``[b]``.
 Figures = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -85,7 +91,7 @@ def confusion_intervals(
         return [(found.value - end) * every for end in (found.low, found.high)], [found]
 
     return _intervals(
-        labels, predicted, groups, figures, [moves], classes, confidence, resamples, seed
+        labels, predicted, groups, figures, [moves], classes, confidence, resamples, seed, most=1.0
     )
 
 
@@ -169,6 +175,7 @@ def _intervals(
     confidence: float,
     resamples: int,
     seed: int,
+    most: float | None = None,
 ) -> dict[str, Interval]:
     """The narrowest of several ways to move the classes, or resampling where that is wider."""
     units, kind = resampling_units(groups)
@@ -185,7 +192,12 @@ def _intervals(
         for of_classes in moved
     ]
     drawn = _resampled(figures, counts, confidence, resamples, seed)
-    method = f"Wilson of each class, combined, or resampling of {over} where wider"
+    if most is not None:
+        drawn = {name: _reflected(values[name], *ends, most) for name, ends in drawn.items()}
+    method = (
+        f"Wilson of each class, combined, or resampling of {over} where wider, at the class shares "
+        "of these images"
+    )
     unknown = sum(not all(one.known for one in found) for _, found in moved[0])
     if unknown:
         classed = "1 class stands" if unknown == 1 else f"{unknown} classes stand"
@@ -253,6 +265,20 @@ def _moved(matrices: np.ndarray, c: int, lost: np.ndarray) -> np.ndarray:
     # What does not move must not change by the smoothing either.
     moved[lost == 0] = matrices[lost == 0]
     return moved
+
+
+def _reflected(value: float, low: float, high: float, most: float) -> tuple[float, float]:
+    """Widens percentiles to their mirror image, in the logarithm of what is missing to the most.
+
+    Where few groups fail, samples that hold fewer of them than usual look too good, and their
+    resamples do not reach down to the truth; what they lack above is what is missing below (the
+    basic bootstrap: A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application"
+    (1997), section 5.2).
+    """
+    missing = most - value
+    if not (high < most and missing > 0):
+        return low, high
+    return min(low, most - missing**2 / (most - high)), max(high, most - missing**2 / (most - low))
 
 
 def _resampled(

@@ -17,7 +17,6 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -142,12 +141,12 @@ def _label(
     # The layout must be final before anything can be measured.
     axes.figure.draw_without_rendering()
     centres = axes.transData.transform(list(at.values()))
-    taken = [Bbox([centre - 6, centre + 6]) for centre in centres]
+    taken = [np.concatenate([centre - 6, centre + 6]) for centre in centres]
     thin = []
     for start, end in lines:
         ends = np.sort(axes.transData.transform([start, end]), axis=0)
-        thin.append(Bbox([ends[0] - 1, ends[1] + 1]))
-    frame = axes.get_window_extent()
+        thin.append(np.concatenate([ends[0] - 1, ends[1] + 1]))
+    frame = axes.get_window_extent().extents
     halo = [patheffects.withStroke(linewidth=2.2, foreground="white")]
     for number, (name, point) in enumerate(at.items()):
         text = axes.annotate(
@@ -160,21 +159,19 @@ def _label(
             path_effects=halo,
         )
         text.set_in_layout(False)
-
-        def badness(place: Place, text: Text = text, own: int = number) -> float:
-            box = _placed(text, place)
-            # A name that stands nearer to another point would be read as that one's.
-            gaps = np.linalg.norm(np.clip(centres, box.min, box.max) - centres, axis=1)
-            mistaken = (np.delete(gaps, own) < gaps[own] + 2).sum()
-            outside = not (frame.containsx(box.x0) and frame.containsx(box.x1))
-            outside |= not (frame.containsy(box.y0) and frame.containsy(box.y1))
-            hidden = sum(map(box.overlaps, taken))
-            crossed = sum(map(box.overlaps, thin))
-            return 100 * (outside + hidden) + 15 * mistaken + 8 * crossed + _reach(place)
-
-        best = min(_PLACES, key=badness)
-        taken.append(_placed(text, best))
-        if _reach(best) > 2:
+        boxes = _boxes(centres[number], text.get_window_extent(), axes.figure.dpi / 72)
+        low, high = boxes[:, None, :2], boxes[:, None, 2:]
+        # A name that stands nearer to another point would be read as that one's.
+        gaps = np.linalg.norm(np.clip(centres, low, high) - centres, axis=2)
+        mistaken = (gaps < gaps[:, [number]] + 2).sum(axis=1) - 1
+        outside = (boxes[:, :2] < frame[:2]).any(axis=1) | (boxes[:, 2:] > frame[2:]).any(axis=1)
+        hidden, crossed = _overlaps(boxes, taken), _overlaps(boxes, thin)
+        badness = 100 * (outside + hidden) + 15 * mistaken + 8 * crossed + _REACHES
+        found = int(badness.argmin())
+        best = _PLACES[found]
+        text.set(position=best[:2], ha=best[2], va=best[3])
+        taken.append(boxes[found])
+        if _REACHES[found] > 2:
             axes.annotate(
                 "",
                 point,
@@ -196,13 +193,32 @@ _PLACES = [
 ]
 
 
-def _reach(place: Place) -> float:
-    return math.hypot(*place[:2]) / 7
+_REACHES = np.array([math.hypot(*place[:2]) / 7 for place in _PLACES])
 
 
-def _placed(text: Text, place: Place) -> Bbox:
-    text.set(position=place[:2], ha=place[2], va=place[3])
-    return text.get_window_extent().padded(1)
+def _boxes(point: np.ndarray, size: Bbox, pixels: float) -> np.ndarray:
+    """Where a text of a size would lie at each of `_PLACES`, with a pixel around it.
+
+    Args:
+        point: x and y, in pixels.
+        size: Of the text, in pixels.
+        pixels: In a point.
+
+    Returns:
+        float64 ``[places, 4]``: left, bottom, right, top.
+    """
+    share = {"left": 0, "bottom": 0, "center": 0.5, "right": 1, "top": 1}
+    moved = np.array([[share[ha], share[va]] for *_, ha, va in _PLACES])
+    extent = np.array([size.width, size.height])
+    corner = point + pixels * np.array([place[:2] for place in _PLACES]) - moved * extent
+    return np.hstack([corner - 1, corner + extent + 1])
+
+
+def _overlaps(boxes: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """How many of the others each box lies on, ``[boxes]``."""
+    first, second = boxes[:, None], np.reshape(others, (-1, 4))
+    apart = (first[..., :2] > second[:, 2:]) | (first[..., 2:] < second[:, :2])
+    return (~apart.any(axis=2)).sum(axis=1)
 
 
 def ranking(result: Comparison, form: str = "svg") -> bytes:

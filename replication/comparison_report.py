@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 from sklearn.metrics import confusion_matrix
 
-from replication import comparison_figures, figures, one_class, pages, runs, shown
+from replication import class_figures, comparison_figures, figures, one_class, pages, runs, shown
 from replication.comparison import COSTS, Comparison, Leak, Pair, extent, told_from_zero
 from replication.evaluation import SeedSummary
 from replication.intervals import Estimate
@@ -67,6 +67,7 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         metrics=_shown_metrics(result),
         methods=_methods(result),
+        at_class_shares=class_figures.AT_CLASS_SHARES,
         tests=list(dict.fromkeys(pair.method for pair in result.pairs)),
         figures={name: shown.svg(picture) for name, picture in pictures.items()},
         fronts={cost: result.front(cost) for cost in COSTS},
@@ -326,7 +327,8 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
             f"{cost.mebibytes:.3g}",
         )
     console.print(table)
-    for sentence in (*_remarks(result), *result.sentences, result.winner_note):
+    remarks = (*_remarks(result), *result.sentences, result.winner_note)
+    for sentence in (*remarks, class_figures.AT_CLASS_SHARES):
         console.print(sentence)
     if result.pairs:
         _print_pairs(console, result)

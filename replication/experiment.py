@@ -169,7 +169,7 @@ def accuracy_without_suspects(
     )["accuracy"]
     return (
         f"without suspect test images ({len(suspects)}, with a twin or their group in training): "
-        f"{rest.mean:.4f} [{rest.low:.4f}, {rest.high:.4f}] on {len(kept)} images"
+        f"{rest.mean:.4f} [{shown.ends(rest.low, rest.high)}] on {len(kept)} images"
     )
 
 

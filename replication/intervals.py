@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
 #: Weights held at a time: 4 million float64 are 32 MB.
@@ -98,19 +98,44 @@ def resampling_units(groups: Sequence[str]) -> tuple[np.ndarray, str]:
     Returns:
         The unit of each image (int64 ``[n]``, 0..units-1), and 'groups' or 'images'.
     """
-    if len(groups) and all(groups):
-        return np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1], "groups"
+    names = np.asarray(groups, dtype=str)
+    if len(names) and names.all():
+        return np.unique(names, return_inverse=True)[1], "groups"
     return np.arange(len(groups)), "images"
 
 
+def effective_count(sizes: np.ndarray) -> float:
+    """As how many units of equal size some of unequal size are good for a share or a sum.
+
+    Source: L. Kish, "Survey Sampling" (1965), (sum m)^2 / sum m^2 with m in each unit.
+
+    Args:
+        sizes: ``[units]`` or, of several things that they hold, ``[things, units]``: the thing that
+            fewest units hold decides.
+
+    Returns:
+        0 where units hold none of it.
+    """
+    sizes = np.atleast_2d(np.asarray(sizes, float))
+    squares = (sizes**2).sum(axis=1)
+    return float(np.divide(sizes.sum(axis=1) ** 2, squares, where=squares > 0, out=squares).min())
+
+
 def group_weights(
-    count: int, resamples: int, seed: int, confidence: float = 0.95, rows: int = 1000
+    count: int,
+    resamples: int,
+    seed: int,
+    confidence: float = 0.95,
+    rows: int = 1000,
+    *,
+    effective: float | None = None,
 ) -> Iterator[np.ndarray]:
     """Draws how much each unit counts, some resamples at a time.
 
     The weights of a resample are Dirichlet's, which is the Bayesian bootstrap where all its
     parameters are 1. With few units they are smaller: so small that the weighted mean of `count`
-    numbers spreads as far as Student's interval of their mean does.
+    numbers spreads as far as Student's interval of their mean does, whose degrees of freedom are
+    those of the effective number of units.
 
     Source: D. B. Rubin, "The Bayesian bootstrap", Ann. Stat. 9 (1981) 130-134. The parameter a
     follows from the variance of such a mean, s^2 / (a count + 1) with s^2 over `count`, set equal
@@ -122,15 +147,17 @@ def group_weights(
         seed: Seed of the draws. The size of the parts does not change them.
         confidence: Of the interval that they are for.
         rows: Resamples at a time.
+        effective: Number of units of equal size that they are as good as; None takes `count`.
 
     Yields:
         float64 ``[b, count]``, above 0, with a mean of 1 over many resamples; nothing where there
-        are fewer than `LEAST_UNITS`.
+        are fewer than `LEAST_UNITS`, or where so few hold nearly all that no weights are as wide.
     """
-    if count < LEAST_UNITS:
+    effective = count if effective is None else effective
+    if count < LEAST_UNITS or effective <= 1:
         return
     tail = (1 + confidence) / 2
-    student = stats.norm.ppf(tail) / stats.t.ppf(tail, count - 1)
+    student = special.ndtri(tail) / special.stdtrit(effective - 1, tail)
     shape = ((count - 1) * student**2 - 1) / count
     if not shape > 0:
         return
@@ -144,6 +171,7 @@ def percentile_bootstrap(
     statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     groups: Sequence[str],
     *,
+    sizes: np.ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -158,13 +186,14 @@ def percentile_bootstrap(
         statistic: From weights (float64 ``[b, n]``: how much each image counts) to named arrays
             ``[b]``, or ``[b, models]``, whose mean over the models is what the interval is of.
         groups: The group of each image, ``[n]``; '' = unknown.
+        sizes: Of the units, where few may hold most of what is counted, see `effective_count`.
         confidence: Between 0 and 1.
         resamples: Number of resamples.
         seed: Seed of the draws. The size of the chunks in memory does not change them.
 
     Returns:
-        An interval per name. It is NaN where there are fewer than `LEAST_UNITS` units, or where
-        the statistic is undefined.
+        An interval per name. It is NaN where `group_weights` gives none, or where the statistic is
+        undefined.
 
     Raises:
         ValueError: No images, no resamples, or ``confidence`` not between 0 and 1.
@@ -179,13 +208,15 @@ def percentile_bootstrap(
     rows = max(1, _CHUNK_ENTRIES // len(units))
     over = f"{count} {kind if count > 1 else kind[:-1]}"
     parts: dict[str, list[np.ndarray]] = {}
-    for weights in group_weights(count, resamples, seed, confidence, rows):
+    effective = None if sizes is None else effective_count(sizes)
+    for weights in group_weights(count, resamples, seed, confidence, rows, effective=effective):
         for name, values in statistic(weights[:, units]).items():
             parts.setdefault(name, []).append(values.reshape(len(weights), -1).mean(axis=1))
     if not parts:
         none = Interval(np.nan, np.nan, f"no interval from {over}")
         return dict.fromkeys(statistic(np.ones((1, len(units)))), none)
-    method = f"resampling of {over}, {resamples} times"
+    good = "" if effective is None else f" (as good as {effective:.0f} of equal size)"
+    method = f"resampling of {over}{good}, {resamples} times"
     return {
         name: _percentiles(np.concatenate(values), confidence, method)
         for name, values in parts.items()
@@ -243,27 +274,30 @@ def confusion_statistics(
     Returns:
         Arrays ``[b]``, and ``f1`` as ``[b, k]``.
     """
-    support, named = confusion.sum(axis=2), confusion.sum(axis=1)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    total = support.sum(axis=1)
+    ones = np.ones(confusion.shape[-1])
+    support, named = confusion @ ones, ones @ confusion
+    hits = np.einsum("bii->bi", confusion)
+    total = support @ ones
     missing = (support[:, present] == 0).any(axis=1)
+    others = total[:, None] - support
     by_class = {
         "precision": _ratio(hits, named, 0.0),
         "sensitivity": _ratio(hits, support),
-        "specificity": _ratio(total[:, None] - support - named + hits, total[:, None] - support),
+        "specificity": _ratio(others - named + hits, others),
         "f1": _ratio(2 * hits, np.where(support > 0, support + named, 0)),
     }
-    figures = {"accuracy": _ratio(hits.sum(axis=1), total), "f1": by_class["f1"]}
+    figures = {"accuracy": _ratio(hits @ ones, total), "f1": by_class["f1"]}
+    mean = np.full(present.sum(), 1 / max(present.sum(), 1))
     for name, values in by_class.items():
-        figures[f"macro_{name}"] = np.where(missing, np.nan, values[:, present].mean(axis=1))
+        figures[f"macro_{name}"] = np.where(missing, np.nan, values[:, present] @ mean)
         if name != "specificity":
             shares = np.where(support > 0, values * support, 0)
-            figures[f"weighted_{name}"] = _ratio(shares.sum(axis=1), total)
+            figures[f"weighted_{name}"] = _ratio(shares @ ones, total)
     figures["balanced_accuracy"] = figures["macro_sensitivity"]
     rank = np.argsort(np.asarray(order))
     distance = (rank[:, None] - rank[None, :]) ** 2.0
-    observed = (confusion * distance).sum(axis=(1, 2)) * total
-    expected = np.einsum("bi,ij,bj->b", support, distance, named)
+    observed = confusion.reshape(len(confusion), -1) @ distance.ravel() * total
+    expected = ((support @ distance) * named) @ ones
     figures["quadratic_kappa"] = 1 - _ratio(observed, expected)
     return figures
 
@@ -300,5 +334,5 @@ def weighted_aucs(
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, undefined: float = np.nan) -> np.ndarray:
-    above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
+    """Of arrays float64 that broadcast, the first with the shape of the result."""
     return np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)

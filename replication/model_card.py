@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from replication import published, results, runs
+from replication import class_figures, published, results, runs
 
 #: File name and template of each document.
 _DOCUMENTS = {
@@ -115,6 +115,7 @@ def _context(run: runs.RunDirectory) -> dict[str, Any]:
                 for method in [m["method"] for m in study["overall"]] + study["class_methods"]
             )
         ),
+        "at_class_shares": class_figures.AT_CLASS_SHARES,
         "caveats": _caveats(source, studies),
         "commit": _plain(environment.get("git_commit")),
         "time": _plain(environment.get("time")),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from replication import (
+    class_figures,
     evaluation,
     fields_section,
     figures,
@@ -114,6 +115,7 @@ def write(
     environment = _mapping(manifest.get("environment"))
     page = pages.template("replication", "report.html.j2").render(
         announcement=announcement,
+        at_class_shares=class_figures.AT_CLASS_SHARES,
         source=source,
         headline=_headline(rows),
         forest=svg(figures.forest(rows)) if rows else "",

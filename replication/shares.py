@@ -11,7 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from replication.intervals import Estimate, Interval, resampling_units, wilson
+from replication.intervals import (
+    Estimate,
+    Interval,
+    effective_count,
+    resampling_units,
+    wilson,
+)
 
 #: With fewer effective groups no interval is told: one group has no spread, and Student's of less
 #: than one degree of freedom says nothing.
@@ -74,10 +80,11 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
     value = min(1.0, max(0.0, float(hits.sum() / total)))
     if among.max() == 1 and np.isin(hits, (0, 1)).all():
         return Share(value, *wilson(hits.sum(), int(total), confidence), int(total), total)
-    groups = float(total**2 / (among**2).sum())
+    groups = effective_count(among)
     if groups < LEAST_GROUPS:
         return Share(value, 0.0, 1.0, round(total), groups)
-    both = min(_spread(hits), _spread(among - hits))
+    # Over how many units the rarer outcome is spread; a sum of rounding errors is none.
+    both = effective_count([np.where(of > _ROUNDING, of, 0) for of in (hits, among - hits)])
     effect = 0.0
     if 0 < value < 1:
         units = len(among)
@@ -88,12 +95,6 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
     student = special.ndtri(tail) / special.stdtrit(groups - 1, tail)
     effective = total / effect * student**2
     return Share(value, *_wilson(value, effective, confidence), round(total), groups)
-
-
-def _spread(sums: np.ndarray) -> float:
-    """Over how many units a sum is spread, were it spread evenly; 0 where it is 0."""
-    total = sums.sum()
-    return float(total**2 / (sums**2).sum()) if total > _ROUNDING else 0.0
 
 
 #: Weight of the worst design effect, in groups that hold the rarer outcome.

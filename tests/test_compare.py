@@ -12,7 +12,7 @@ from conftest import save_image
 from replication import weights
 from tfds_pap import pipeline
 
-FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=0,1", "--backbones=mobilenetv2_035")
+FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=1", "--backbones=mobilenetv2_035")
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,12 @@ def test_both_cuts_print_the_size_of_the_leak(both_cuts):
     assert f"Report: {run_dir / 'report.html'}" in output
     page = (run_dir / "report.html").read_text()
     assert "leak" in page and "mobilenetv2_035" in page
-    for cut in ("image", "group"):
-        for seed in (0, 1):
-            folder = run_dir / cut / "mobilenetv2_035" / f"seed_{seed}"
-            assert {path.name for path in folder.iterdir()} == {"fit.json", "predictions.csv"}
-            rows = list(csv.DictReader((folder / "predictions.csv").open()))
-            assert len(rows) == 48 and {row["split"] for row in rows} == {"test"}
-            assert list(rows[0])[4:] == [f"probability_{n}" for n in ("NILM", "SCC", "other")]
+    for cut in ("image", "group", "let_in"):
+        folder = run_dir / cut / "mobilenetv2_035" / "seed_1"
+        assert {path.name for path in folder.iterdir()} == {"fit.json", "predictions.csv"}
+        rows = list(csv.DictReader((folder / "predictions.csv").open()))
+        assert len(rows) == 48 and {row["split"] for row in rows} == {"test"}
+        assert list(rows[0])[4:] == [f"probability_{n}" for n in ("NILM", "SCC", "other")]
 
 
 def test_every_image_is_scored_once_under_its_own_label(both_cuts, folders, data_dir):
@@ -125,6 +124,7 @@ def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path
         f"--run_dir={tmp_path / 'run'}",
         f"--features_dir={tmp_path / 'features'}",
         "--backbones=mobilenetv2_035,MobileNetV3Small",
+        "--seeds=0",
     )
     assert done.returncode == 0, done.stderr
     assert "tune images" in " ".join(done.stdout.split())

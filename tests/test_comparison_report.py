@@ -22,6 +22,7 @@ from replication import (
     heads,
     runs,
 )
+from replication.class_figures import AT_CLASS_SHARES
 from replication.comparison import COSTS, Candidate, Comparison, Cost
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -126,6 +127,7 @@ def test_page_says_what_matters(page, both_cuts):
     # Every claim of the comparison stands above the first table.
     for claim in (*both_cuts.sentences, both_cuts.winner_note, "audit: no image in two folds"):
         assert text.index(claim) < text.index("Rank Backbone")
+    assert AT_CLASS_SHARES in text
     assert "measured on CPU (2 cores)" in text and "2025-01-02 03:04:05 UTC" in text
     assert "5 folds cut by slide; 90 images (12 slides)" in text.lower()
     assert "Not told apart is not equal" in text.replace(" :", "")
@@ -271,7 +273,8 @@ def test_printout(both_cuts, capsys):
     comparison_report.print_comparison(both_cuts, manifest)
     printed = capsys.readouterr().out
     joined = " ".join(printed.split())
-    for sentence in (BANNER, "audit: no image in two folds", *both_cuts.sentences):
+    said = (BANNER, "audit: no image in two folds", *both_cuts.sentences, AT_CLASS_SHARES)
+    for sentence in said:
         assert sentence in joined
     accuracy = both_cuts.ranked[0].summary["accuracy"]
     assert f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, " in joined

@@ -171,8 +171,8 @@ def test_kappa_follows_severity_not_the_order_in_the_file():
     p = random_predictions(5)
     # Without ties: of two equal classes the first is named, whatever the order.
     p = dataclasses.replace(p, probabilities=np.eye(4)[p.predicted])
-    # No permutation that is its own inverse: reading the order the wrong way round must show.
-    order = [2, 0, 3, 1]
+    # Neither its own inverse nor the reverse of that: the order read the wrong way round must show.
+    order = [1, 2, 0, 3]
     shuffled = make(
         np.argsort(order)[p.labels], p.probabilities[:, order], tuple(FOUR[c] for c in order)
     )

@@ -131,7 +131,7 @@ def test_shares_get_the_interval_of_their_counts_by_field(fields, evaluation):
     expected = shares.share_by_unit(hits, among)
     assert (recall.low, recall.high) == pytest.approx((expected.low, expected.high))
     assert "design effect of fields" in recall.method
-    assert f1.method == "resampling of 5 fields, 200 times"
+    assert f1.method == "resampling of 5 fields (as good as 4 of equal size), 200 times"
     assert f1.low < f1.value < f1.high
     assert math.isnan(evaluation.figure("average_precision").low)
 

@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replication.intervals import group_weights, percentile_bootstrap, wilson
+from replication.intervals import effective_count, group_weights, percentile_bootstrap, wilson
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -83,6 +83,21 @@ def test_the_bootstrap_spreads_as_far_as_students_interval():
         half = scipy.stats.t.ppf(0.975, count - 1) * some.std(ddof=1) / math.sqrt(count)
         # Of few numbers the percentiles of Dirichlet weights are no normal ones.
         assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.2 if count < 10 else 0.1)
+
+
+def test_few_fields_that_hold_most_make_resamples_as_wide_as_fewer_fields_do():
+    values = np.random.default_rng(3).normal(size=20)
+    # 4 of 20 hold five images each, the others one: as good as 11 of equal size.
+    sizes = np.array([[5] * 4 + [1] * 16, [1] * 20])
+    assert effective_count(sizes[0]) == pytest.approx(36**2 / 116)
+    assert effective_count(sizes) == pytest.approx(36**2 / 116)
+    assert effective_count([3, 3, 0]) == 2 and effective_count([0, 0]) == 0
+    found = percentile_bootstrap(share_of(values), [""] * 20, sizes=sizes, resamples=20000)["share"]
+    half = scipy.stats.t.ppf(0.975, 36**2 / 116 - 1) * values.std(ddof=1) / math.sqrt(20)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    assert "20 images (as good as 11 of equal size)" in found.method
+    one = percentile_bootstrap(share_of(values), [""] * 20, sizes=np.array([500] + [1] * 19))
+    assert math.isnan(one["share"].low)
 
 
 def test_every_resample_holds_every_unit():

@@ -8,6 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from replication import evaluation, model_card, results, runs, triage
+from replication.class_figures import AT_CLASS_SHARES
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
@@ -203,6 +204,7 @@ def test_real_images_leave_more_unknown_than_drawings(finished, small):
 
 def test_figures_are_those_of_the_metrics(finished):
     text = texts(finished)[0]
+    assert AT_CLASS_SHARES in text
     fits = results.read_fits(finished)
     for row in results.summary_rows(fits, "phantom"):
         summary = row.summary["accuracy"]

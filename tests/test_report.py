@@ -11,6 +11,7 @@ import pytest
 from pages import Page, needs_browser, on_a_phone
 
 from replication import figures, report, results, runs, triage
+from replication.class_figures import AT_CLASS_SHARES
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
@@ -162,6 +163,7 @@ def written(run, pixels=fake_pixels):
 
 def test_page_holds_every_section_and_figure_of_both_protocols(full):
     page = Page(full)
+    assert page.text.count(AT_CLASS_SHARES) == 4
     ids = page.values("id")
     order = ["summary", "stage1", "stage1-paper", "stage1-clean"]
     order += ["stage2", "stage2-paper", "stage2-clean", "data", "manifest", "limits"]

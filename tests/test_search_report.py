@@ -16,6 +16,7 @@ from PIL import Image
 from finetune import effect_figures, effects, search_figures, search_report, search_summary
 from finetune.trials import Search, Trial
 from replication import pages, runs
+from replication.class_figures import AT_CLASS_SHARES
 from replication.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -184,6 +185,8 @@ def test_sentences_of_a_full_grid(full):
     assert found.undecided == sum(d.low <= 0 <= d.high for d in found.differences.values())
     assert f"adds about {100 * found.optimism.expected:.1f} points" in others[3]
     assert found.cost is None
+    # Of the difference in macro F1.
+    assert others[-1] == AT_CLASS_SHARES
 
 
 def test_tables_on_the_page_have_the_trials(page, full):

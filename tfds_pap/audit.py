@@ -125,9 +125,11 @@ def _print_counts(found: "leak_audit.Audit") -> None:
 
 
 def _print_accuracy(found: "leak_audit.Audit", rows: list[tuple[str, bool]]) -> None:
-    """Accuracy of a predictions file with and without suspect test images."""
-    from statsmodels.stats.proportion import proportion_confint
+    """Accuracy of a predictions file with and without suspect test images.
 
+    It has no interval here: images of one slide or field are not independent, and how sure a share
+    of groups is, is told by the report of the run.
+    """
     suspect = found.suspects([image for image, _ in rows])
     for name, kept in (
         ("all test images", rows),
@@ -137,11 +139,7 @@ def _print_accuracy(found: "leak_audit.Audit", rows: list[tuple[str, bool]]) -> 
         if not count:
             print(f"accuracy, {name}: not defined, no image is left")
             continue
-        low, high = proportion_confint(right, count, method="wilson")
-        print(
-            f"accuracy, {name}: {right / count:.4f} [{low:.4f}, {high:.4f}] "
-            f"(Wilson, {count} images)"
-        )
+        print(f"accuracy, {name}: {right / count:.4f} ({right} of {count}; no interval)")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def figures_at_threshold(
         seed: Of the bootstrap.
     """
     statistic = _at_threshold(counts)
-    intervals = _intervals(statistic, len(counts), resamples, seed)
+    intervals = _intervals(statistic, counts, resamples, seed)
     once = statistic(np.ones((1, len(counts))))
     # Each field alone, for what is counted in it.
     alone = statistic(np.eye(len(counts)))
@@ -163,7 +163,7 @@ def _over_thresholds(
             **{_band(i): band[:, i] for i in range(len(_BAND))},
         }
 
-    intervals = _intervals(statistic, len(fields), resamples, seed)
+    intervals = _intervals(statistic, counts, resamples, seed)
     values = {name: float(of[0]) for name, of in statistic(np.ones((1, len(fields)))).items()}
     # The bootstrap thins the thresholds out; the value itself is exact.
     pooled = Curves.of([np.concatenate(scores)], [np.concatenate(hits)], [sum(nuclei)], points=None)
@@ -176,10 +176,18 @@ def _over_thresholds(
 
 
 def _intervals(
-    statistic: Callable[[np.ndarray], dict[str, np.ndarray]], fields: int, resamples: int, seed: int
+    statistic: Callable[[np.ndarray], dict[str, np.ndarray]],
+    counts: Sequence[FieldCounts],
+    resamples: int,
+    seed: int,
 ) -> dict[str, Interval]:
-    groups = [f"field {number}" for number in range(fields)]
-    return percentile_bootstrap(statistic, groups, resamples=resamples, seed=seed)
+    groups = [f"field {number}" for number in range(len(counts))]
+    nuclei = [int(one.annotated.sum()) for one in counts]
+    misfits = [one.detections - int(one.found.sum()) for one in counts]
+    held = [of for of in (nuclei, misfits) if any(of)]
+    return percentile_bootstrap(
+        statistic, groups, sizes=np.array(held) if held else None, resamples=resamples, seed=seed
+    )
 
 
 def _band(number: int) -> str:
