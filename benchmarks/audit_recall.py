@@ -51,7 +51,7 @@ def measure(
     found = {}
     for kind in kinds:
         rng = np.random.default_rng(1)
-        twins = [small(planted.twin(original.picture, kind, rng)) for original in originals]
+        twins = [small(planted.twin(original.picture, kind, rng).picture) for original in originals]
         start = time.perf_counter()
         matches = near_duplicates.find(np.stack(before + twins), effort=effort)
         seconds = time.perf_counter() - start
@@ -83,7 +83,7 @@ def growth(counts: list[int], effort: str) -> list[dict[str, object]]:
     for number, original in enumerate(drawn(max(counts) // 2)):
         for place, picture in (
             (2 * number, original.picture),
-            (2 * number + 1, planted.twin(original.picture, "mixed", rng)),
+            (2 * number + 1, planted.twin(original.picture, "mixed", rng).picture),
         ):
             cv2.resize(picture, (size, size), pixels[place], interpolation=cv2.INTER_AREA)
     for count in counts:

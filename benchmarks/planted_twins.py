@@ -91,19 +91,55 @@ def share(matrix: np.ndarray, size: int) -> float:
     return min(common / size**2, common / (abs(np.linalg.det(matrix[:, :2])) * size**2))
 
 
-def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """A twin, and what it has in common with its original.
+
+    Attributes:
+        picture: uint8 `[s, s, 3]`.
+        matrix: From places in the original to places in it, `[2, 3]`, pixels.
+        share: Share of its picture that the less fortunate of both has in common with the other;
+            what became white or black is lost.
+        structure: Deviation of the grey levels of what is shared, of 255, in the paler of both.
+    """
+
+    picture: np.ndarray
+    matrix: np.ndarray
+    share: float
+    structure: float
+
+
+def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> Twin:
     """Returns a twin of a picture uint8 `[s, s, 3]` that shares half of it, saved as JPEG."""
     size = len(picture)
-    while share(matrix := (change := draw(kind, rng)).matrix(size), size) < LEAST_SHARE:
-        pass
-    if kind == "copy":
-        return picture.copy()
-    # An augmenter fills what the picture does not reach: by reflection, with black, or streaks.
-    border = _BORDERS[int(rng.integers(len(_BORDERS)))]
-    interpolation = cv2.INTER_AREA if change.zoom < 1 else cv2.INTER_LINEAR
-    made = cv2.warpAffine(picture, matrix, (size, size), flags=interpolation, borderMode=border)
-    made = np.clip(made * change.gain + change.offset, 0, 255).astype(np.uint8)
-    return jpeg(made, 40 if kind.startswith("JPEG") else int(rng.integers(70, 95)))
+    while True:
+        change = draw(kind, rng)
+        matrix = change.matrix(size)
+        if share(matrix, size) < LEAST_SHARE:
+            continue
+        # An augmenter fills what the picture does not reach: by reflection, with black, or streaks.
+        border = _BORDERS[int(rng.integers(len(_BORDERS)))]
+        flags = cv2.INTER_AREA if change.zoom < 1 else cv2.INTER_LINEAR
+        made = cv2.warpAffine(picture, matrix, (size, size), flags=flags, borderMode=border)
+        made = made * change.gain + change.offset
+        grey = made.mean(axis=2)
+        there = cv2.warpAffine(np.ones((size, size), np.uint8), matrix, (size, size)) > 0
+        there &= (grey > 0) & (grey < 255)
+        back = cv2.warpAffine(
+            there.astype(np.uint8), matrix, (size, size), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        ) > 0
+        common = min(there.mean(), back.mean())
+        if common < LEAST_SHARE:
+            continue
+        if kind == "copy":
+            made = picture.copy()
+        else:
+            quality = 40 if kind.startswith("JPEG") else int(rng.integers(70, 95))
+            made = jpeg(np.clip(made, 0, 255).astype(np.uint8), quality)
+        structure = min(
+            float(np.std(p.mean(axis=2)[mask])) for p, mask in ((made, there), (picture, back))
+        )
+        return Twin(made, matrix, float(common), structure)
 
 
 def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:

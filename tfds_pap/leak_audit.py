@@ -15,8 +15,10 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import (
+    affine_fit,
     alignment,
     blocks,
+    content,
     keypoints,
     name_stems,
     near_duplicates,
@@ -335,7 +337,7 @@ def audit_builder(
         return _of_index(builder.name, index, (), effort)
     code = hashlib.sha256()
     for module in (
-        alignment, keypoints, near_duplicates, twin_candidates, sys.modules[__name__]
+        affine_fit, alignment, content, keypoints, near_duplicates, twin_candidates, sys.modules[__name__]
     ):  # fmt: skip
         code.update(Path(module.__file__).read_bytes())
     about = (pipeline.identity(builder), index.order, effort, code.hexdigest())
