@@ -35,6 +35,10 @@ KINDS = (
 #: Share of the picture that both of a pair must show, seen from either.
 LEAST_SHARE = 0.5
 
+#: Deviation of grey levels, of 255, that what is shared must have; below it lies empty ground, whose
+#: grain does not outlive JPEG. Such pairs are counted apart.
+LEAST_STRUCTURE = 6.0
+
 _BORDERS = (cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
 
 
@@ -167,11 +171,26 @@ class Original:
         return self.field == other.field or not self.slide or self.slide != other.slide
 
 
-def whole_pictures(folder: Path, count: int) -> list[Original]:
-    """Reads pictures of a tree with a groups.csv as they are, in an order drawn by chance."""
+def halves(paths: list[Path], half: str) -> list[Path]:
+    """Returns every second field: thresholds were set on some, rates are reported of the others.
+
+    Args:
+        paths: Fields in order of their names.
+        half: "setting", "reporting" or "both".
+    """
+    first = {"setting": 0, "reporting": 1, "both": None}[half]
+    return paths if first is None else paths[first::2]
+
+
+def whole_pictures(folder: Path, count: int, half: str) -> list[Original]:
+    """Reads pictures of a tree with a groups.csv as they are, in an order drawn by chance.
+
+    The halves are of slides.
+    """
     with (Path(folder) / "groups.csv").open(newline="") as file:
         slides = {row["file"]: row["group"] for row in csv.DictReader(file)}
-    names = sorted(slides)
+    allowed = set(halves(sorted(set(slides.values())), half))
+    names = sorted(name for name, slide in slides.items() if slide in allowed)
     chosen = np.random.default_rng(0).permutation(len(names))[:count]
     return [
         Original(cv2.imread(str(Path(folder) / name)), name, slides[name])
@@ -179,36 +198,63 @@ def whole_pictures(folder: Path, count: int) -> list[Original]:
     ]
 
 
-def windows(folder: Path, window: int, count: int) -> list[Original]:
-    """Cuts windows that do not touch out of fields, in an order drawn by chance.
+def windows(folder: Path, window: int, count: int, half: str) -> list[Original]:
+    """Cuts windows that touch and do not overlap out of fields, in an order drawn by chance.
 
     Of fields in class folders those of one class may overlap; others are taken not to.
     """
     found = []
-    step = window + window // 5
-    for path in sorted(Path(folder).rglob("*.jpg")):
+    for path in halves(sorted(Path(folder).rglob("*.jpg")), half):
         field = cv2.imread(str(path))
         slide = "" if path.parent == Path(folder) else path.parent.name
         found += [
             Original(field[y : y + window, x : x + window], path.name, slide)
-            for y in range(0, field.shape[0] - window, step)
-            for x in range(0, field.shape[1] - window, step)
+            for y in range(0, field.shape[0] - window + 1, window)
+            for x in range(0, field.shape[1] - window + 1, window)
         ]
     return [found[n] for n in np.random.default_rng(0).permutation(len(found))[:count]]
 
 
-def score(originals: list[Original], pairs: set[tuple[int, int]]) -> tuple[float, int]:
-    """Returns the share of twins that are found, and the number of false alarms.
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a tool found.
+
+    Attributes:
+        found: Share of the twins with structure that were found.
+        pairs: Twins with structure.
+        bare: Twins without.
+        bare_found: Share of those that were found; nan where there is none.
+        false_alarms: Pairs of pictures of different things.
+    """
+
+    found: float
+    pairs: int
+    bare: int
+    bare_found: float
+    false_alarms: int
+
+
+def score(
+    originals: list[Original], structure: list[float], pairs: set[tuple[int, int]]
+) -> Score:
+    """Scores what a tool reports.
 
     Args:
         originals: At 0..n-1; their twins follow in the same order.
+        structure: Of what each shares with its twin, see `Twin`.
         pairs: What a tool reports, positions in ascending order.
     """
     count = len(originals)
-    found = sum((number, number + count) in pairs for number in range(count))
+    hit = np.array([(number, number + count) in pairs for number in range(count)])
+    bare = np.array(structure) < LEAST_STRUCTURE
     owners = {(min(a % count, b % count), max(a % count, b % count)) for a, b in pairs}
-    alarms = sum(a != b and originals[a].innocent(originals[b]) for a, b in owners)
-    return found / count, alarms
+    return Score(
+        found=float(hit[~bare].mean()),
+        pairs=int((~bare).sum()),
+        bare=int(bare.sum()),
+        bare_found=float(hit[bare].mean()) if bare.any() else float("nan"),
+        false_alarms=sum(a != b and originals[a].innocent(originals[b]) for a, b in owners),
+    )
 
 
 def innocent_pairs(originals: list[Original]) -> int:

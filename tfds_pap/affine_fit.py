@@ -18,6 +18,8 @@ _TRIED = 4
 #: What people do to pictures: zooms in this range, the longer side stretched by this factor.
 _ZOOMS = (0.5, 2.0)
 _STRETCH = 1.7
+#: Product of the variances of the places along their two axes, pixels to the fourth: less is a line.
+_LEAST_SPREAD = 25.0
 #: Pixels between keypoints that count as two.
 _APART = 2.0
 
@@ -36,7 +38,7 @@ def matches(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def fit(
-    points: keypoints.Keypoints, ours: np.ndarray, theirs: np.ndarray, mirrored: bool
+    points: keypoints.Keypoints, ours: np.ndarray, theirs: np.ndarray, mirrored: bool, least: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Fits affine maps to matched keypoints.
 
@@ -45,32 +47,32 @@ def fit(
         ours: Rows of keypoints of one picture.
         theirs: Rows of those of another that they are matched with.
         mirrored: Whether the other is mirrored.
+        least: Keypoints that must agree.
 
     Returns:
         Maps `[2, 3]` from places in the other picture to places in the one, and the places
         `[k, 2]` in the one that agree with each; the most followed first.
     """
-    target, source = points.place[ours].astype(float), points.place[theirs].astype(float)
+    target, source = points.place[ours], points.place[theirs]
     linear = _own_maps(points, ours, theirs, mirrored)
-    moved = np.einsum("hij,mj->hmi", linear, source)
     # Each map takes its own keypoint to its own place.
+    moved = np.matmul(linear, source.T)
     own = np.arange(len(ours))
-    miss = moved - moved[own, own][:, None] + target[:, None] - target[None]
-    near = np.hypot(miss[..., 0], miss[..., 1]) < _LOOSE
+    miss = moved - moved[own, :, own][..., None] + target[..., None] - target.T
+    near = miss[:, 0] ** 2 + miss[:, 1] ** 2 < _LOOSE**2
+    followers = near.sum(axis=1)
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    order = np.argsort(-near.sum(axis=1), kind="stable")
-    explained = np.zeros(len(ours), bool)
-    tried = 0
-    for start in order:
-        if tried == _TRIED or near[start].sum() < 3:
+    for _ in range(_TRIED):
+        start = int(followers.argmax())
+        if followers[start] < least:
             break
-        if explained[start]:
-            continue
-        tried += 1
-        explained |= near[start]
-        refined = _refine(source, target, near[start])
+        # What follows this one says the same.
+        followers[near[start]] = 0
+        refined = _refine(source, target, near[start], least)
         if refined is not None and plausible(refined[0], mirrored):
-            found.append((refined[0], distinct(target[refined[1]])))
+            places = distinct(target[refined[1]])
+            if len(places) >= least:
+                found.append((refined[0], places))
     return sorted(found, key=lambda one: -len(one[1]))
 
 
@@ -92,8 +94,9 @@ def plausible(matrix: np.ndarray, mirrored: bool) -> bool:
 
 def distinct(places: np.ndarray) -> np.ndarray:
     """Returns the places that lie apart: two orientations or sizes of one place are one."""
-    gaps = np.linalg.norm(places[:, None] - places[None], axis=2)
-    return places[~(np.tril(gaps < _APART, -1)).any(axis=1)]
+    x, y = places.T
+    close = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2 < _APART**2
+    return places[~np.tril(close, -1).any(axis=1)]
 
 
 def _own_maps(
@@ -110,17 +113,19 @@ def _own_maps(
 
 
 def _refine(
-    source: np.ndarray, target: np.ndarray, agreeing: np.ndarray
+    source: np.ndarray, target: np.ndarray, agreeing: np.ndarray, least: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The affine map of least squares, and which matches follow it."""
-    homogeneous = np.hstack([source, np.ones((len(source), 1))])
+    homogeneous = np.concatenate([source, np.ones((len(source), 1))], axis=1)
     matrix = None
     for reach in _ROUNDS:
-        if agreeing.sum() < 3:
+        if agreeing.sum() < least:
             return None
-        solution, _, rank, _ = np.linalg.lstsq(homogeneous[agreeing], target[agreeing], rcond=1e-4)
-        if rank < 3:
+        near = homogeneous[agreeing]
+        square = near.T @ near
+        if np.linalg.det(square) < _LEAST_SPREAD * len(near) ** 3:
             return None
-        matrix = solution.T
-        agreeing = np.linalg.norm(homogeneous @ solution - target, axis=1) < reach
+        solution = np.linalg.solve(square, near.T @ target[agreeing])
+        miss = homogeneous @ solution - target
+        matrix, agreeing = solution.T, miss[:, 0] ** 2 + miss[:, 1] ** 2 < reach**2
     return matrix, agreeing

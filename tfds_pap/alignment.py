@@ -214,10 +214,8 @@ class Comparison:
         start = self._points.start
         best = None
         for matrix, places in affine_fit.fit(
-            self._points, start[a] + rows, start[b] + columns, mirrored
+            self._points, start[a] + rows, start[b] + columns, mirrored, _LEAST_KEYPOINTS
         ):
-            if len(places) < _LEAST_KEYPOINTS:
-                break
             agreed = self._agreeing(a, b, Alignment.of(matrix), places)
             if agreed and (best is None or agreed[1] > best[1]):
                 best = agreed

@@ -21,7 +21,7 @@ _DIMENSIONS = 128
 #: OpenCV's own is 0.04; pale ground has structure below it.
 _CONTRAST = 0.006
 #: For each keypoint that is kept this many are found.
-_CHOSEN_FROM = 3
+_CHOSEN_FROM = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +143,9 @@ def _standing_out(place: np.ndarray, response: np.ndarray) -> np.ndarray:
     Adaptive suppression (M. Brown, R. Szeliski and S. Winder, CVPR 2005): the strongest alone lie in
     one cell, and are gone where a twin is cut otherwise.
     """
-    gaps = np.linalg.norm(place[:, None] - place[None], axis=2)
-    gaps[response[:, None] >= 0.9 * response[None]] = np.inf
+    x, y = place.T
+    gaps = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
+    np.putmask(gaps, response[:, None] >= 0.9 * response, np.inf)
     return np.lexsort((-response, -gaps.min(axis=1)))
 
 
