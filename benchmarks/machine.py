@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -25,8 +26,12 @@ def describe() -> str:
 
 
 def about() -> dict[str, str]:
-    """Returns what each row of a table says of its run: command, machine, commit, date."""
-    command = ["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    """Returns what each row of a table says of its run: command, machine, commit, date.
+
+    Folders that lie elsewhere are DIR in the command.
+    """
+    given = [re.sub(r"=(~|/|\.\./).*", "=DIR", argument) for argument in sys.argv[1:]]
+    command = ["python", os.path.relpath(sys.argv[0]), *given]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()

@@ -95,10 +95,11 @@ def fastdup(folder: Path) -> Iterator[Pair]:
     run.run(
         overwrite=True, print_summary=False, threshold=0.5, nearest_neighbors_k=20, num_threads=1
     )
-    found = run.similarity(data=False)
-    images = run.annotations().set_index("index")["filename"]
-    for row in found.itertuples():
-        yield _number(images[row.__getattribute__("_1")]), _number(images[row.to]), row.distance
+    found = run.similarity()
+    for first, second, cosine in zip(
+        found["filename_from"], found["filename_to"], found["distance"], strict=True
+    ):
+        yield _number(first), _number(second), float(cosine)
 
 
 def audit(effort: str) -> Callable[[Path], Iterator[Pair]]:

@@ -18,12 +18,11 @@ SIZE = 128
 #: Share of the first picture that must be in both.
 LEAST_SHARE = 0.2
 
-#: Share of the picture in which both must show something that is not of one grey level.
-_LEAST_CONTENT = 0.05
-
-#: Keypoints that agree on an affine map, and the correlation that the whole overlap must have then.
-_LEAST_SIMILARITY = {4: 0.85, 7: 0.6}
-_LEAST_KEYPOINTS = min(_LEAST_SIMILARITY)
+#: Keypoints that agree on an affine map; the correlation that the whole overlap must have then, and
+#: the share of the picture in which both must show something that is not of one grey level. Of few
+#: keypoints the outline of one cell on overexposed ground is enough.
+_LEAST = {4: (0.85, 0.2), 7: (0.6, 0.05)}
+_LEAST_KEYPOINTS = min(_LEAST)
 #: From this correlation on a map is worth to be refined on the pixels, in so many steps.
 _WORTH_REFINING = 0.3
 _REFINING_STEPS = 25
@@ -227,30 +226,27 @@ class Comparison:
         """Compares the pixels of two pictures whose keypoints lie on one another."""
         if lay.overlap < LEAST_SHARE:
             return None
-        similarity = self._similarity(a, b, lay)
-        least = max(count for count in _LEAST_SIMILARITY if count <= len(places))
-        if _WORTH_REFINING <= similarity < _LEAST_SIMILARITY[least]:
+        least, least_shown = _LEAST[max(count for count in _LEAST if count <= len(places))]
+        similarity, shown = self._similarity(a, b, lay)
+        if _WORTH_REFINING <= similarity < least:
             refined = self._refined(a, b, lay)
-            if refined is not None:
-                better = self._similarity(a, b, refined)
-                if better > similarity:
-                    lay, similarity = refined, better
-        if similarity >= _LEAST_SIMILARITY[least]:
+            better = self._similarity(a, b, refined) if refined else (0.0, 0.0)
+            if better[0] > similarity:
+                lay, (similarity, shown) = refined, better
+        if similarity >= least and shown >= least_shown:
             return lay, similarity, lay.overlap
         return None
 
-    def _similarity(self, a: int, b: int, lay: Alignment) -> float:
-        """Correlation of what both show."""
+    def _similarity(self, a: int, b: int, lay: Alignment) -> tuple[float, float]:
+        """Correlation where both show something, and the share of the picture in which they do."""
         shown = cv2.warpAffine(self._content(b), lay.array, (SIZE, SIZE))
         # The rim is half ground of nothing: it is not compared.
         mask = ((shown == 255) & (self._content(a) == 255)).astype(np.uint8)
         mask = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
-        if mask.mean() < _LEAST_CONTENT:
-            return 0.0
         laid = cv2.warpAffine(self._grey[b], lay.array, (SIZE, SIZE))
         ours = _normalised(self._grey[a], _BAND, _CONTRAST_WINDOW, mask)
         theirs = _normalised(laid, _BAND, _CONTRAST_WINDOW, mask)
-        return _correlation(ours, theirs, mask > 0)
+        return _correlation(ours, theirs, mask > 0), float(mask.mean())
 
     def _refined(self, a: int, b: int, lay: Alignment) -> Alignment | None:
         """A map near the given one with a higher correlation (enhanced correlation coefficient)."""
@@ -296,7 +292,7 @@ class Comparison:
             return Alignment.of_view(view), similarity, 1.0
         lay = Alignment.of_view(view, shift)
         # The outline of what was filled with one colour may be all that agrees.
-        if self._similarity(a, b, lay) < _SIMILARITY_OF_CONTENT:
+        if self._similarity(a, b, lay)[0] < _SIMILARITY_OF_CONTENT:
             return None
         return lay, similarity, lay.overlap
 
