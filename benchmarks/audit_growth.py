@@ -14,7 +14,6 @@ import numpy as np
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import audit_recall
 import machine
 import planted_twins as planted
 
@@ -34,10 +33,10 @@ def crops(count: int) -> tuple[np.ndarray, np.ndarray]:
     structured = np.empty(count // 2, bool)
     rng = np.random.default_rng(0)
     for number in range(count // 2):
-        (original,) = audit_recall.drawn(1, number)
+        (original,) = planted.drawn(1, number)
         twin = planted.twin(original.picture, "mixed", rng)
-        pixels[2 * number] = audit_recall.small(original.picture)
-        pixels[2 * number + 1] = audit_recall.small(twin.picture)
+        pixels[2 * number] = planted.small(original.picture)
+        pixels[2 * number + 1] = planted.small(twin.picture)
         structured[number] = twin.structure >= planted.LEAST_STRUCTURE
     return pixels, structured
 

@@ -13,9 +13,9 @@ ground (grey levels deviate by less than `planted_twins.LEAST_STRUCTURE`) are co
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from absl import app, flags
 
@@ -36,55 +36,26 @@ _KINDS = flags.DEFINE_integer("kinds", len(planted.KINDS), "The first so many ki
 _CSV = flags.DEFINE_string("csv", None, "A CSV that rows are added to (default: none).")
 
 
-def small(picture: np.ndarray) -> np.ndarray:
-    """Returns a picture as the audit looks at it."""
-    from tfds_pap import near_duplicates
-
-    size = (near_duplicates.SIZE,) * 2
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
 def measure(
     originals: list[planted.Original], effort: str, kinds: tuple[str, ...] = planted.KINDS
-) -> dict[str, tuple[planted.Score, float]]:
+) -> Iterator[tuple[str, planted.Score, float]]:
     """Audits the originals with the twins of one kind at a time.
 
-    Returns:
-        For each kind what was found, and processor seconds.
+    Yields:
+        Each kind, what was found, and processor seconds.
     """
     from tfds_pap import near_duplicates
 
-    before = [small(original.picture) for original in originals]
-    found = {}
+    before = [planted.small(original.picture) for original in originals]
     for kind in kinds:
         rng = np.random.default_rng(1)
         twins = [planted.twin(original.picture, kind, rng) for original in originals]
-        pixels = np.stack(before + [small(twin.picture) for twin in twins])
+        pixels = np.stack(before + [planted.small(twin.picture) for twin in twins])
         start = time.process_time()
         matches = near_duplicates.find(pixels, effort=effort)
         seconds = time.process_time() - start
         pairs = {(match.first, match.second) for match in matches}
-        structure = [twin.structure for twin in twins]
-        found[kind] = planted.score(originals, structure, pairs), seconds
-    return found
-
-
-def drawn(count: int, first: int = 0) -> list[planted.Original]:
-    """Returns drawn cells of all classes and drawn ground, each of its own.
-
-    Args:
-        count: How many.
-        first: Seed of the first.
-    """
-    from tfds_pap import phantom, taxonomy
-
-    classes = (*taxonomy.STAGE2_CLASSES, None)
-    found = []
-    for seed in range(first, first + count):
-        kind = classes[seed % len(classes)]
-        draw = phantom.draw_cell if kind else phantom.draw_roi
-        found.append(planted.Original(draw(kind or "background", seed), str(seed), ""))
-    return found
+        yield kind, planted.score(originals, [t.structure for t in twins], pairs), seconds
 
 
 def chosen() -> tuple[list[planted.Original], str]:
@@ -95,7 +66,7 @@ def chosen() -> tuple[list[planted.Original], str]:
     if _FIELDS.value:
         originals = planted.windows(Path(_FIELDS.value), _WINDOW.value, _COUNT.value, half)
         return originals, f"windows of {_WINDOW.value} px"
-    return drawn(_COUNT.value, 100_000 if half == "reporting" else 0), "drawn"
+    return planted.drawn(_COUNT.value, 100_000 if half == "reporting" else 0), "drawn"
 
 
 def main(argv: list[str]) -> None:
@@ -105,24 +76,22 @@ def main(argv: list[str]) -> None:
     pairs = planted.innocent_pairs(originals)
     print(machine.describe())
     print(f"{_SOURCE.value}, {_HALF.value} half: {len(originals)} {name}, {pairs:,} innocent pairs")
-    rows = []
     for effort in _EFFORTS.value:
-        found = measure(originals, effort, planted.KINDS[: _KINDS.value])
-        for kind, (score, seconds) in found.items():
-            rows.append(
-                {"source": _SOURCE.value, "half": _HALF.value, "pictures": name, "effort": effort,
-                 "kind": kind, "twins": score.pairs, "found": round(score.found, 4),
-                 "without_structure": score.bare, "found_of_those": round(score.bare_found, 4),
-                 "false_alarms": score.false_alarms, "innocent_pairs": pairs,
-                 "processor_seconds": round(seconds, 1)}
-            )  # fmt: skip
+        for kind, score, seconds in measure(originals, effort, planted.KINDS[: _KINDS.value]):
+            row = {
+                "source": _SOURCE.value, "half": _HALF.value, "pictures": name, "effort": effort,
+                "kind": kind, "twins": score.pairs, "found": round(score.found, 4),
+                "without_structure": score.bare, "found_of_those": round(score.bare_found, 4),
+                "false_alarms": score.false_alarms, "innocent_pairs": pairs,
+                "processor_seconds": round(seconds, 1),
+            }  # fmt: skip
             print(
                 f"{effort:6s}{kind:24s}{score.found:8.1%} of {score.pairs}; without structure "
                 f"{score.bare_found:6.0%} of {score.bare};{score.false_alarms:3d} false"
                 f"{seconds:8.1f} s",
                 flush=True,
             )
-    machine.add_rows(_CSV.value, rows)
+            machine.add_rows(_CSV.value, [row])
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def cleanvision(folder: Path) -> Iterator[Pair]:
     for size in (2, 3, 4, 6, 8, 12, 16):
         lab = Imagelab(data_path=str(folder), verbose=False)
         lab.find_issues(
-            {"exact_duplicates": {}, "near_duplicates": {"hash_size": size}}, n_jobs=1, verbose=False
+            {"exact_duplicates": {}, "near_duplicates": {"hash_size": size}},
+            n_jobs=1,
+            verbose=False,
         )
         for kind in ("exact_duplicates", "near_duplicates"):
             for files in lab.info[kind]["sets"]:

@@ -1,7 +1,6 @@
 """Plants twins: what augmenters and people do to images, one change at a time and mixed.
 
-Needs nothing but numpy and OpenCV, so that other tools can be measured on the same pictures in
-environments of their own.
+What is planted is of one of three kinds: windows of fields, whole pictures, drawn cells.
 """
 
 import csv
@@ -129,9 +128,15 @@ def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> Twin:
         grey = made.mean(axis=2)
         there = cv2.warpAffine(np.ones((size, size), np.uint8), matrix, (size, size)) > 0
         there &= (grey > 0) & (grey < 255)
-        back = cv2.warpAffine(
-            there.astype(np.uint8), matrix, (size, size), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-        ) > 0
+        back = (
+            cv2.warpAffine(
+                there.astype(np.uint8),
+                matrix,
+                (size, size),
+                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+            )
+            > 0
+        )
         common = min(there.mean(), back.mean())
         if common < LEAST_SHARE:
             continue
@@ -180,6 +185,32 @@ def halves(paths: list[Path], half: str) -> list[Path]:
     """
     first = {"setting": 0, "reporting": 1, "both": None}[half]
     return paths if first is None else paths[first::2]
+
+
+def small(picture: np.ndarray) -> np.ndarray:
+    """Returns a picture as the audit looks at it."""
+    from tfds_pap import near_duplicates
+
+    size = (near_duplicates.SIZE,) * 2
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def drawn(count: int, first: int = 0) -> list[Original]:
+    """Returns drawn cells of all classes and drawn ground, each of its own.
+
+    Args:
+        count: How many.
+        first: Seed of the first.
+    """
+    from tfds_pap import phantom, taxonomy
+
+    classes = (*taxonomy.STAGE2_CLASSES, None)
+    found = []
+    for seed in range(first, first + count):
+        kind = classes[seed % len(classes)]
+        draw = phantom.draw_cell if kind else phantom.draw_roi
+        found.append(Original(draw(kind or "background", seed), str(seed), ""))
+    return found
 
 
 def whole_pictures(folder: Path, count: int, half: str) -> list[Original]:
@@ -234,9 +265,7 @@ class Score:
     false_alarms: int
 
 
-def score(
-    originals: list[Original], structure: list[float], pairs: set[tuple[int, int]]
-) -> Score:
+def score(originals: list[Original], structure: list[float], pairs: set[tuple[int, int]]) -> Score:
     """Scores what a tool reports.
 
     Args:

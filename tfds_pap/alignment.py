@@ -178,7 +178,9 @@ class Comparison:
         self._unit = functools.lru_cache(maxsize=1024)(
             lambda number: keypoints.unit(points.descriptors[points.rows(number)])
         )
-        self._content = functools.lru_cache(maxsize=4096)(lambda number: content.shown(grey[number]))
+        self._content = functools.lru_cache(maxsize=4096)(
+            lambda number: content.shown(grey[number])
+        )
 
     def verify(
         self, a: int, b: int, how: "bool | Alignment", view: int | None = None
@@ -207,9 +209,7 @@ class Comparison:
         ours, theirs = self._unit(a), self._unit(b)
         if min(len(ours), len(theirs)) < _LEAST_KEYPOINTS:
             return None
-        rows, columns = affine_fit.matches(
-            ours, keypoints.mirrored(theirs) if mirrored else theirs
-        )
+        rows, columns = affine_fit.matches(ours, keypoints.mirrored(theirs) if mirrored else theirs)
         start = self._points.start
         best = None
         for matrix, places in affine_fit.fit(
