@@ -126,7 +126,8 @@ def main(argv: list[str]) -> None:
                     "twins": score.pairs, "found": round(score.found, 4),
                     "without_structure": score.bare, "found_of_those": round(score.bare_found, 4),
                     "false_alarms": score.false_alarms, "innocent_pairs": innocent,
-                    "images": len(pictures), "processor_seconds": round(told["processor_seconds"], 1),
+                    "images": len(pictures),
+                    "processor_seconds": round(told["processor_seconds"], 1),
                     "peak_mib": told["peak_mib"],
                 }  # fmt: skip
                 print(

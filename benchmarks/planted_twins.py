@@ -34,8 +34,8 @@ KINDS = (
 #: Share of the picture that both of a pair must show, seen from either.
 LEAST_SHARE = 0.5
 
-#: Deviation of grey levels, of 255, that what is shared must have; below it lies empty ground, whose
-#: grain does not outlive JPEG. Such pairs are counted apart.
+#: Deviation of grey levels, of 255, that what is shared must have; below it lies empty ground,
+#: whose grain does not outlive JPEG. Such pairs are counted apart.
 LEAST_STRUCTURE = 6.0
 
 _BORDERS = (cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
@@ -128,15 +128,13 @@ def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> Twin:
         grey = made.mean(axis=2)
         there = cv2.warpAffine(np.ones((size, size), np.uint8), matrix, (size, size)) > 0
         there &= (grey > 0) & (grey < 255)
-        back = (
-            cv2.warpAffine(
-                there.astype(np.uint8),
-                matrix,
-                (size, size),
-                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-            )
-            > 0
+        back = cv2.warpAffine(
+            there.astype(np.uint8),
+            matrix,
+            (size, size),
+            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
         )
+        back = back > 0
         common = min(there.mean(), back.mean())
         if common < LEAST_SHARE:
             continue

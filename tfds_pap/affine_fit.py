@@ -18,7 +18,7 @@ _TRIED = 4
 #: What people do to pictures: zooms in this range, the longer side stretched by this factor.
 _ZOOMS = (0.5, 2.0)
 _STRETCH = 1.7
-#: Product of the variances of the places along their two axes, pixels to the fourth: less is a line.
+#: Product of the variances of the places along two axes, pixels to the fourth: less is a line.
 _LEAST_SPREAD = 25.0
 #: Pixels between keypoints that count as two.
 _APART = 2.0

@@ -21,7 +21,7 @@ def shown(grey: np.ndarray) -> np.ndarray:
     flat = (cv2.dilate(grey, kernel) - cv2.erode(grey, kernel) <= _FLAT).astype(np.uint8)
     if not flat.any():
         return np.full(grey.shape, 255, np.uint8)
-    count, parts, boxes, _ = cv2.connectedComponentsWithStats(flat, connectivity=4)
+    _, parts, boxes, _ = cv2.connectedComponentsWithStats(flat, connectivity=4)
     height, width = grey.shape
     edge = (
         (boxes[:, 0] == 0) | (boxes[:, 1] == 0)

@@ -140,8 +140,8 @@ def unit(descriptors: np.ndarray) -> np.ndarray:
 def _standing_out(place: np.ndarray, response: np.ndarray) -> np.ndarray:
     """The order of keypoints by the distance to the nearest clearly stronger one, farthest first.
 
-    Adaptive suppression (M. Brown, R. Szeliski and S. Winder, CVPR 2005): the strongest alone lie in
-    one cell, and are gone where a twin is cut otherwise.
+    Adaptive suppression (M. Brown, R. Szeliski and S. Winder, CVPR 2005): the strongest alone lie
+    in one cell, and are gone where a twin is cut otherwise.
     """
     x, y = place.T
     gaps = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2

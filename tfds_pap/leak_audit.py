@@ -337,7 +337,8 @@ def audit_builder(
         return _of_index(builder.name, index, (), effort)
     code = hashlib.sha256()
     for module in (
-        affine_fit, alignment, content, keypoints, near_duplicates, twin_candidates, sys.modules[__name__]
+        affine_fit, alignment, content, keypoints, near_duplicates, twin_candidates,
+        sys.modules[__name__],
     ):  # fmt: skip
         code.update(Path(module.__file__).read_bytes())
     about = (pipeline.identity(builder), index.order, effort, code.hexdigest())
