@@ -38,6 +38,9 @@ LEAST_SHARE = 0.5
 #: whose grain does not outlive JPEG. Such pairs are counted apart.
 LEAST_STRUCTURE = 6.0
 
+#: Changes that are drawn before a picture is given up.
+_TRIES = 1_000
+
 _BORDERS = (cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE)
 
 
@@ -113,9 +116,13 @@ class Twin:
 
 
 def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> Twin:
-    """Returns a twin of a picture uint8 `[s, s, 3]` that shares half of it, saved as JPEG."""
+    """Returns a twin of a picture uint8 `[s, s, 3]` that shares half of it, saved as JPEG.
+
+    Raises:
+        ValueError: No change leaves half of the picture, as it is white or black.
+    """
     size = len(picture)
-    while True:
+    for _ in range(_TRIES):
         change = draw(kind, rng)
         matrix = change.matrix(size)
         if share(matrix, size) < LEAST_SHARE:
@@ -147,6 +154,7 @@ def twin(picture: np.ndarray, kind: str, rng: np.random.Generator) -> Twin:
             float(np.std(p.mean(axis=2)[mask])) for p, mask in ((made, there), (picture, back))
         )
         return Twin(made, matrix, float(common), structure)
+    raise ValueError(f"no {kind} of {_TRIES} leaves half of the picture")
 
 
 def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:

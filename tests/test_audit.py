@@ -12,9 +12,12 @@ from commands import command
 from PIL import Image
 
 from tfds_pap import (
+    affine_fit,
     alignment,
     audit_files,
+    content,
     folders,
+    keypoints,
     leak_audit,
     near_duplicates,
     phantom,
@@ -169,6 +172,106 @@ def test_featureless_pictures_are_no_twins_unless_equal():
     for number, image in enumerate(empty):
         cv2.circle(image, (40 + 9 * number, 60), 3, (20, 20, 30), -1)
     assert near_duplicates.find(empty) == []
+
+
+@pytest.mark.parametrize("exhaustive_below", [65_536, 1])
+@pytest.mark.parametrize("view", range(8))
+def test_a_hash_leads_to_the_view(picture, view, exhaustive_below, monkeypatch):
+    """Exhaustive, and by the approximate index of large sets; whichever of both comes first."""
+    monkeypatch.setattr(twin_candidates, "_EXHAUSTIVE_HASHES_BELOW", exhaustive_below)
+    monkeypatch.setattr(twin_candidates, "_HASH_LISTS", 1)
+    other = np.ascontiguousarray(views.turned(picture, view))
+    others = np.random.default_rng(0).integers(0, 256, (6, 128, 128), np.uint8)
+    grey = np.stack([*(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in (picture, other)), *others])
+    for order in ([0, 1], [1, 0]):
+        pair = grey[[*order, *range(2, 8)]]
+        hashes = near_duplicates._hashes(pair)
+        found = set(near_duplicates._by_hash(hashes, [np.arange(8)]))
+        ((_, _, mirrored, way),) = [c for c in found if c[:2] == (0, 1)]
+        np.testing.assert_array_equal(views.turned(pair[1], way), pair[0])
+        assert mirrored == alignment.mirrors(view)
+
+
+def test_what_is_filled_or_overexposed_shows_nothing(picture):
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    grey = np.maximum(grey, 20) // 2 * 2
+    grey[:, :30] = 0
+    grey[:, 100:] = 255
+    # A flat piece that does not reach the edge is what was photographed.
+    grey[60:75, 60:75] = 128
+    shown = content.shown(grey) == 255
+    assert not shown[:, :28].any() and not shown[:, 102:].any()
+    assert shown[60:75, 60:75].all() and shown[:, 34:96].mean() > 0.9
+    # Noise is not flat.
+    noise = np.random.default_rng(0).integers(225, 235, (128, 128)).astype(np.uint8)
+    assert (content.shown(noise) == 255).all()
+
+
+def test_equal_frames_make_no_twins():
+    """Augmenters fill alike; what lies in the frame decides."""
+    drawn = [phantom.draw_cell(c, n) for n, c in enumerate(taxonomy.STAGE2_CLASSES * 3)]
+    framed = []
+    for image in drawn:
+        image = cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
+        image[:40], image[:, :25] = 0, 0
+        framed.append(image)
+    assert near_duplicates.find(np.stack(framed)) == []
+    # The same picture in two frames is one.
+    whole = cv2.resize(drawn[0], (128, 128), interpolation=cv2.INTER_AREA)
+    assert len(near_duplicates.find(np.stack([whole, framed[0]]))) == 1
+
+
+def test_a_few_right_matches_among_many_wrong_ones_are_enough():
+    rng = np.random.default_rng(0)
+    count, right = 60, 6
+    place = rng.uniform(10, 118, (count, 2)).astype(np.float32)
+    angle, size = rng.uniform(0, 6, count), rng.uniform(2, 6, count)
+    turn, zoom, shift = np.deg2rad(40), 1.2, np.array([5.0, -8.0])
+    matrix = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    moved = place @ matrix.T + shift
+    moved[right:] = rng.uniform(0, 128, (count - right, 2))
+    points = keypoints.Keypoints(
+        start=np.array([0, count, 2 * count]),
+        place=np.concatenate([moved, place]).astype(np.float32),
+        angle=np.concatenate([angle + turn, angle]),
+        size=np.concatenate([size * zoom, size]),
+        descriptors=np.zeros((2 * count, 128), np.uint8),
+    )
+    rows = np.arange(count)
+    (best, places), *_ = affine_fit.fit(points, rows, count + rows, False, 4)
+    np.testing.assert_allclose(best, np.hstack([matrix, shift[:, None]]), atol=1e-3)
+    assert len(places) == right
+    # As a mirrored pair they would have to mirror.
+    assert affine_fit.fit(points, rows[:right], count + rows[:right], True, 4) == []
+
+
+def test_planted_twins_share_half_of_what_is_not_white():
+    """A change that leaves white paper shares nothing, and is not planted."""
+    pale = np.full((100, 100, 3), 232, np.uint8)
+    pale[30:70, 30:70] = 120
+    rng = np.random.default_rng(0)
+    twins = [planted.twin(pale, "brightness", rng) for _ in range(20)]
+    assert all((twin.picture == 255).mean() < 0.5 for twin in twins)
+    assert all(twin.share >= planted.LEAST_SHARE for twin in twins)
+    assert min(twin.structure for twin in twins) > planted.LEAST_STRUCTURE
+    assert planted.twin(np.full_like(pale, 232), "crop", rng).structure < planted.LEAST_STRUCTURE
+    with pytest.raises(ValueError, match="leaves half of the picture"):
+        planted.twin(np.full_like(pale, 255), "copy", rng)
+
+
+def test_the_rates_that_are_stated_are_those_that_were_measured():
+    """The line beside each result, and the table under results/."""
+    table = Path(__file__).resolve().parents[1] / "results" / "audit_recall.csv"
+    rows = list(csv.DictReader(table.open()))
+    assert {row["half"] for row in rows} == {"reporting"}
+    for effort in near_duplicates.EFFORTS:
+        measured = [row for row in rows if row["effort"] == effort]
+        assert {row["kind"] for row in measured} == set(planted.KINDS)
+        assert all(int(row["innocent_pairs"]) >= 10_000 for row in measured)
+        lowest = 100 * min(float(row["found"]) for row in measured)
+        assert f"it found {lowest:.1f} to 100 % of each kind" in leak_audit.BLIND[effort]
+        alarms = max(int(row["false_alarms"]) for row in measured)
+        assert leak_audit.MOST_FALSE_ALARMS[effort] == alarms
 
 
 def test_features_are_a_further_look(monkeypatch, picture, originals):

@@ -29,10 +29,10 @@ __all__ = ["EFFORTS", "SIZE", "Match", "find"]
 #: How hard may be looked. Fast looks at the strongest keypoints only.
 EFFORTS = {
     "full": twin_candidates.Effort(
-        detected=128, indexed=40, neighbours=5, kept=8, least_votes=2, closure=True
+        detected=128, indexed=80, neighbours=5, kept=8, least_votes=2, closure=True
     ),
     "fast": twin_candidates.Effort(
-        detected=80, indexed=36, neighbours=3, kept=3, least_votes=2, closure=False
+        detected=96, indexed=56, neighbours=3, kept=3, least_votes=2, closure=False
     ),
 }
 
