@@ -18,10 +18,11 @@ SIZE = 128
 #: Share of the first picture that must be in both.
 LEAST_SHARE = 0.2
 
-#: Keypoints that agree on an affine map; the correlation that the whole overlap must have then, and
-#: the share of the picture in which both must show something that is not of one grey level. Of few
-#: keypoints the outline of one cell on overexposed ground is enough.
-_LEAST = {4: (0.85, 0.2), 7: (0.6, 0.05)}
+#: Keypoints that agree on an affine map; the correlation that the whole overlap must have then, the
+#: share of the picture in which both must show something that is not of one grey level, and the most
+#: by which one side may be stretched. Of few keypoints the outline of one cell on overexposed ground
+#: would be enough, and a map that stretches enough lays any round thing on another.
+_LEAST = {4: (0.87, 0.25, 1.4), 7: (0.6, 0.05, 1.7)}
 _LEAST_KEYPOINTS = min(_LEAST)
 #: From this correlation on a map is worth to be refined on the pixels, in so many steps.
 _WORTH_REFINING = 0.3
@@ -116,6 +117,12 @@ class Alignment:
         laid = (square @ self.array[:, :2].T + self.array[:, 2]).astype(np.float32)
         area, _ = cv2.intersectConvexConvex(laid, square)
         return min(1.0, float(area) / SIZE**2)
+
+    @property
+    def stretch(self) -> float:
+        """The longer side over the shorter one of what was a square."""
+        values = np.linalg.svd(self.array[:, :2], compute_uv=False)
+        return float(values[0] / values[1])
 
     def inverse(self) -> "Alignment":
         """From places in the first picture to places in the second."""
@@ -226,16 +233,16 @@ class Comparison:
         """Compares the pixels of two pictures whose keypoints lie on one another."""
         if lay.overlap < LEAST_SHARE:
             return None
-        least, least_shown = _LEAST[max(count for count in _LEAST if count <= len(places))]
+        least, least_shown, stretch = _LEAST[max(n for n in _LEAST if n <= len(places))]
         similarity, shown = self._similarity(a, b, lay)
         if _WORTH_REFINING <= similarity < least:
             refined = self._refined(a, b, lay)
             better = self._similarity(a, b, refined) if refined else (0.0, 0.0)
             if better[0] > similarity:
                 lay, (similarity, shown) = refined, better
-        if similarity >= least and shown >= least_shown:
-            return lay, similarity, lay.overlap
-        return None
+        if similarity < least or shown < least_shown or lay.stretch > stretch:
+            return None
+        return lay, similarity, lay.overlap
 
     def _similarity(self, a: int, b: int, lay: Alignment) -> tuple[float, float]:
         """Correlation where both show something, and the share of the picture in which they do."""
