@@ -18,10 +18,10 @@ SIZE = 128
 #: Share of the first picture that must be in both.
 LEAST_SHARE = 0.2
 
-#: Keypoints that agree on an affine map; the correlation that the whole overlap must have then, the
-#: share of the picture in which both must show something that is not of one grey level, and the most
-#: by which one side may be stretched. Of few keypoints the outline of one cell on overexposed ground
-#: would be enough, and a map that stretches enough lays any round thing on another.
+#: Keypoints that agree on an affine map; the correlation that the whole overlap must have then,
+#: the share of the picture in which both must show something that is not of one grey level, and the
+#: most by which one side may be stretched. Of few keypoints the outline of one cell on overexposed
+#: ground would be enough, and a map that stretches enough lays any round thing on another.
 _LEAST = {4: (0.87, 0.25, 1.4), 7: (0.6, 0.05, 1.7)}
 _LEAST_KEYPOINTS = min(_LEAST)
 #: From this correlation on a map is worth to be refined on the pixels, in so many steps.
