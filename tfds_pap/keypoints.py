@@ -19,7 +19,7 @@ from tfds_pap import content
 
 _DIMENSIONS = 128
 #: OpenCV's own is 0.04; pale ground has structure below it.
-_CONTRAST = 0.006
+_CONTRAST = 0.003
 #: For each keypoint that is kept this many are found.
 _CHOSEN_FROM = 2
 
