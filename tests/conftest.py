@@ -37,6 +37,7 @@ SLOW = frozenset(
         "test_gradcam",
         "test_hostile",
         "test_hot_swap",
+        "test_near_duplicates",
         "test_pooling",
         "test_report",
         "test_run",

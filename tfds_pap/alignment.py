@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from tfds_pap import keypoints
+from tfds_pap import affine_fit, content, keypoints
 from tfds_pap.views import VIEWS, turned
 
 __all__ = ["BACK", "LEAST_SHARE", "SIZE", "VIEWS", "Alignment", "Comparison", "mirrors", "turned"]
@@ -18,22 +18,15 @@ SIZE = 128
 #: Share of the first picture that must be in both.
 LEAST_SHARE = 0.2
 
-#: Pixels by which a keypoint may miss its place.
-_REPROJECTION = 2.5
-#: Keypoints that agree on an affine map, and the correlation that the whole overlap must have then.
-#: Among candidates from different windows of LBC and CRIC fields at most 6 agree by chance, with a
-#: correlation below 0.6; 7 and more did so in 2 of 760, with one below 0.1.
-_LEAST_SIMILARITY = {5: 0.85, 7: 0.6}
-_LEAST_KEYPOINTS = min(_LEAST_SIMILARITY)
-#: Where many keypoints agree, the ground between them alone may decide: an edge that an augmenter
-#: filled up disagrees, and must not hide that the rest is one picture.
-_MANY = 12
-_SIMILARITY_BETWEEN_MANY = 0.7
-_RANSAC_TRIES = 1_000
-#: What people do to pictures: zooms in this range, the longer side stretched by this factor.
-_ZOOMS = (0.5, 2.0)
-_STRETCH = 1.7
-
+#: Keypoints that agree on an affine map; the correlation that the whole overlap must have then,
+#: the share of the picture in which both must show something that is not of one grey level, and the
+#: most by which one side may be stretched. Of few keypoints the outline of one cell on overexposed
+#: ground would be enough, and a map that stretches enough lays any round thing on another.
+_LEAST = {4: (0.87, 0.35, 1.4), 7: (0.7, 0.25, 1.4), 9: (0.6, 0.05, 1.7)}
+_LEAST_KEYPOINTS = min(_LEAST)
+#: From this correlation on a map is worth to be refined on the pixels, in so many steps.
+_WORTH_REFINING = 0.3
+_REFINING_STEPS = 25
 #: Sigmas in pixels of the band in which pictures are compared (finer is noise, coarser is stain),
 #: of the window whose contrast divides it, and the grey levels below which contrast is noise.
 _BAND = (1.2, 6.0)
@@ -47,12 +40,21 @@ _SIMILARITY = 0.82
 _SIMILARITY_OF_LITTLE = 0.9
 _LITTLE_SHARE = 0.6
 _LITTLE_PIXELS = 300
+_SIMILARITY_OF_CONTENT = 0.6
 
 #: Pixels by which a shift that was guessed at half size may be off.
 _SEARCH = 3
 _HALF_SIMILARITY = 0.4
 _HALF_BAND = (1.2, 4.0)
 _HALF_CONTRAST_WINDOW = 4.0
+
+#: Pictures whose hashes agree are one, too, where they agree so far at half size in this band. Of
+#: different windows of LBC and CRIC fields whose hashes agree none reaches 0.31, of drawn ones
+#: 0.65; what JPEG of quality 40 leaves of cells has 0.84 and more. The least share of the picture
+#: in which both must show something.
+_SIMILARITY_OF_COARSE = 0.78
+_COARSE_BAND = (1.2, 6.0)
+_LEAST_COARSE = 0.25
 
 #: Deviation that a normalised overlap must have: below it there is nothing to compare.
 _LEAST_DEVIATION = 0.05
@@ -124,6 +126,12 @@ class Alignment:
         area, _ = cv2.intersectConvexConvex(laid, square)
         return min(1.0, float(area) / SIZE**2)
 
+    @property
+    def stretch(self) -> float:
+        """The longer side over the shorter one of what was a square."""
+        values = np.linalg.svd(self.array[:, :2], compute_uv=False)
+        return float(values[0] / values[1])
+
     def inverse(self) -> "Alignment":
         """From places in the first picture to places in the second."""
         return Alignment.of(cv2.invertAffineTransform(self.array))
@@ -185,6 +193,9 @@ class Comparison:
         self._unit = functools.lru_cache(maxsize=1024)(
             lambda number: keypoints.unit(points.descriptors[points.rows(number)])
         )
+        self._content = functools.lru_cache(maxsize=4096)(
+            lambda number: content.shown(grey[number])
+        )
 
     def verify(
         self, a: int, b: int, how: "bool | Alignment", view: int | None = None
@@ -210,32 +221,19 @@ class Comparison:
     def _by_keypoints(
         self, a: int, b: int, mirrored: bool
     ) -> tuple[Alignment, float, float] | None:
-        rows, columns = self._points.rows(a), self._points.rows(b)
         ours, theirs = self._unit(a), self._unit(b)
         if min(len(ours), len(theirs)) < _LEAST_KEYPOINTS:
             return None
-        likeness = ours @ (keypoints.mirrored(theirs) if mirrored else theirs).T
-        there, here = likeness.argmax(axis=1), likeness.argmax(axis=0)
-        mutual = np.flatnonzero(here[there] == np.arange(len(there)))
-        if len(mutual) < _LEAST_KEYPOINTS:
-            return None
-        source = self._points.place[columns][there[mutual]]
-        target = self._points.place[rows][mutual]
-        matrix, inliers = cv2.estimateAffine2D(
-            source,
-            target,
-            ransacReprojThreshold=_REPROJECTION,
-            maxIters=_RANSAC_TRIES,
-            confidence=0.99,
-        )
-        if matrix is None or not _plausible(matrix, mirrored):
-            return None
-        agreeing = inliers.ravel() > 0
-        # Two orientations of one place are one keypoint here.
-        places = np.unique(target[agreeing].round().astype(np.int32), axis=0)
-        if len(places) < _LEAST_KEYPOINTS:
-            return None
-        return self._agreeing(a, b, Alignment.of(matrix), places)
+        rows, columns = affine_fit.matches(ours, keypoints.mirrored(theirs) if mirrored else theirs)
+        start = self._points.start
+        best = None
+        for matrix, places in affine_fit.fit(
+            self._points, start[a] + rows, start[b] + columns, mirrored, _LEAST_KEYPOINTS
+        ):
+            agreed = self._agreeing(a, b, Alignment.of(matrix), places)
+            if agreed and (best is None or agreed[1] > best[1]):
+                best = agreed
+        return best
 
     def _agreeing(
         self, a: int, b: int, lay: Alignment, places: np.ndarray
@@ -243,76 +241,110 @@ class Comparison:
         """Compares the pixels of two pictures whose keypoints lie on one another."""
         if lay.overlap < LEAST_SHARE:
             return None
-        ours, theirs, mask = self._laid(a, b, lay)
-        similarity = _correlation(ours, theirs, mask)
-        least = max(count for count in _LEAST_SIMILARITY if count <= len(places))
-        if similarity >= _LEAST_SIMILARITY[least]:
-            return lay, similarity, lay.overlap
-        if len(places) >= _MANY:
-            similarity = _correlation(ours, theirs, mask & _hull(places))
-            if similarity >= _SIMILARITY_BETWEEN_MANY:
-                return lay, similarity, lay.overlap
-        return None
+        least, least_shown, stretch = _LEAST[max(n for n in _LEAST if n <= len(places))]
+        similarity, shown = self._similarity(a, b, lay)
+        if _WORTH_REFINING <= similarity < least:
+            refined = self._refined(a, b, lay)
+            better = self._similarity(a, b, refined) if refined else (0.0, 0.0)
+            if better[0] > similarity:
+                lay, (similarity, shown) = refined, better
+        if similarity < least or shown < least_shown or lay.stretch > stretch:
+            return None
+        return lay, similarity, lay.overlap
 
-    def _laid(self, a: int, b: int, lay: Alignment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        laid = cv2.warpAffine(
-            self._grey[b], lay.array, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE
-        )
-        inside = cv2.warpAffine(np.full((SIZE, SIZE), 255, np.uint8), lay.array, (SIZE, SIZE))
-        inside = cv2.erode(inside, np.ones((5, 5), np.uint8)) == 255
-        return self._whole(a), _normalised(laid, _BAND, _CONTRAST_WINDOW), inside
+    def _similarity(self, a: int, b: int, lay: Alignment) -> tuple[float, float]:
+        """Correlation where both show something, and the share of the picture in which they do."""
+        shown = cv2.warpAffine(self._content(b), lay.array, (SIZE, SIZE))
+        # The rim is half ground of nothing: it is not compared.
+        mask = ((shown == 255) & (self._content(a) == 255)).astype(np.uint8)
+        mask = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
+        laid = cv2.warpAffine(self._grey[b], lay.array, (SIZE, SIZE))
+        ours = _normalised(self._grey[a], _BAND, _CONTRAST_WINDOW, mask)
+        theirs = _normalised(laid, _BAND, _CONTRAST_WINDOW, mask)
+        return _correlation(ours, theirs, mask > 0), float(mask.mean())
+
+    def _refined(self, a: int, b: int, lay: Alignment) -> Alignment | None:
+        """A map near the given one with a higher correlation (enhanced correlation coefficient)."""
+        back = lay.inverse().array.astype(np.float32)
+        criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _REFINING_STEPS, 1e-3)
+        try:
+            _, back = cv2.findTransformECC(
+                self._whole(a), self._whole(b), back, cv2.MOTION_AFFINE, criteria,
+                self._content(b), 1,
+            )  # fmt: skip
+        except cv2.error:
+            # It left the picture, or there is nothing to climb.
+            return None
+        refined = Alignment.of(cv2.invertAffineTransform(back.astype(float)))
+        keeps = affine_fit.plausible(refined.array, lay.mirrored)
+        return refined if keeps and refined.overlap >= LEAST_SHARE else None
 
     def _by_view(self, a: int, b: int, view: int) -> tuple[Alignment, float, float] | None:
         """Where one picture is a view of the other, shifted by whole pixels."""
-        half = [
-            _normalised(
-                cv2.resize(
-                    np.ascontiguousarray(picture),
-                    (SIZE // 2, SIZE // 2),
-                    interpolation=cv2.INTER_AREA,
-                ),
-                _HALF_BAND,
-                _HALF_CONTRAST_WINDOW,
+        small = [
+            cv2.resize(
+                np.ascontiguousarray(picture),
+                (SIZE // 2, SIZE // 2),
+                interpolation=cv2.INTER_AREA,
             )
             for picture in (self._grey[a], turned(self._grey[b], view))
         ]
+        half = [_normalised(grey, _HALF_BAND, _HALF_CONTRAST_WINDOW) for grey in small]
         guess = _promising_shift(*half)
         if guess is None:
             return None
         ours, theirs = self._whole(a), turned(self._whole(b), view)
         similarity, shift = _climb(ours, theirs, guess)
         ours, theirs = _overlap(ours, theirs, shift)
-        everywhere = np.ones(ours.shape, bool)
-        if similarity < _least_similarity(ours, theirs, everywhere, _share(shift)):
-            flat = shift == (0, 0) and np.array_equal(self._grey[a], turned(self._grey[b], view))
-            if not flat:
-                return None
         lay = Alignment.of_view(view, shift)
-        return lay, similarity, lay.overlap
+        alike = similarity >= _least_similarity(ours, theirs, _share(shift))
+        # The outline of what was filled with one colour may be all that agrees.
+        if alike and self._similarity(a, b, lay)[0] >= _SIMILARITY_OF_CONTENT:
+            return lay, similarity, lay.overlap
+        shown = [self._content(a), turned(self._content(b), view)]
+        similarity = _coarse_similarity(*small, (shown[0] & shown[1])[::2, ::2])
+        if similarity >= _SIMILARITY_OF_COARSE:
+            return Alignment.of_view(view), similarity, 1.0
+        flat = np.array_equal(self._grey[a], turned(self._grey[b], view))
+        return (Alignment.of_view(view), 0.0, 1.0) if flat else None
 
 
-def _plausible(matrix: np.ndarray, mirrored: bool) -> bool:
-    values = np.linalg.svd(matrix[:, :2], compute_uv=False)
-    return bool(
-        (np.linalg.det(matrix[:, :2]) < 0) == mirrored
-        and values[0] <= _ZOOMS[1]
-        and values[1] >= _ZOOMS[0]
-        and values[0] <= _STRETCH * values[1]
-    )
+def _coarse_similarity(a: np.ndarray, b: np.ndarray, shown: np.ndarray) -> float:
+    """Correlation of two pictures at half size, unshifted, in a band that outlives JPEG.
+
+    Args:
+        a: uint8 `[s, s]`.
+        b: The other.
+        shown: uint8 `[s, s]`, 255 where both show something.
+    """
+    mask = (shown == 255).astype(np.uint8)
+    if mask.mean() < _LEAST_COARSE:
+        return 0.0
+    ours, theirs = (_normalised(p, _COARSE_BAND, _CONTRAST_WINDOW, mask) for p in (a, b))
+    if _pixels(ours[mask > 0], theirs[mask > 0]) < _LITTLE_PIXELS:
+        return 0.0
+    return _correlation(ours, theirs, mask > 0)
 
 
-def _hull(places: np.ndarray) -> np.ndarray:
-    drawn = np.zeros((SIZE, SIZE), np.uint8)
-    cv2.fillConvexPoly(drawn, cv2.convexHull(places), 1)
-    return drawn > 0
-
-
-def _normalised(grey: np.ndarray, band: tuple[float, float], window: float) -> np.ndarray:
-    """Band-passed grey levels over their local deviation, float32."""
+def _normalised(
+    grey: np.ndarray,
+    band: tuple[float, float],
+    window: float,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Band-passed grey levels over their local deviation, float32; where a mask is, of it alone."""
     pixels = grey.astype(np.float32)
-    fine, coarse = (cv2.GaussianBlur(pixels, (0, 0), sigma) for sigma in band)
+    weight = None if mask is None else mask.astype(np.float32)
+
+    def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
+        if weight is None:
+            return cv2.GaussianBlur(values, (0, 0), sigma)
+        shares = cv2.GaussianBlur(weight, (0, 0), sigma)
+        return cv2.GaussianBlur(values * weight, (0, 0), sigma) / np.maximum(shares, 1e-3)
+
+    fine, coarse = (blurred(pixels, sigma) for sigma in band)
     detail = fine - coarse
-    variance = cv2.GaussianBlur(detail * detail, (0, 0), window)
+    variance = blurred(detail * detail, window)
     return detail / np.sqrt(variance + _CONTRAST_FLOOR**2)
 
 
@@ -328,16 +360,16 @@ def _correlation(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -
     return min(1 - 1e-6, float(a @ b) / math.sqrt(strength[0] * strength[1]))
 
 
-def _least_similarity(
-    a: np.ndarray, b: np.ndarray, mask: np.ndarray, share: float | None = None
-) -> float:
-    """How similar two normalised pictures must be over this overlap."""
-    product = np.abs(a[mask] * b[mask])
-    # The participation ratio: n where n pixels contribute alike and the others nothing.
-    pixels = float(product.sum()) ** 2 / max(float((product**2).sum()), 1e-12)
-    share = float(mask.mean()) if share is None else share
-    little = share < _LITTLE_SHARE or pixels < _LITTLE_PIXELS
+def _least_similarity(a: np.ndarray, b: np.ndarray, share: float) -> float:
+    """How similar two normalised pictures must be that have this share in common."""
+    little = share < _LITTLE_SHARE or _pixels(a, b) < _LITTLE_PIXELS
     return _SIMILARITY_OF_LITTLE if little else _SIMILARITY
+
+
+def _pixels(a: np.ndarray, b: np.ndarray) -> float:
+    """The participation ratio: n where n pixels contribute alike and the others nothing."""
+    product = np.abs(a * b)
+    return float(product.sum()) ** 2 / max(float((product**2).sum()), 1e-12)
 
 
 def _share(shift: tuple[int, int]) -> float:

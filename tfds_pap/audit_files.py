@@ -16,9 +16,9 @@ from tfds_pap import audit_page, leak_audit
 
 #: Pairs on the contact sheet, pixels of a picture on it, and columns of pairs.
 _SHOWN = 60
-_PIXELS = 160
+_PIXELS = 200
 _COLUMNS = 3
-_TEXT_LINES = 4
+_TEXT_LINES = 5
 _LINE = 15
 
 
@@ -157,7 +157,8 @@ def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBu
             (x - 2, y - 2, x + 2 * _PIXELS + 1, y + _PIXELS + 1), outline=colour, width=2
         )
         lines = (
-            audit_page.what(pair),
+            audit_page.alike(pair),
+            pair.alignment.words(),
             " | ".join(audit_page.sides(pair)),
             pair.first,
             pair.second,

@@ -77,11 +77,14 @@ def why(pair: leak_audit.Pair) -> str:
     return "; ".join(filter(None, said))
 
 
+def alike(pair: leak_audit.Pair) -> str:
+    """Says how alike the two are."""
+    return f"{pair.kind}, similarity {pair.similarity:.3f}, overlap {pair.overlap:.0%}"
+
+
 def what(pair: leak_audit.Pair) -> str:
     """Says how alike the two are, and what was done to one of them."""
-    change = pair.alignment.words()
-    kind = f"{pair.kind}, similarity {pair.similarity:.3f}, overlap {pair.overlap:.0%}"
-    return f"{kind}: {change}" if change else kind
+    return ": ".join(filter(None, (alike(pair), pair.alignment.words())))
 
 
 def sides(pair: leak_audit.Pair) -> tuple[str, ...]:

@@ -15,14 +15,18 @@ from concurrent import futures
 import cv2
 import numpy as np
 
+from tfds_pap import content
+
 _DIMENSIONS = 128
 #: OpenCV's own is 0.04; pale ground has structure below it.
-_CONTRAST = 0.006
+_CONTRAST = 0.003
+#: For each keypoint that is kept this many are found.
+_CHOSEN_FROM = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Keypoints:
-    """Keypoints of many pictures, picture after picture, the strongest of each first.
+    """Keypoints of many pictures, picture after picture; those of each that stand out most first.
 
     Attributes:
         start: int64 `[n + 1]`; those of picture i are the rows `start[i]:start[i + 1]`.
@@ -73,13 +77,18 @@ def detect(
     def one(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         thread = threading.get_ident()
         if thread not in detectors:
-            detectors[thread] = cv2.SIFT_create(nfeatures=at_most, contrastThreshold=_CONTRAST)
-        points, described = detectors[thread].detectAndCompute(picture, None)
-        order = sorted(range(len(points)), key=lambda n: -points[n].response)[:at_most]
-        table = [(*points[n].pt, np.deg2rad(points[n].angle), points[n].size) for n in order]
-        if not order:
+            detectors[thread] = cv2.SIFT_create(
+                nfeatures=_CHOSEN_FROM * at_most, contrastThreshold=_CONTRAST
+            )
+        points, described = detectors[thread].detectAndCompute(picture, content.shown(picture))
+        if not points:
             return np.empty((0, 4), np.float32), np.empty((0, _DIMENSIONS), np.uint8)
-        return np.array(table, np.float32), _root(described[order])
+        table = np.array(
+            [(*point.pt, np.deg2rad(point.angle), point.size) for point in points], np.float32
+        )
+        response = np.array([point.response for point in points])
+        order = _standing_out(table[:, :2], response)[:at_most]
+        return table[order], _root(described[order])
 
     found = list(progress(in_order(one, pictures)))
     counts = [len(table) for table, _ in found]
@@ -126,6 +135,18 @@ def unit(descriptors: np.ndarray) -> np.ndarray:
     """Returns descriptors as float32 of length 1."""
     values = descriptors.astype(np.float32)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+
+
+def _standing_out(place: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The order of keypoints by the distance to the nearest clearly stronger one, farthest first.
+
+    Adaptive suppression (M. Brown, R. Szeliski and S. Winder, CVPR 2005): the strongest alone lie
+    in one cell, and are gone where a twin is cut otherwise.
+    """
+    x, y = place.T
+    gaps = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
+    np.putmask(gaps, response[:, None] >= 0.9 * response, np.inf)
+    return np.lexsort((-response, -gaps.min(axis=1)))
 
 
 def _root(described: np.ndarray) -> np.ndarray:

@@ -29,10 +29,10 @@ __all__ = ["EFFORTS", "SIZE", "Match", "find"]
 #: How hard may be looked. Fast looks at the strongest keypoints only.
 EFFORTS = {
     "full": twin_candidates.Effort(
-        detected=128, indexed=40, neighbours=5, kept=8, least_votes=2, closure=True
+        detected=128, indexed=80, neighbours=5, kept=8, least_votes=2, closure=True
     ),
     "fast": twin_candidates.Effort(
-        detected=64, indexed=24, neighbours=3, kept=2, least_votes=2, closure=False
+        detected=96, indexed=56, neighbours=3, kept=3, least_votes=2, closure=False
     ),
 }
 
@@ -263,12 +263,12 @@ def _by_hash(hashes: np.ndarray, by_side: list[np.ndarray]) -> Iterator[_Candida
     """Pairs whose hashes differ by few bits in some view."""
     for members in by_side:
         near, bits, view = twin_candidates.nearest_hashes(hashes, members, _HASH_CANDIDATES)
-        for row, column in zip(*np.nonzero(bits <= _HASH_BITS), strict=True):
+        for row, column in zip(*np.nonzero((bits <= _HASH_BITS) & (near >= 0)), strict=True):
             other = int(members[near[row, column]])
             if other != row:
                 seen = int(view[row, column])
-                # The view turns the other one; seen from there it is the way back.
-                back = seen if row < other else alignment.BACK[seen]
+                # It turns the one that asks: it leads back to the first where that one asks.
+                back = alignment.BACK[seen] if row < other else seen
                 low, high = min(int(row), other), max(int(row), other)
                 yield low, high, alignment.mirrors(back), back
 
