@@ -1,6 +1,6 @@
 """Reproduces the two-stage paper: from image files to a report.
 
-    python -m replication.run                          # phantoms, three to four minutes on two cores
+    python -m replication.run                          # phantoms, about four minutes on two cores
     python -m replication.run --manual_dir=DIR         # DIR holds DB_3 and DB_4; the paper's epochs
 
 Running the same command again resumes a run that was interrupted and skips what is finished.
