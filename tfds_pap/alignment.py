@@ -48,13 +48,13 @@ _HALF_SIMILARITY = 0.4
 _HALF_BAND = (1.2, 4.0)
 _HALF_CONTRAST_WINDOW = 4.0
 
-#: Pictures whose hashes agree are one, too, where they agree so far at half size in this band. Of
-#: different windows of LBC and CRIC fields whose hashes agree none reaches 0.31, of drawn ones
-#: 0.65; what JPEG of quality 40 leaves of cells has 0.84 and more. The least share of the picture
-#: in which both must show something.
-_SIMILARITY_OF_COARSE = 0.78
+#: Pictures whose hashes agree are one, too, where they agree so far at half size in this band, of
+#: few pixels that carry it nearly wholly. Of different windows of LBC and CRIC fields whose hashes
+#: agree none reaches 0.31, of drawn ones 0.86; what JPEG of quality 40 leaves of drawn nuclei has
+#: 0.96 and more. The least share of the picture in which both must show something.
+_SIMILARITY_OF_COARSE = {300: 0.88, 30: 0.96}
 _COARSE_BAND = (1.2, 6.0)
-_LEAST_COARSE = 0.25
+_LEAST_COARSE = 0.05
 
 #: Deviation that a normalised overlap must have: below it there is nothing to compare.
 _LEAST_DEVIATION = 0.05
@@ -303,14 +303,14 @@ class Comparison:
             return lay, similarity, lay.overlap
         shown = [self._content(a), turned(self._content(b), view)]
         similarity = _coarse_similarity(*small, (shown[0] & shown[1])[::2, ::2])
-        if similarity >= _SIMILARITY_OF_COARSE:
+        if similarity:
             return Alignment.of_view(view), similarity, 1.0
         flat = np.array_equal(self._grey[a], turned(self._grey[b], view))
         return (Alignment.of_view(view), 0.0, 1.0) if flat else None
 
 
 def _coarse_similarity(a: np.ndarray, b: np.ndarray, shown: np.ndarray) -> float:
-    """Correlation of two pictures at half size, unshifted, in a band that outlives JPEG.
+    """Correlation of two pictures at half size, unshifted; 0 where it does not make them one.
 
     Args:
         a: uint8 `[s, s]`.
@@ -321,9 +321,12 @@ def _coarse_similarity(a: np.ndarray, b: np.ndarray, shown: np.ndarray) -> float
     if mask.mean() < _LEAST_COARSE:
         return 0.0
     ours, theirs = (_normalised(p, _COARSE_BAND, _CONTRAST_WINDOW, mask) for p in (a, b))
-    if _pixels(ours[mask > 0], theirs[mask > 0]) < _LITTLE_PIXELS:
-        return 0.0
-    return _correlation(ours, theirs, mask > 0)
+    pixels, similarity = (
+        _pixels(ours[mask > 0], theirs[mask > 0]),
+        _correlation(ours, theirs, mask > 0),
+    )
+    agree = any(pixels >= n and similarity >= s for n, s in _SIMILARITY_OF_COARSE.items())
+    return similarity if agree else 0.0
 
 
 def _normalised(
