@@ -59,8 +59,10 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
     Source: E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small expected
     number of positive counts estimated from survey data", Surv. Methodol. 24 (1998) 193-201, for
     the effective number and Student's part (with Wilson's for Clopper and Pearson's interval); L.
-    Kish, "Survey Sampling" (1965), for design effect and effective groups. The weight of the worst
-    is ours; its coverage is in results/interval_coverage.csv.
+    Kish, "Survey Sampling" (1965), for design effect and effective groups; F. E. Satterthwaite, "An
+    approximate distribution of estimates of variance components", Biometrics Bull. 2 (1946)
+    110-114, for the degrees of freedom where groups are unequal. The weight of the worst is ours;
+    its coverage is in results/interval_coverage.csv.
 
     Args:
         hits: float64 ``[units]``: hits in each unit, 0 to `among`; fractions where each image has a
@@ -90,9 +92,12 @@ def share_by_unit(hits: np.ndarray, among: np.ndarray, confidence: float = 0.95)
         units = len(among)
         variance = units / (units - 1) * ((hits - value * among) ** 2).sum() / total**2
         effect = variance * total / (value * (1 - value))
+    # How alike images of a group are (intraclass correlation) tells how much large groups weigh.
+    alike = min(1.0, max(0.0, effect - 1) / max(total / groups - 1, _ROUNDING))
+    freedom = max(1.0, effective_count(among * (1 + (among - 1) * alike)) - 1)
     effect = (both * effect + _WORST * total / groups) / (both + _WORST)
     tail = (1 + confidence) / 2
-    student = special.ndtri(tail) / special.stdtrit(groups - 1, tail)
+    student = special.ndtri(tail) / special.stdtrit(freedom, tail)
     effective = total / effect * student**2
     return Share(value, *_wilson(value, effective, confidence), round(total), groups)
 
