@@ -58,8 +58,8 @@ app.run(lambda argv: export.main(argv[:1]))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line(number, tmp_path):
-    given = [f"--run_dir={tmp_path}", f"--serving_dir={tmp_path}", str(number)]
+def test_a_full_disk_is_one_line(number, tiny_run, tmp_path):
+    given = [f"--run_dir={tiny_run}", f"--serving_dir={tmp_path}", str(number)]
     command = [sys.executable, "-c", FULL_DISK, *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
