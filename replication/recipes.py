@@ -70,8 +70,8 @@ PHANTOM_SIZE = 190
 #: on such cells, in batches of 8, nine named more than 36 % right after 5,600 images (median 62 %),
 #: and scaled pixels (clean) named 66 % after 2,000.
 PHANTOM_PRESET = {
-    ("paper", 1): {"epochs": 20},
-    ("clean", 1): {"epochs": 20},
+    ("paper", 1): {"epochs": 30},
+    ("clean", 1): {"epochs": 30},
     ("paper", 2): {"epochs": 9, "batch_size": 8, "size": PHANTOM_SIZE},
     ("clean", 2): {"epochs": 4, "batch_size": 8, "size": PHANTOM_SIZE},
 }

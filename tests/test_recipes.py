@@ -20,7 +20,7 @@ def builder(manual_dir, data_dir):
 def test_the_cnn_is_planned_unless_asked_otherwise(protocol):
     assert recipes.plan(protocol, 2, phantoms=False) == recipes.RECIPES[protocol, 2]
     shorter = recipes.plan(protocol, 1, phantoms=True, batch_size=7, augment="none")
-    assert (shorter.epochs, shorter.batch_size, shorter.augment) == (20, 7, "none")
+    assert (shorter.epochs, shorter.batch_size, shorter.augment) == (30, 7, "none")
 
 
 def test_p3_is_what_the_authors_ran():

@@ -16,7 +16,7 @@ WHOLE = "whole"
 _REPOSITORY = "https://github.com/CarlosJMB/Deep-Reinforcement-Learning-for-Efficient-Digital-Pap-Smear-Analysis"
 
 #: Phantom images per class and split: small enough for a laptop, large enough to learn from.
-_PHANTOM_COUNTS = {1: {"train": 200, "validation": 60}, 2: {"train": 160, "validation": 60}}
+_PHANTOM_COUNTS = {1: {"train": 300, "validation": 100}, 2: {"train": 160, "validation": 60}}
 
 # Every module that pixels or labels of a phantom depend on; the order is part of the fingerprint.
 _DRAWING_CODE = (
