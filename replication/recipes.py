@@ -66,9 +66,9 @@ RECIPES = {
 #: Smallest input in pixels on which the six blocks of P2 leave one cell: same parameters, 0.58
 #: times the work.
 PHANTOM_SIZE = 190
-#: What brings each fit clearly above chance. Unscaled pixels (paper) need many steps: of ten seeds
-#: on such cells, in batches of 8, nine named more than 36 % right after 5,600 images (median 62 %),
-#: and scaled pixels (clean) named 66 % after 2,000.
+#: What brings each fit above chance. Unscaled pixels (paper) need many steps: of ten seeds on cells
+#: a little less alike, in batches of 8, eight named more than 36 % right after 5,600 images (median
+#: 62 %); scaled pixels (clean) named 66 % in the median after 2,000.
 PHANTOM_PRESET = {
     ("paper", 1): {"epochs": 30},
     ("clean", 1): {"epochs": 30},
