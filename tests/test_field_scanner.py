@@ -25,7 +25,7 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def networks():
-    keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(4)
     images = keras.Input((64, 64, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1)(images)
     x = keras.layers.Conv2D(8, 5, strides=3, activation="relu")(x)
