@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -235,9 +235,11 @@ def marginal_effects(
         name, fit = factor.name, model
         if name not in covariates:
             fit = _fit({**covariates, name: columns[name]}, scores)
-        found = _effect(factor, used, scores, fit, importance(name, fit), direction)
-        errors = _errors(factor, scores, fit, balanced) if at_random else itertools.repeat(math.nan)
-        effects.append(_with_intervals(found, errors))
+        halves = [math.nan] * len(factor.labels)
+        if at_random:
+            halves = _half_widths(factor, scores, fit, balanced)
+        share = importance(name, fit)
+        effects.append(_effect(factor, used, scores, fit, share, direction, halves))
     effects.sort(key=lambda effect: -effect.importance)
     left = model.left if balanced else model.variance * (len(used) - 1)
     return Effects(
@@ -379,12 +381,14 @@ def _effect(
     fit: _Fit,
     importance: float,
     direction: Direction,
+    halves: Sequence[float],
 ) -> Effect:
     adjusted = fit.adjusted(factor.name, scores, factor.codes >= 0)
     best = max if direction == "max" else min
     levels, members = [], []
-    for code, label in enumerate(factor.labels):
+    for code, (label, half) in enumerate(zip(factor.labels, halves, strict=True)):
         at = np.flatnonzero(factor.codes == code)
+        mean = float(adjusted[at].mean())
         members.append(tuple(trials[row] for row in at))
         start, end = factor.bounds[code] if factor.bounds else (math.nan, math.nan)
         levels.append(
@@ -392,9 +396,9 @@ def _effect(
                 label=label,
                 count=len(at),
                 diverged=sum(trial.status == "diverged" for trial in members[-1]),
-                mean=float(adjusted[at].mean()),
-                low=math.nan,
-                high=math.nan,
+                mean=mean,
+                low=mean - half,
+                high=mean + half,
                 best=float(best(scores[at])),
                 start=float(start),
                 end=float(end),
@@ -405,8 +409,8 @@ def _effect(
     )
 
 
-def _errors(factor: _Factor, scores: np.ndarray, fit: _Fit, balanced: bool) -> list[float]:
-    """Standard errors of the levels' means; NaN of a single trial."""
+def _half_widths(factor: _Factor, scores: np.ndarray, fit: _Fit, balanced: bool) -> list[float]:
+    """Half of Student's interval of each level's mean; NaN of a single trial."""
     active = factor.codes >= 0
     adjusted = fit.adjusted(factor.name, scores, active)
     # A model with many coefficients lies closer to its own trials than to any others.
@@ -417,19 +421,12 @@ def _errors(factor: _Factor, scores: np.ndarray, fit: _Fit, balanced: bool) -> l
     if not balanced:
         others = [part for name, part in fit.parts.items() if name not in ("", factor.name)]
         company = np.sum(others, axis=0)[active].var(ddof=1) / active.sum() if others else 0.0
-    levels = (adjusted[factor.codes == code] for code in range(len(factor.labels)))
-    return [
-        math.sqrt(widened * (of.var(ddof=1) / len(of) + company)) if len(of) > 1 else math.nan
-        for of in levels
-    ]
-
-
-def _with_intervals(effect: Effect, errors: Iterable[float]) -> Effect:
-    """Student's intervals of the levels, from the standard errors of their means."""
-    levels = []
-    for level, error in zip(effect.levels, errors, strict=False):
+    halves = []
+    for code in range(len(factor.labels)):
+        of = adjusted[factor.codes == code]
         half = math.nan
-        if level.count > 1:
-            half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, level.count - 1)) * error
-        levels.append(dataclasses.replace(level, low=level.mean - half, high=level.mean + half))
-    return dataclasses.replace(effect, levels=tuple(levels))
+        if len(of) > 1:
+            error = math.sqrt(widened * (of.var(ddof=1) / len(of) + company))
+            half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(of) - 1)) * error
+        halves.append(half)
+    return halves

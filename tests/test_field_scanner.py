@@ -20,7 +20,7 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 
 @pytest.fixture(scope="module")
 def pixels():
-    return phantom.draw_field(5, slide=5, width=620, height=410, cells=25)[0]
+    return phantom.draw_field(5, slide=5, width=700, height=500, cells=40)[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_cells_are_named_as_their_pictures_would_be(stages, networks, pixels, po
     found = scanner.scan(
         ArrayField("a", pixels), stages, threshold=threshold, radius=60, pool=pool
     ).cells
-    assert len(found) > 10
+    assert len(found) > 20
     assert len(set(found.labels)) > 1
     for number in range(len(found)):
         left, top = int(found.x[number] - 75), int(found.y[number] - 75)

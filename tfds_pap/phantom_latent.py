@@ -80,9 +80,10 @@ def draw_latent(label: str, rng: np.random.Generator) -> Latent:
     column, values = taxonomy.STAGE2_CLASSES.index(label), {}
     draw = float(rng.random())
     if draw < _ATYPICAL:
-        last = len(taxonomy.STAGE2_CLASSES) - 1
-        neighbours = [near for near in (column - 1, column + 1) if 0 <= near <= last]
-        column = neighbours[int(draw < _ATYPICAL / 2) % len(neighbours)]
+        step = 1 if draw < _ATYPICAL / 2 else -1
+        # A class at either end has one neighbour.
+        inside = 0 <= column + step < len(taxonomy.STAGE2_CLASSES)
+        column += step if inside else -step
     for name, ((low, high), *classes) in _TRAITS.items():
         values[name] = min(max(_bell(rng, *classes[column]), low), high)
     for name, classes in _CHANCES.items():
