@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-#: Whole commands, kills, servers, browsers and searches; `make check` leaves them out.
+#: Whole commands, fits, kills, servers, browsers and searches; `make check` leaves them out.
 SLOW = frozenset(
     [
         "test_audit",
@@ -39,8 +39,10 @@ SLOW = frozenset(
         "test_hot_swap",
         "test_near_duplicates",
         "test_pooling",
+        "test_recipes",
         "test_report",
         "test_run",
+        "test_same_everywhere",
         "test_scan",
         "test_scan_report",
         "test_scan_sweep",
@@ -51,6 +53,7 @@ SLOW = frozenset(
         "test_server_life",
         "test_serving_page_browser",
         "test_serving_predict",
+        "test_training",
         "test_trials",
         "test_tuning",
         "test_weights",
