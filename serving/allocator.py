@@ -1,9 +1,8 @@
-"""Gives memory back to the system: what one picture took is not kept for the next.
+"""Gives memory of the C library back to the system.
 
-A picture of 16 megapixels takes hundreds of megabytes for a moment. TensorFlow's own allocator
-keeps what it once had; glibc keeps it in up to eight arenas a processor, and takes a block of
-32 MiB for a small one after the first was freed. A server lives for months, so both are told
-otherwise, before TensorFlow is imported.
+glibc keeps what was freed in up to eight arenas a processor, and takes a block of 32 MiB for a
+small one after the first was freed. A server lives for months, so it is told otherwise before
+TensorFlow is imported. TensorFlow's own allocator stays pooled, as everywhere (`commands`).
 """
 
 import ctypes
@@ -18,8 +17,7 @@ _ARENAS = (-8, 4)
 
 
 def prepare() -> None:
-    """Sets up both allocators; variables that the user has set are left as they are."""
-    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "false")
+    """Sets up the C library's allocator, unless the user's environment does."""
     own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not own:
