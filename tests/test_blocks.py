@@ -7,6 +7,9 @@ import pytest
 
 from tfds_pap import alignment, blocks, folds, leak_audit, name_stems, pipeline, roles
 
+# The sets are small on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:The least populated class:UserWarning:sklearn")
+
 
 def index_of(groups, splits, labels=None):
     count = len(groups)

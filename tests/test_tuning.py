@@ -238,6 +238,8 @@ def test_the_paper_protocol_scores_what_it_trained_on(builder):
     assert not set(index.groups[clean.tune]) & set(index.groups[clean.train])
 
 
+# float32 probabilities miss a sum of one by a rounding.
+@pytest.mark.filterwarnings("ignore:The y_prob values do not sum to one:UserWarning:sklearn")
 def test_figures_equal_scikit_learns():
     from sklearn import metrics
 
