@@ -5,8 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from coverage_populations import Cells
 
-from replication import abstention, areas, calibration, class_figures, intervals, shares, triage
-from replication.intervals import Estimate, weighted_aucs
+from replication.measures import (
+    abstention,
+    areas,
+    calibration,
+    class_figures,
+    intervals,
+    shares,
+    triage,
+)
+from replication.measures.intervals import Estimate, weighted_aucs
 
 #: Resamples of each interval that has some; the project takes 2,000, whose ends lie farther out.
 _RESAMPLES = 200

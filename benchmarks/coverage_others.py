@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from finetune import effects, selection
-from finetune.trials import Answers, Trial
-from replication import intervals, shares
-from replication.fields.curves import Curves
+from finetune.report import effects, selection
+from finetune.search.trials import Answers, Trial
+from replication.fields.judge.curves import Curves
+from replication.measures import intervals, shares
 
 #: Resamples of each interval that has some; the project takes 2,000, whose ends lie farther out.
 _RESAMPLES = 200

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from replication.intervals import weighted_aucs
+from replication.measures.intervals import weighted_aucs
 
 #: Groups whose figures pass for the truth.
 _POPULATION = 20_000

@@ -23,7 +23,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _RUN = flags.DEFINE_string(
@@ -66,7 +66,8 @@ def _networks():
     """Stage 1 and 2 of the papers, and how their images are resized."""
     import keras
 
-    from replication import models, results
+    from replication.learning import models
+    from replication.runs import results
 
     if _RUN.value:
         fits = results.choose_fits(runs.RunDirectory(Path(_RUN.value)), "clean")
@@ -83,8 +84,8 @@ def _way(name: str) -> Callable:
     import cv2
     import numpy as np
 
-    from replication.fields.dense import Stage1
-    from replication.fields.lattice import Lattice
+    from replication.fields.find.dense import Stage1
+    from replication.fields.find.lattice import Lattice
 
     model, resize = _networks()[1]
     size = model.inputs[0].shape[1]
@@ -127,7 +128,7 @@ _WAYS = {
 def _ways() -> None:
     import numpy as np
 
-    from replication.fields.lattice import Lattice
+    from replication.fields.find.lattice import Lattice
 
     field = _field()
     rois = Lattice(field.shape[1], field.shape[0], _ROI, _STRIDE).rois
@@ -174,7 +175,7 @@ def _ways() -> None:
 
 
 def _way_of_single_rois() -> Callable:
-    from replication.fields.dense import Stage1
+    from replication.fields.find.dense import Stage1
 
     model, resize = _networks()[1]
     return Stage1(model, resize, stride=_STRIDE, method="crops").scores
@@ -203,8 +204,8 @@ def _peak(name: str, argv: list[str]) -> float:
 def _growth(megapixels: list[float]) -> None:
     import numpy as np
 
-    from replication.fields import scanner
-    from replication.fields.field import ArrayField
+    from replication.fields.find import scanner
+    from replication.fields.read.field import ArrayField
 
     tile, stages, workers = _field(), _stages(), os.cpu_count() or 1
     threshold = 0.5 if _RUN.value else float(np.quantile(stages.stage1.scores(tile), 0.9))
@@ -235,9 +236,9 @@ def _growth(megapixels: list[float]) -> None:
 
 
 def _stages():
-    from replication import decisions
-    from replication.fields.dense import Stage1
-    from replication.fields.stages import Stage2, Stages
+    from replication.fields.find.dense import Stage1
+    from replication.fields.find.stages import Stage2, Stages
+    from replication.measures import decisions
     from tfds_pap.taxonomy import STAGE2_CLASSES
 
     networks = _networks()

@@ -18,7 +18,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _BACKBONES = flags.DEFINE_list(
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     import keras
     import numpy as np
 
-    from replication import features, heads, models, training, weights
+    from replication.learning import features, heads, models, training, weights
     from tfds_pap import phantom_set, pipeline, roles
 
     class Clock(keras.callbacks.Callback):

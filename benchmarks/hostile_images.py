@@ -44,15 +44,15 @@ def _costs():
     import numpy as np
     import tensorflow as tf
 
-    from serving import image_guard, png_streams
-    from serving.errors import ServingError
+    from serving.model import guard, png_streams
+    from serving.server.errors import ServingError
     from tfds_pap import phantom, pipeline
 
     rng = np.random.default_rng(0)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(data):
-        return pipeline.decode_and_resize(image_guard.checked(data), 64)
+        return pipeline.decode_and_resize(guard.checked(data), 64)
 
     def cost(data):
         """Milliseconds, and whether it was taken."""

@@ -15,7 +15,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _EPOCHS = flags.DEFINE_integer("epochs", 7, "Epochs of each training (default: 7).")
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     commands.prepare_tensorflow()
     import keras
 
-    from replication import models, recipes, training
+    from replication.learning import models, recipes, training
     from tfds_pap import pipeline, roles
 
     policy = runs.configure_devices()

@@ -39,7 +39,7 @@ import coverage_cells
 import coverage_others
 from coverage_populations import WORLDS, Cells
 
-from replication import runs
+from replication.runs import directory as runs
 
 _SAMPLES = flags.DEFINE_integer(
     "samples", 1000, "Samples of each row, half of each difficulty (default: 1000).", lower_bound=20

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from replication import runs
+from replication.runs import directory as runs
 
 
 def describe() -> str:

@@ -21,7 +21,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet152", "Backbone (default: resnet152).")
@@ -48,9 +48,10 @@ def main(argv: list[str]) -> None:
     commands.prepare_tensorflow()
     import numpy as np
 
-    from finetune import collect, oracles, recipes, scoring, space, tuner
+    from finetune import recipes, space
+    from finetune.search import collect, oracles, scoring, tuner
     from finetune.tuning import Tuning
-    from replication import features, weights
+    from replication.learning import features, weights
     from tfds_pap import phantom_set, pipeline
 
     policy = runs.configure_devices()
@@ -146,7 +147,7 @@ def _authors_way(study: Any) -> dict[int, tuple[float, float, float]]:
     """Seconds to start a fit, an image trained and an image scored, for each batch size."""
     import numpy as np
 
-    from replication import models
+    from replication.learning import models
 
     images = study.images()
     pixels = np.asarray(images.pixels)[study.assigned.train[: _MEASURED.value]].astype(np.float32)

@@ -114,8 +114,8 @@ def _write(place: Path) -> int:
     """Writes the `.keras` model and its served version; returns the input's size."""
     import keras
 
-    from replication import models
-    from serving import graph
+    from replication.learning import models
+    from serving.model import graph
 
     if _BACKBONE.value is None:
         model = models.stage2_cnn("clean")
@@ -165,7 +165,7 @@ def _bare_graph(place: Path, image: bytes, seconds: float) -> dict[str, load.Loa
     commands.prepare_tensorflow()
     import numpy as np
 
-    from serving.servable import Servable
+    from serving.server.servable import Servable
 
     servable = Servable.load(_NAME, 1, place / _NAME / "1")
 

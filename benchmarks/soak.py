@@ -22,7 +22,7 @@ from pathlib import Path
 import machine
 from absl import app, flags
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _SECONDS = flags.DEFINE_float(

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     import keras
     import numpy as np
 
-    from replication import models
+    from replication.learning import models
 
     print(machine.describe())
     rng = np.random.default_rng(0)

@@ -66,7 +66,8 @@ def _measure(pooled: bool, compiled: bool) -> tuple[float, float, float, float, 
     commands.prepare_tensorflow()
     import keras
 
-    from replication import models, pooling, runs
+    from replication.learning import models, pooling
+    from replication.runs import directory as runs
 
     keras.utils.set_random_seed(0)
     plain = models.stage2_cnn("clean", _SIZE.value)

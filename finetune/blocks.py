@@ -4,7 +4,8 @@ import re
 
 import keras
 
-from replication import models, runs
+from replication.learning import models
+from replication.runs import directory as runs
 
 #: How keras.applications names its blocks: conv5_block3 (ResNet, DenseNet), block5 (VGG, Xception),
 #: block7a (EfficientNet), block_16 and expanded_conv (MobileNet), stage_3_block_2 (ConvNeXt).

@@ -7,9 +7,12 @@ from typing import Any
 
 import tensorflow_datasets.public_api as tfds
 
-from finetune import recipes, scoring
+from finetune import recipes
+from finetune.search import scoring
 from finetune.tuning import Tuning
-from replication import experiment, features, runs, training
+from replication.learning import features, training
+from replication.runs import directory as runs
+from replication.runs import experiment
 from tfds_pap import pipeline, roles
 
 #: The figure that every fine-tuned model is set beside: the paper's final one.

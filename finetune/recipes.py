@@ -6,7 +6,7 @@ import keras
 
 from finetune import blocks, optimizers
 from finetune.tuning import Tuning
-from replication import features, models, training, weights
+from replication.learning import features, models, training, weights
 
 
 def feature_spec(

@@ -17,7 +17,7 @@ from typing import Any
 import keras_tuner
 
 from finetune.tuning import Tuning
-from replication import runs
+from replication.runs import directory as runs
 
 NAMES = ("paper", "extended")
 

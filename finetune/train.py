@@ -14,7 +14,11 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import audit_flags, device_flags, flag_values, runs, stage2_flags
+from replication.flags import audit as audit_flags
+from replication.flags import device as device_flags
+from replication.flags import stage2 as stage2_flags
+from replication.flags import values as flag_values
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _FROM_SEARCH = flags.DEFINE_string(
@@ -88,9 +92,11 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from finetune import collect, final_fit, recipes
+    from finetune import final_fit, recipes
+    from finetune.search import collect
     from finetune.tuning import P6, Tuning
-    from replication import experiment, results, weights
+    from replication.learning import weights
+    from replication.runs import experiment, results
     from tfds_pap import folders, pipeline, roles
 
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from replication import runs
+from replication.runs import directory as runs
 
 #: P6, the paper's final model, as a file for `finetune.train --hparams`.
 P6 = Path(__file__).with_name("p6.json")

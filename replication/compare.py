@@ -14,7 +14,11 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import audit_flags, device_flags, flag_values, runs, stage2_flags
+from replication.flags import audit as audit_flags
+from replication.flags import device as device_flags
+from replication.flags import stage2 as stage2_flags
+from replication.flags import values as flag_values
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _FOLDERS = flags.DEFINE_string(
@@ -28,8 +32,8 @@ _RUN_DIR = flags.DEFINE_string(
 _BACKBONES = flags.DEFINE_list(
     "backbones",
     None,
-    "Backbones: names of the table in replication/models.py or of keras.applications (default: the "
-    "whole table; with a directory of weights, those whose file lies in it).",
+    "Backbones: names of the table in replication/learning/models.py or of keras.applications "
+    "(default: the whole table; with a directory of weights, those whose file lies in it).",
 )
 _WEIGHTS = flags.DEFINE_list(
     "weights",
@@ -109,8 +113,9 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from replication import comparison_steps as steps
-    from replication import experiment, features, heads, models, weights
+    from replication.comparison import steps
+    from replication.learning import features, heads, models, weights
+    from replication.runs import experiment
     from tfds_pap import folders, pipeline, roles
 
     try:
@@ -227,7 +232,7 @@ def _weights() -> dict[str, str]:
 
 def _cuts(index: object) -> tuple[tuple[str, ...], int]:
     """Names of the cuts, the main one first, and the number of folds."""
-    from replication import heads
+    from replication.learning import heads
 
     count = _FOLDS.value if _FOLDS.value is not None else (5 if _FOLDERS.value else 0)
     if count == 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose models are used.", required=True)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
     commands.prepare_tensorflow()
-    from replication import results
+    from replication.runs import results
     from tfds_pap import folders
 
     try:
@@ -68,7 +68,7 @@ def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path
     import tensorflow as tf
     import tqdm
 
-    from replication import results
+    from replication.runs import results
     from tfds_pap import folders, pipeline
 
     models = {stage: results.load_model(fit) for stage, fit in fits.items()}

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication import audit_flags, device_flags, flag_values, image_flags, runs
+from replication.flags import audit as audit_flags
+from replication.flags import device as device_flags
+from replication.flags import images as image_flags
+from replication.flags import values as flag_values
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 if TYPE_CHECKING:
-    from replication import training
+    from replication.learning import training
 
 _STAGES = ("1", "2")
 
@@ -122,8 +126,9 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from replication import experiment, results, run_steps
     from replication.fields import whole_fields
+    from replication.runs import experiment, results
+    from replication.runs import steps as run_steps
     from tfds_pap import folders, roles
 
     try:
@@ -172,7 +177,7 @@ def _stages() -> list[int]:
 
 
 def _recipe(protocol: str, stage: int) -> "training.Recipe":
-    from replication import recipes
+    from replication.learning import recipes
 
     return recipes.plan(
         protocol,

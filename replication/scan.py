@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication import field_flags, runs
+from replication.flags import fields as field_flags
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _PHANTOM = flags.DEFINE_bool(

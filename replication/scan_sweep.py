@@ -15,7 +15,8 @@ from typing import Any
 
 from absl import app, flags
 
-from replication import field_flags, runs
+from replication.flags import fields as field_flags
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _PHANTOM = flags.DEFINE_bool(
@@ -51,10 +52,12 @@ def main(argv: list[str]) -> None:
     commands.prepare_tensorflow()
     import tqdm
 
-    from replication.fields import sweep, sweep_figure, whole_fields
-    from replication.fields.field import FieldError
-    from replication.fields.field_results import plural
+    from replication.fields import whole_fields
+    from replication.fields.judge import sweep
+    from replication.fields.judge.results import plural
+    from replication.fields.read.field import FieldError
     from replication.fields.scan_directory import Settings
+    from replication.fields.show import sweep_figure
     from tfds_pap import folders
 
     output = Path(_OUTPUT.value)
@@ -109,7 +112,7 @@ def _numbers(
 
 def _fields(arguments: Sequence[str], output: Path) -> list[str]:
     """Returns the paths of the fields; drawn ones are written first."""
-    from replication.fields import reader
+    from replication.fields.read import reader
     from tfds_pap import phantom_set
 
     if _PHANTOM.value:
@@ -122,7 +125,8 @@ def _fields(arguments: Sequence[str], output: Path) -> list[str]:
 
 def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
     """Returns the fields that have truth, with it."""
-    from replication.fields import scan_directory, truth
+    from replication.fields import scan_directory
+    from replication.fields.judge import truth
 
     tables: dict[Path, Any] = {}
     found = []
@@ -138,7 +142,7 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _opened(annotated: Sequence[tuple[str, Any]]) -> Iterator[tuple[Any, Any]]:
-    from replication.fields import reader
+    from replication.fields.read import reader
 
     return ((reader.open_field(path), nuclei) for path, nuclei in annotated)
 
@@ -149,8 +153,8 @@ def _print(rows: Sequence[Any]) -> None:
     import rich.console
     import rich.table
 
-    from replication import shown
-    from replication.fields.sweep import DEFAULT
+    from replication.drawing import shown
+    from replication.fields.judge.sweep import DEFAULT
 
     table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
     names = ("stride", "radius", "threshold", "recall", "by chance", "precision", "kept ROIs")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 if TYPE_CHECKING:
-    from replication import results
-    from serving.detection import Detection
+    from replication.runs import results
+    from serving.model.detection import Detection
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose model is exported.", required=True)
 _SERVING_DIR = flags.DEFINE_string(
@@ -108,7 +108,8 @@ def main(argv: list[str]) -> None:
     except runs.RunError as error:
         raise SystemExit(f"serving.export: {error}") from None
     commands.prepare_tensorflow()
-    from serving import errors, model_config
+    from serving.server import errors
+    from serving.store import model_config
 
     try:
         _export(run, fit, Path(_SERVING_DIR.value))
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
 
 
 def _chosen() -> tuple[runs.RunDirectory, "results.Fit"]:
-    from replication import results
+    from replication.runs import results
 
     run = runs.RunDirectory(Path(_RUN_DIR.value))
     fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
@@ -129,9 +130,11 @@ def _chosen() -> tuple[runs.RunDirectory, "results.Fit"]:
 
 
 def _export(run: runs.RunDirectory, fit: "results.Fit", serving_dir: Path) -> None:
-    from replication import decisions, results
-    from serving import assemble, image_guard, model_config, publish, self_check
-    from serving.graph import Graph
+    from replication.measures import decisions
+    from replication.runs import results
+    from serving.model import assemble, guard, self_check
+    from serving.model.graph import Graph
+    from serving.store import model_config, publish
 
     decision, missing = decisions.of_fit(fit)
     detection, why = _detection(run, fit)
@@ -144,12 +147,12 @@ def _export(run: runs.RunDirectory, fit: "results.Fit", serving_dir: Path) -> No
         decision,
         max_pixels=_MAX_PIXELS.value,
         max_batch=_MAX_BATCH.value,
-        formats=[name for name in image_guard.MAGIC if name != "PNG" or _ACCEPT_PNG.value],
+        formats=[name for name in guard.MAGIC if name != "PNG" or _ACCEPT_PNG.value],
         detection=detection,
     )
     found = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
     if "PNG" not in graph.formats and any(
-        data.startswith(image_guard.MAGIC["PNG"]) for data in found.images
+        data.startswith(guard.MAGIC["PNG"]) for data in found.images
     ):
         raise runs.RunError("--noaccept_png: the images of this run are PNGs")
     said = []
@@ -182,9 +185,9 @@ def _in_one_line(error: Exception) -> str:
 
 def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection | None", str]:
     """Returns how fields are searched, or why they are not."""
-    from replication import results
-    from replication.fields.dense import Stage1
-    from serving.detection import Detection
+    from replication.fields.find.dense import Stage1
+    from replication.runs import results
+    from serving.model.detection import Detection
 
     if fit.stage != 2:
         return None, ""

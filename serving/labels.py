@@ -39,10 +39,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--to_version: expected --label as well")
     if _LABEL.value is not None and not (_ROLLBACK.value or _TO_VERSION.value is not None):
         raise app.UsageError("--label: expected --to_version or --rollback as well")
-    from replication import runs
+    from replication.runs import directory as runs
 
     commands.quiet_logs()
-    from serving import model_config, publish
+    from serving.store import model_config, publish
 
     serving_dir = Path(_SERVING_DIR.value)
     available = publish.versions(serving_dir)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 if TYPE_CHECKING:
     from serving.client import Client, Prediction
-    from serving.prediction_output import Output
+    from serving.client.output import Output
 
 _SERVER = flags.DEFINE_string(
     "server",
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # What is wrong with an image is told in one line at the end.
     warnings.filterwarnings("ignore", module="PIL")
-    from serving.prediction_output import RESEARCH_LINE
+    from serving.client.output import RESEARCH_LINE
     from tfds_pap import folders
 
     try:
@@ -103,7 +103,7 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
         KeyboardInterrupt: With the latter.
     """
     from serving.client import ClientError
-    from serving.prediction_output import Output
+    from serving.client.output import Output
 
     output = None
     try:

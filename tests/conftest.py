@@ -124,7 +124,7 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
     """A backbone in the table that builds and runs in milliseconds: two convolutions, BatchNorm."""
     import keras
 
-    from replication import models
+    from replication.learning import models
 
     keras.utils.set_random_seed(0)
 
@@ -147,7 +147,10 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
     """A finished run of stage 2, clean protocol: a small network, trained for a moment."""
     import keras
 
-    from replication import experiment, model_card, runs, training
+    from replication.learning import training
+    from replication.report import model_card
+    from replication.runs import directory as runs
+    from replication.runs import experiment
     from tfds_pap import pipeline
 
     def build(size):
@@ -189,7 +192,9 @@ def two_stage_run(
     tiny_run: Path, manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The run of `tiny_run` with the stage-1 CNN beside it, trained for a moment."""
-    from replication import experiment, recipes, runs
+    from replication.learning import recipes
+    from replication.runs import directory as runs
+    from replication.runs import experiment
     from tfds_pap import pipeline
 
     folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "two_stages")
@@ -206,8 +211,11 @@ def exported_tiny(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A serving directory with the model of `tiny_run` as version 1; do not change it."""
     import keras
 
-    from replication import decisions, results, runs
-    from serving import assemble, graph, publish
+    from replication.measures import decisions
+    from replication.runs import directory as runs
+    from replication.runs import results
+    from serving.model import assemble, graph
+    from serving.store import publish
 
     run = runs.RunDirectory(tiny_run)
     fit = results.choose_fits(run, "clean")[2]

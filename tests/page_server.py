@@ -17,8 +17,9 @@ from starlette.responses import JSONResponse
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_status_pb2
 
-from serving import bodies, page
-from serving.errors import ServingError
+from serving.server.errors import ServingError
+from serving.server.page import app as page
+from serving.server.rest import bodies
 
 LABELS = ["NILM", "LSIL", "HSIL", "SCC"]
 BANNER = "These are not the papers' images: DB_4 has other counts than published."

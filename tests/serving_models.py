@@ -42,7 +42,7 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.errors import ServingError
+from serving.server.errors import ServingError
 
 LABELS = ("NILM", "LSIL", "HSIL", "SCC")
 

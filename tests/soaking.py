@@ -30,7 +30,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from serving import model_config, publish
+from serving.store import model_config, publish
 
 #: One request of so many is hostile.
 HOSTILE_SHARE = 0.05
@@ -421,9 +421,9 @@ def _write_model(folder):
     """A small stage 2 with random weights, behind the whole of the served graph."""
     import keras
 
-    from replication.decisions import Decision
-    from serving import warmup, warmup_requests
-    from serving.graph import Graph
+    from replication.measures.decisions import Decision
+    from serving.model import warmup, warmup_requests
+    from serving.model.graph import Graph
 
     keras.utils.set_random_seed(0)
     layers = [

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from serving import allocator
+from serving.server import allocator
 
 VARIABLE = "TF_CPU_ALLOCATOR_USE_BFC"
 

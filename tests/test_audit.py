@@ -9,14 +9,7 @@ import pytest
 from commands import command
 from PIL import Image
 
-from tfds_pap import (
-    audit_files,
-    folders,
-    leak_audit,
-    near_duplicates,
-    phantom_set,
-    pipeline,
-)
+from tfds_pap import audit_files, folders, leak_audit, near_duplicates, phantom_set, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +75,8 @@ def test_suspects_depend_on_what_is_tested(builder):
 
 
 def test_accuracy_without_suspects_is_that_of_the_rest(builder):
-    from replication import evaluation, experiment
+    from replication.measures import evaluation
+    from replication.runs import experiment
 
     found = leak_audit.audit_builder(builder)
     ids = sorted(found.ids["validation"])

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_models import refused, until
 
-from serving import batching_config
-from serving.batching import Batcher
-from serving.batching_config import BatchingParameters
-from serving.errors import ServingError
-from serving.servable import Servable
+from serving.server import batching_config
+from serving.server.batching import Batcher
+from serving.server.batching_config import BatchingParameters
+from serving.server.errors import ServingError
+from serving.server.servable import Servable
 
 CODE = grpc.StatusCode
 

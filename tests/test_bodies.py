@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from serving.bodies import Bodies, TooLongError
-from serving.errors import ServingError
+from serving.server.errors import ServingError
+from serving.server.rest.bodies import Bodies, TooLongError
 
 
 def receiver(*parts, pause=0.0, ending=True):

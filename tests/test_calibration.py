@@ -8,9 +8,9 @@ from scipy import special
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from replication import calibration
-from replication.positive import hsil_plus_scores, positive_class
-from replication.predictions import Predictions
+from replication.measures import calibration
+from replication.measures.positive import hsil_plus_scores, positive_class
+from replication.measures.predictions import Predictions
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 

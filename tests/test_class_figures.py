@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from replication import areas, class_figures, shares
-from replication.intervals import wilson
+from replication.measures import areas, class_figures, shares
+from replication.measures.intervals import wilson
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "quadratic_kappa", "macro_precision")
 

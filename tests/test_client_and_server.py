@@ -7,9 +7,10 @@ import pytest
 import serving_models
 from google.protobuf import text_format
 
-from serving import batching_config, fronts, model_config, monitoring_config
 from serving.client import Client, ClientError
 from serving.deploy.render import Settings, render
+from serving.server import batching_config, fronts, monitoring_config
+from serving.store import model_config
 
 TRANSPORTS = pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 

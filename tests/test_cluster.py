@@ -15,8 +15,8 @@ import pytest
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 
-from finetune import cluster, oracles
-from replication import runs
+from finetune.search import cluster, oracles
+from replication.runs import directory as runs
 
 SCORE = keras_tuner.Objective("score", "max")
 LEASE_SECONDS = 2.0
@@ -113,7 +113,7 @@ def port(monkeypatch):
 def start(tmp_path):
     """Starts processes; a server that has imported everything makes that quick."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune.oracles"])
+    context.set_forkserver_preload(["finetune.search.oracles"])
     found, processes = free_port(), []
 
     def start(tuner_id, **options):

@@ -9,7 +9,7 @@ import pytest
 from commands import command
 from conftest import save_image
 
-from replication import weights
+from replication.learning import weights
 from tfds_pap import pipeline
 
 FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=1", "--backbones=mobilenetv2_035")
@@ -162,7 +162,9 @@ def test_bad_input_is_one_line(folders, data_dir, tmp_path, arguments, message):
 
 
 def test_a_directory_of_weights_chooses_the_backbones(tmp_path, tiny_backbone):
-    from replication import comparison_steps, models, runs
+    from replication.comparison import steps as comparison_steps
+    from replication.learning import models
+    from replication.runs import directory as runs
 
     specs = {"": str(tmp_path)}
     with pytest.raises(runs.RunError, match="none of the published files"):

@@ -10,11 +10,11 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from replication import comparison
-from replication.comparison import Candidate, Comparison, Cost, Pair, Ranked
-from replication.evaluation import summarise_seeds
-from replication.intervals import Estimate
-from replication.predictions import Predictions
+from replication.comparison import ranking as comparison
+from replication.comparison.ranking import Candidate, Comparison, Cost, Pair, Ranked
+from replication.measures.evaluation import summarise_seeds
+from replication.measures.intervals import Estimate
+from replication.measures.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 COST = Cost(1_000_000, 0.5, 20.0, 4.0)

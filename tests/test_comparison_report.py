@@ -13,18 +13,15 @@ from matplotlib.text import Annotation
 from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
-from replication import (
-    comparison,
-    comparison_figures,
-    comparison_report,
-    comparison_steps,
-    features,
-    heads,
-    runs,
-)
-from replication.class_figures import AT_CLASS_SHARES
-from replication.comparison import COSTS, Candidate, Comparison, Cost
-from replication.predictions import Predictions
+from replication.comparison import figures as comparison_figures
+from replication.comparison import ranking as comparison
+from replication.comparison import report as comparison_report
+from replication.comparison import steps as comparison_steps
+from replication.comparison.ranking import COSTS, Candidate, Comparison, Cost
+from replication.learning import features, heads
+from replication.measures.class_figures import AT_CLASS_SHARES
+from replication.measures.predictions import Predictions
+from replication.runs import directory as runs
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 BANNER = "Not the papers' images: a tree of class folders."

@@ -12,8 +12,9 @@ import pytest
 import serving_models
 from serving_clients import PREDICT, eventually, linear_body, rest
 
-from serving import connections, deadlines, fronts, names
-from serving.errors import ServingError
+from serving.server import connections, deadlines, fronts
+from serving.server.errors import ServingError
+from serving.server.rest import names
 
 MIB = 2**20
 

@@ -16,8 +16,9 @@ from google.protobuf import text_format
 from hypothesis import strategies as st
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import batching_config, model_config, monitoring_config
 from serving.deploy.render import FILES, DeployError, Settings, render
+from serving.server import batching_config, monitoring_config
+from serving.store import model_config
 
 LABELS = {
     "app.kubernetes.io/name": "tensorflow-serving",

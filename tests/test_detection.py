@@ -14,14 +14,16 @@ from page_server import serving
 from pages import needs_browser
 from PIL import Image
 
-from replication import decisions, results, runs
-from replication.fields import scanner, stages
-from replication.fields.dense import Stage1
-from replication.fields.field import ArrayField
-from serving.detection import Detection
-from serving.errors import ServingError
-from serving.graph import Graph
-from serving.servable import Servable
+from replication.fields.find import scanner, stages
+from replication.fields.find.dense import Stage1
+from replication.fields.read.field import ArrayField
+from replication.measures import decisions
+from replication.runs import directory as runs
+from replication.runs import results
+from serving.model.detection import Detection
+from serving.model.graph import Graph
+from serving.server.errors import ServingError
+from serving.server.servable import Servable
 from tfds_pap import phantom, phantom_set
 
 #: The briefly trained stage 1 is sure of nothing.

@@ -11,15 +11,15 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.formula.api import ols
 
-from finetune.effects import marginal_effects
-from finetune.selection import (
+from finetune.report.effects import marginal_effects
+from finetune.report.selection import (
     apart,
     beside_the_paper,
     cost_of_the_defect,
     differences,
     selection_optimism,
 )
-from finetune.trials import Answers, Search, Trial
+from finetune.search.trials import Answers, Search, Trial
 
 POINT = {"head": "64", "dropout": 0.2, "rate": 0.01, "batch": 16}
 

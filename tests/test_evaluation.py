@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from replication import runs
-from replication.class_figures import mean_figures
-from replication.evaluation import (
+from replication.measures.class_figures import mean_figures
+from replication.measures.evaluation import (
     Estimate,
     Predictions,
     _values,
@@ -19,7 +18,8 @@ from replication.evaluation import (
     summarise_seeds,
     wilson,
 )
-from replication.intervals import weighted_aucs
+from replication.measures.intervals import weighted_aucs
+from replication.runs import directory as runs
 
 # A figure without images must be NaN, not a warning.
 pytestmark = pytest.mark.filterwarnings("error")

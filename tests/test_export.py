@@ -12,11 +12,13 @@ import tensorflow as tf
 from commands import command
 from PIL import Image
 
-from replication import calibration, decisions, results, runs, triage
-from serving import graph, self_check
-from serving.errors import ServingError
-from serving.servable import Servable
-from serving.warmup_requests import example
+from replication.measures import calibration, decisions, triage
+from replication.runs import directory as runs
+from replication.runs import results
+from serving.model import graph, self_check
+from serving.model.warmup_requests import example
+from serving.server.errors import ServingError
+from serving.server.servable import Servable
 from tfds_pap import pipeline
 
 OUTPUTS = {"probabilities", "label", "class_id", "hsil_plus", "abstain"}
@@ -178,7 +180,7 @@ def test_other_signatures(servable, model):
 
 
 def test_grad_cam_in_the_graph_is_that_of_the_report(servable, model):
-    from replication.gradcam import GradCam
+    from replication.learning.gradcam import GradCam
 
     files = [FILES["JPEG"], FILES["PNG"]]
     answer = servable.run("explain", {"image_bytes": np.array(files, object)})

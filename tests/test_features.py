@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from replication import features, models, runs, training, weights
+from replication.learning import features, models, training, weights
+from replication.runs import directory as runs
 from tfds_pap import pipeline, roles
 
 #: 52 images in batches of 8, the last one filled up.

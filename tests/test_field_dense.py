@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from replication import models, runs
-from replication.fields.dense import Stage1, roi_pixels
-from replication.fields.lattice import Lattice
+from replication.fields.find.dense import Stage1, roi_pixels
+from replication.fields.find.lattice import Lattice
+from replication.learning import models
+from replication.runs import directory as runs
 from tfds_pap import decoding, phantom
 
 

@@ -9,22 +9,20 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from replication import runs, shares
-from replication.fields import (
-    field_counts,
-    field_evaluation,
-    field_figures,
-    matching,
-    scan_evaluation,
-    suppression,
-)
-from replication.fields.cells import Cells
-from replication.fields.curves import Curves
-from replication.fields.field_counts import AnnotatedField, Detections
-from replication.fields.field_evaluation import evaluate
-from replication.fields.field_results import NOT_FOUND
-from replication.fields.lattice import Lattice
-from replication.fields.truth import LABELS, Nuclei
+from replication.fields.find import suppression
+from replication.fields.find.cells import Cells
+from replication.fields.find.lattice import Lattice
+from replication.fields.judge import counts as field_counts
+from replication.fields.judge import evaluation as field_evaluation
+from replication.fields.judge import matching, scan_evaluation
+from replication.fields.judge.counts import AnnotatedField, Detections
+from replication.fields.judge.curves import Curves
+from replication.fields.judge.evaluation import evaluate
+from replication.fields.judge.results import NOT_FOUND
+from replication.fields.judge.truth import LABELS, Nuclei
+from replication.fields.show import figures as field_figures
+from replication.measures import shares
+from replication.runs import directory as runs
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 RADIUS = 32.0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from replication.fields import matching
+from replication.fields.judge import matching
 
 #: Many, the same each time.
 FEW, MANY = (

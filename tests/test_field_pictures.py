@@ -8,11 +8,11 @@ import jsonschema
 import numpy as np
 import pytest
 
-from replication.fields import geojson, pictures, pyramid
-from replication.fields.cells import Cells
-from replication.fields.colours import COLOURS
-from replication.fields.field import ArrayField
-from replication.fields.lattice import Lattice
+from replication.drawing.palette import COLOURS
+from replication.fields.find.cells import Cells
+from replication.fields.find.lattice import Lattice
+from replication.fields.read.field import ArrayField
+from replication.fields.show import geojson, pictures, pyramid
 from tfds_pap import phantom
 
 

@@ -15,8 +15,8 @@ import slides
 import tifffile
 from PIL import Image
 
-from replication.fields import reader, whole_slide
-from replication.fields.field import FieldError
+from replication.fields.read import reader, whole_slide
+from replication.fields.read.field import FieldError
 from tfds_pap import decoding, drawn_slide, folders, phantom
 
 
@@ -334,8 +334,8 @@ def test_a_small_file_of_many_pixels_is_refused(tmp_path):
 
 def test_ordinary_images_need_no_openslide(picture, half, tmp_path, monkeypatch):
     # As where the library is missing: its import fails.
-    monkeypatch.setitem(sys.modules, "replication.fields.whole_slide", None)
-    monkeypatch.delattr("replication.fields.whole_slide")
+    monkeypatch.setitem(sys.modules, "replication.fields.read.whole_slide", None)
+    monkeypatch.delattr("replication.fields.read.whole_slide")
     for ending in ("jpg", "tif"):
         Image.fromarray(picture).save(tmp_path / f"field.{ending}")
         assert reader.open_field(tmp_path / f"field.{ending}").width == 700
@@ -381,8 +381,8 @@ def test_given_fields(picture, tmp_path):
 _MEMORY = """
 import json, sys
 from pathlib import Path
-from replication.fields.rescaled import Rescaled
-from replication.fields.whole_slide import open_slide
+from replication.fields.read.rescaled import Rescaled
+from replication.fields.read.whole_slide import open_slide
 found = []
 for path in sys.argv[1:]:
     with open_slide(Path(path), 0.25) as field:

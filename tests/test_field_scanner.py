@@ -7,13 +7,15 @@ import keras
 import numpy as np
 import pytest
 
-from replication import decisions, models, runs
-from replication.fields import scanner, summary
-from replication.fields.cells import Cells
-from replication.fields.dense import Stage1
-from replication.fields.field import ArrayField, FieldError
-from replication.fields.lattice import Lattice
-from replication.fields.stages import Stage2, Stages
+from replication.fields.find import scanner, summary
+from replication.fields.find.cells import Cells
+from replication.fields.find.dense import Stage1
+from replication.fields.find.lattice import Lattice
+from replication.fields.find.stages import Stage2, Stages
+from replication.fields.read.field import ArrayField, FieldError
+from replication.learning import models
+from replication.measures import decisions
+from replication.runs import directory as runs
 from tfds_pap import decoding, phantom
 from tfds_pap.taxonomy import STAGE2_CLASSES
 

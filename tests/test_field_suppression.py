@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replication.fields import suppression
+from replication.fields.find import suppression
 
 
 def greedy(scores, threshold, radius, stride):

@@ -11,14 +11,17 @@ import keras
 import numpy as np
 import pytest
 
-from replication import decisions, models
-from replication.fields import scanner, sweep, sweep_figure
-from replication.fields.dense import Stage1
-from replication.fields.field import ArrayField
-from replication.fields.field_counts import AnnotatedField, Detections
-from replication.fields.field_evaluation import evaluate
-from replication.fields.stages import Stage2, Stages
-from replication.fields.truth import Nuclei
+from replication.fields.find import scanner
+from replication.fields.find.dense import Stage1
+from replication.fields.find.stages import Stage2, Stages
+from replication.fields.judge import sweep
+from replication.fields.judge.counts import AnnotatedField, Detections
+from replication.fields.judge.evaluation import evaluate
+from replication.fields.judge.truth import Nuclei
+from replication.fields.read.field import ArrayField
+from replication.fields.show import sweep_figure
+from replication.learning import models
+from replication.measures import decisions
 from tfds_pap import phantom
 from tfds_pap.taxonomy import STAGE2_CLASSES
 

@@ -6,8 +6,8 @@ import csv
 import numpy as np
 import pytest
 
-from replication import runs
-from replication.fields import truth
+from replication.fields.judge import truth
+from replication.runs import directory as runs
 from tfds_pap import phantom, phantom_set
 from tfds_pap.taxonomy import STAGE2_CLASSES
 

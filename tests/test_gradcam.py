@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from replication import gradcam, models
-from replication.gradcam import GradCam, overlay
-from replication.runs import RunError
+from replication.learning import gradcam, models
+from replication.learning.gradcam import GradCam, overlay
+from replication.runs.directory import RunError
 from tfds_pap import phantom
 
 layers = keras.layers

@@ -20,10 +20,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving import handlers, tensor_protos
-from serving.errors import ServingError
-from serving.manager import Manager
-from serving.servable import Servable
+from serving.server import handlers, tensor_protos
+from serving.server.errors import ServingError
+from serving.server.manager import Manager
+from serving.server.servable import Servable
 
 CODE = grpc.StatusCode
 

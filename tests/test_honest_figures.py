@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from test_effects import additive, points, searched, trial
 
-from finetune import effect_figures, figure_parts
-from finetune.effects import marginal_effects
-from replication import figures
+from finetune.report import effect_figures, figure_parts
+from finetune.report.effects import marginal_effects
+from replication.drawing import figures
 
 NAMES = {
     2: ("background", "cell"),

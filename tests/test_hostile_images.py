@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving import image_guard, png_streams
-from serving.errors import ServingError
+from serving.model import guard, png_streams
+from serving.server.errors import ServingError
 from tfds_pap import decoding
 
 #: Who refuses it, in which words; None: it is decoded, at a bounded cost.
@@ -38,7 +38,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def checked():
     spec = [tf.TensorSpec([], tf.string)]
-    return tf.function(image_guard.checked, input_signature=spec)
+    return tf.function(guard.checked, input_signature=spec)
 
 
 def taken(checked, data):
@@ -62,7 +62,7 @@ def test_the_corpus(checked):
         assert (why is None) == (EXPECTED[name] is None), (name, why)
         assert EXPECTED[name] is None or EXPECTED[name] in why, (name, why)
         if kept is not None:
-            assert kept.count(b"\xff\xda") <= image_guard.MAX_SCANS or not name.startswith("JPEG")
+            assert kept.count(b"\xff\xda") <= guard.MAX_SCANS or not name.startswith("JPEG")
             assert b"zTXt" not in kept and b"iTXt" not in kept
 
 
@@ -74,7 +74,7 @@ def test_the_graph_bounds_pixels_that_go_on_by_the_files_bytes(checked):
     with pytest.raises(tf.errors.InvalidArgumentError, match="bytes: expected at most"):
         checked(large)
     with pytest.raises(tf.errors.InvalidArgumentError, match="a JPEG or BMP image"):
-        image_guard.checked(tf.constant(large), formats=["JPEG", "BMP"])
+        guard.checked(tf.constant(large), formats=["JPEG", "BMP"])
 
 
 def test_texts_are_cut_and_pixels_stay(checked):
@@ -113,12 +113,12 @@ def test_a_text_that_appears_when_another_is_cut_is_cut(checked):
         assert kept == plain
 
 
-@pytest.mark.parametrize("count", [image_guard.MAX_PACKED_TEXTS, image_guard.MAX_PACKED_TEXTS + 1])
+@pytest.mark.parametrize("count", [guard.MAX_PACKED_TEXTS, guard.MAX_PACKED_TEXTS + 1])
 def test_the_number_of_texts_is_exact(checked, count):
     plain = hostile_images.png(7, 9, hostile_images.flat(7, 9))
     texts = hostile_images.chunk(b"iTXt", b"a") * count
     data = hostile_images.png(7, 9, hostile_images.flat(7, 9), behind=texts)
-    if count == image_guard.MAX_PACKED_TEXTS:
+    if count == guard.MAX_PACKED_TEXTS:
         assert checked(data).numpy() == plain
     else:
         with pytest.raises(tf.errors.InvalidArgumentError, match="at most 32 packed texts"):
@@ -130,7 +130,7 @@ def test_large_pictures_need_bytes(checked):
     side = hostile_images.LARGE
     rows = hostile_images.flat(side, side)
     data = hostile_images.png(side, side, rows)
-    missing = side * side // image_guard.PIXELS_A_BYTE - len(data)
+    missing = side * side // guard.PIXELS_A_BYTE - len(data)
     assert missing > 100_000
     for padding, passes in ((missing - 13, False), (missing - 12, True)):
         text = hostile_images.chunk(b"tEXt", bytes(padding))

@@ -24,7 +24,7 @@ from served import served
 from serving_clients import eventually
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving import publish
+from serving.store import publish
 
 ROWS = np.array([[2, 1], [0, 0], [5, 5], [-1, 3]], np.float32)
 

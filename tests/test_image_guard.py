@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving import image_guard
+from serving.model import guard
 from tfds_pap import decoding
 
 refused = tf.errors.InvalidArgumentError
@@ -21,12 +21,12 @@ refused = tf.errors.InvalidArgumentError
 @functools.cache
 def graph(max_pixels):
     return tf.function(
-        lambda data: image_guard.checked(data, max_pixels),
+        lambda data: guard.checked(data, max_pixels),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
 
 
-def check(data, max_pixels=image_guard.MAX_PIXELS):
+def check(data, max_pixels=guard.MAX_PIXELS):
     return graph(max_pixels)(data).numpy()
 
 

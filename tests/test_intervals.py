@@ -6,7 +6,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replication.intervals import effective_count, group_weights, percentile_bootstrap, wilson
+from replication.measures.intervals import (
+    effective_count,
+    group_weights,
+    percentile_bootstrap,
+    wilson,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -119,7 +124,7 @@ def test_bootstrap_is_seeded_and_chunks_do_not_change_it(monkeypatch):
     again = percentile_bootstrap(share_of(right), [""] * 50, seed=7)["share"]
     assert (again.low, again.high) == (first["share"].low, first["share"].high)
     assert first != percentile_bootstrap(share_of(right), [""] * 50, seed=8)
-    monkeypatch.setattr("replication.intervals._CHUNK_ENTRIES", 50 * 7)
+    monkeypatch.setattr("replication.measures.intervals._CHUNK_ENTRIES", 50 * 7)
     again = percentile_bootstrap(share_of(right), [""] * 50, seed=7)["share"]
     # Sums of other lengths differ in their last bits.
     assert (again.low, again.high) == pytest.approx((first["share"].low, first["share"].high))

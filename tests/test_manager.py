@@ -8,9 +8,10 @@ import serving_models
 from serving_models import refused, states, until
 from tensorflow_serving.apis import model_management_pb2, model_pb2
 
-from serving import handlers, versions
-from serving.errors import ServingError
-from serving.manager import Manager
+from serving.server import handlers
+from serving.server.errors import ServingError
+from serving.server.manager import Manager
+from serving.store import versions
 
 CODE = grpc.StatusCode
 

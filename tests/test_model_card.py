@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from replication import evaluation, model_card, results, runs, triage
-from replication.class_figures import AT_CLASS_SHARES
-from replication.predictions import Predictions
+from replication.measures import evaluation, triage
+from replication.measures.class_figures import AT_CLASS_SHARES
+from replication.measures.predictions import Predictions
+from replication.report import model_card
+from replication.runs import directory as runs
+from replication.runs import results
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 CLASSES = {1: STAGE1_CLASSES, 2: STAGE2_CLASSES}

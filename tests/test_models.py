@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import save_image
 
-from replication import models, recipes, runs
+from replication.learning import models, recipes
+from replication.runs import directory as runs
 from tfds_pap import pipeline
 
 

@@ -13,9 +13,10 @@ import pytest
 import sklearn.gaussian_process
 from keras_tuner.engine import trial as trial_module
 
-from finetune import finite_space, oracles, space
+from finetune import space
+from finetune.search import finite_space, oracles
 from finetune.tuning import Tuning
-from replication import runs
+from replication.runs import directory as runs
 
 TUNERS = ("hyperband", "bayesian", "random", "grid")
 SCORE = keras_tuner.Objective("score", "max")

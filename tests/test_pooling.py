@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from replication import models, pooling, runs
+from replication.learning import models, pooling
+from replication.runs import directory as runs
 
 
 def trained(build, *, compiled, steps=3, batches=(8, 3)):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replication.predictions import Predictions
+from replication.measures.predictions import Predictions
 
 FOUR = ("NILM", "LSIL", "HSIL", "SCC")
 TWO = ("background", "cell")
@@ -147,7 +147,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "p.csv"
     make([0, 1], np.eye(4)[:2]).write(path)
     before = path.read_bytes()
-    monkeypatch.setattr("replication.predictions.repr", lambda value: 1 / 0, raising=False)
+    monkeypatch.setattr("replication.measures.predictions.repr", lambda value: 1 / 0, raising=False)
     with pytest.raises(ZeroDivisionError):
         make([0, 1, 2], np.eye(4)[:3]).write(path)
     assert path.read_bytes() == before

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from commands import command
 
-from replication import provenance, published, runs
+from replication.measures import published
+from replication.runs import directory as runs
+from replication.runs import provenance
 from tfds_pap import pipeline, published_facts
 from tfds_pap.pap_db4 import pap_db4_dataset_builder as db4
 

@@ -12,7 +12,7 @@ from commands import command
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import model_config, publish
+from serving.store import model_config, publish
 
 # Writes twenty files that name one another, slowly: a half-written version is easy to tell.
 PUBLISHER = """
@@ -230,7 +230,7 @@ def test_a_config_that_is_none_is_named(serving_dir):
 
 def test_concurrent_changes_lose_none(serving_dir):
     change = (
-        "import pathlib, sys; from serving.model_config import ModelConfig\n"
+        "import pathlib, sys; from serving.store.model_config import ModelConfig\n"
         "[ModelConfig(pathlib.Path(sys.argv[1])).assign(sys.argv[2] + str(n), 1)"
         " for n in range(10)]"
     )

@@ -9,8 +9,9 @@ import zipfile
 
 import pytest
 
-from replication import results, runs
-from serving import publish
+from replication.runs import directory as runs
+from replication.runs import results
+from serving.store import publish
 
 
 def test_everybody_may_read_whatever_the_umask(tmp_path):
@@ -33,7 +34,7 @@ def test_everybody_may_read_whatever_the_umask(tmp_path):
 
 
 def test_a_config_that_everybody_may_read(tmp_path):
-    from serving import model_config
+    from serving.store import model_config
 
     (tmp_path / "pap" / "1").mkdir(parents=True)
     before = os.umask(0o077)

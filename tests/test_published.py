@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from replication.evaluation import Predictions, evaluate, wilson
-from replication.published import (
+from replication.measures.evaluation import Predictions, evaluate, wilson
+from replication.measures.published import (
     P6_CONFUSION,
     P6_ORDER,
     PUBLISHED,

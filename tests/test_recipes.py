@@ -5,7 +5,8 @@ import keras
 import numpy as np
 import pytest
 
-from replication import features, heads, models, recipes, runs, training, weights
+from replication.learning import features, heads, models, recipes, training, weights
+from replication.runs import directory as runs
 from tfds_pap import pipeline, roles
 
 POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))

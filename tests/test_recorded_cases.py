@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from serving import fronts
+from serving.server import fronts
 
 RECORDED = Path(__file__).parent / "recorded"
 

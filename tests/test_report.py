@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from pages import Page, needs_browser, on_a_phone
 
-from replication import figures, report, results, runs, triage
-from replication.class_figures import AT_CLASS_SHARES
-from replication.predictions import Predictions
+from replication.drawing import figures
+from replication.measures import triage
+from replication.measures.class_figures import AT_CLASS_SHARES
+from replication.measures.predictions import Predictions
+from replication.report import page as report
+from replication.runs import directory as runs
+from replication.runs import results
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 BANNER = "Every image of this run is a drawing, not a cell: the figures are no replication."

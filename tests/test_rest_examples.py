@@ -7,8 +7,8 @@ import grpc
 import pytest
 from tensorflow_serving.apis import classification_pb2, regression_pb2
 
-from serving import rest_examples
-from serving.errors import ServingError
+from serving.server.errors import ServingError
+from serving.server.rest import examples as rest_examples
 
 
 def refused(call, *arguments, **options):

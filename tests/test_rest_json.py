@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving import json_text, rest_json
-from serving.errors import ServingError
+from serving.server.errors import ServingError
+from serving.server.rest import json_text, predict_json
 
 FLOAT, DOUBLE, INT32, UINT8, INT64, UINT64, BOOL, STRING, HALF = (
     types_pb2.DataType.Value(f"DT_{name}")
@@ -34,7 +34,7 @@ def signatures(**dtypes):
 
 def parse(body, **dtypes):
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return rest_json.parse_predict(json_text.parse(text), signatures(**dtypes))
+    return predict_json.parse_predict(json_text.parse(text), signatures(**dtypes))
 
 
 def row(value, dtype):
@@ -312,13 +312,13 @@ def test_converting_at_once_equals_the_walk(instances, dtype, form):
 
     def outcome():
         try:
-            return rest_json.parse_predict(document, signatures(x=dtype)).inputs["x"]
+            return predict_json.parse_predict(document, signatures(x=dtype)).inputs["x"]
         except ServingError as error:
             return error.message
 
     found = outcome()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rest_json, "_at_once", lambda column, dtype: None)
+        patch.setattr(predict_json, "_at_once", lambda column, dtype: None)
         walked = outcome()
     if isinstance(walked, str):
         assert found == walked
@@ -328,7 +328,7 @@ def test_converting_at_once_equals_the_walk(instances, dtype, form):
 
 def test_an_image_of_nested_lists_is_converted_at_once(monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3)) + 0.25
-    monkeypatch.setattr(rest_json, "_walk", lambda value, dtype: pytest.fail("one by one"))
+    monkeypatch.setattr(predict_json, "_walk", lambda value, dtype: pytest.fail("one by one"))
     found = parse({"instances": image.tolist()}, x=FLOAT).inputs["x"]
     np.testing.assert_array_equal(found, image.astype(np.float32), strict=True)
 
@@ -337,7 +337,7 @@ def test_an_image_of_nested_lists_is_converted_at_once(monkeypatch):
 
 
 def answer(row_form=True, **outputs):
-    return json.loads(rest_json.format_predict(outputs, row_form))
+    return json.loads(predict_json.format_predict(outputs, row_form))
 
 
 def test_answers_in_rows_and_columns():
@@ -356,13 +356,13 @@ def test_answers_in_rows_and_columns():
 
 
 def test_text_looks_as_the_real_servers():
-    text = rest_json.format_predict({"y": np.float32([[0.0974182487, 3]])}, True).decode()
+    text = predict_json.format_predict({"y": np.float32([[0.0974182487, 3]])}, True).decode()
     assert text == '{\n    "predictions": [[0.0974182487, 3.0]]\n}'
 
 
 def test_answers_that_cannot_be_written():
     def message(row_form=True, **outputs):
-        return refused(rest_json.format_predict, outputs, row_form)
+        return refused(predict_json.format_predict, outputs, row_form)
 
     assert message(total=np.float32(2)) == "Tensor name: total has no shape information "
     assert message(a=np.zeros(2), b=np.zeros(3)) == (

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from commands import command
 
-from replication import runs
+from replication.runs import directory as runs
 
 # Enough for a report with every part; stage 2 at 250 px is left to the longer runs.
 FLAGS = ("--stages=1", "--epochs=6", "--deterministic", "--batch_size=8")

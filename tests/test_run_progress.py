@@ -5,8 +5,10 @@ import dataclasses
 import keras
 import pytest
 
-from replication import recipes, run_progress, runs
-from replication.run_progress import Fit, RunProgress
+from replication.learning import recipes
+from replication.runs import directory as runs
+from replication.runs import progress as run_progress
+from replication.runs.progress import Fit, RunProgress
 
 FITS = [Fit("stage 1", 10, 100.0), Fit("stage 2", 20, 3000.0)]
 

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from replication import recipes, runs, training
+from replication.learning import recipes, training
+from replication.runs import directory as runs
 from tfds_pap import phantom_set, pipeline, roles
 
 #: Mean loss over the first one, two and three batches of 8 of a fit with seed 0.

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from commands import command
 
-from replication import runs
 from replication.fields import scan_directory, whole_fields
-from replication.fields.cells import Cells
+from replication.fields.find.cells import Cells
+from replication.runs import directory as runs
 from tfds_pap import phantom, phantom_set
 
 

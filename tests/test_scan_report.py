@@ -11,11 +11,12 @@ import pytest
 from browser import Browser
 from pages import Page, needs_browser
 
-from replication import runs
-from replication.fields import pictures, scan_report, summary
-from replication.fields.cells import Cells
-from replication.fields.field import ArrayField
-from replication.fields.lattice import Lattice
+from replication.fields.find import summary
+from replication.fields.find.cells import Cells
+from replication.fields.find.lattice import Lattice
+from replication.fields.read.field import ArrayField
+from replication.fields.show import pictures, scan_report
+from replication.runs import directory as runs
 from tfds_pap import phantom
 
 NAMES = ("plain.jpg", "</script><b onmouseover=x>'\" ü#%.jpg")

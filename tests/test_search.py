@@ -17,8 +17,11 @@ import pytest
 import tensorflow as tf
 from commands import command
 
-from finetune import collect, local_workers, oracles, recipes, scoring, space, trials, tuner, tuning
-from replication import evaluation, features, runs, training, weights
+from finetune import recipes, space, tuning
+from finetune.search import collect, local_workers, oracles, scoring, trials, tuner
+from replication.learning import features, training, weights
+from replication.measures import evaluation
+from replication.runs import directory as runs
 from tfds_pap import pipeline
 
 #: Six points: two that are trained by hand below, and one learning rate that diverges.

@@ -13,11 +13,15 @@ import rich.console
 from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
-from finetune import effect_figures, effects, search_figures, search_report, search_summary
-from finetune.trials import Search, Trial
-from replication import pages, runs
-from replication.class_figures import AT_CLASS_SHARES
-from replication.predictions import Predictions
+from finetune.report import effect_figures, effects
+from finetune.report import figures as search_figures
+from finetune.report import page as search_report
+from finetune.search import summary
+from finetune.search.trials import Search, Trial
+from replication.drawing import pages
+from replication.measures.class_figures import AT_CLASS_SHARES
+from replication.measures.predictions import Predictions
+from replication.runs import directory as runs
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 BANNER = "Every image is a drawing, not a cell."
@@ -139,7 +143,7 @@ def page(run_dir):
 def printed(found, **fields):
     out = io.StringIO()
     console = rich.console.Console(file=out, width=150, markup=False, highlight=False)
-    search_summary.print_summary(found, console, **fields)
+    summary.print_summary(found, console, **fields)
     return out.getvalue()
 
 
@@ -322,7 +326,7 @@ def test_markup_in_names_is_shown_and_not_obeyed(tmp_path, capsys):
     found = search(trials, paper_values=None, space="<i>mine")
     text = written(tmp_path / "run", found)
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;[red] [/x]1" in text
-    search_summary.print_summary(found)
+    summary.print_summary(found)
     assert "<b>[red] [/x]1" in capsys.readouterr().out
 
 

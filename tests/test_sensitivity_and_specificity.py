@@ -3,20 +3,16 @@
 import numpy as np
 import pytest
 
-from finetune import figure_parts, scoring
-from replication import (
-    comparison_report,
-    comparison_tensorboard,
-    evaluation,
-    experiment,
-    model_card,
-    one_class,
-    published,
-    report,
-    results,
-    runs,
-)
-from replication.predictions import Predictions
+from finetune.report import figure_parts
+from finetune.search import scoring
+from replication.comparison import report as comparison_report
+from replication.comparison import tensorboard as comparison_tensorboard
+from replication.measures import evaluation, one_class, published
+from replication.measures.predictions import Predictions
+from replication.report import model_card
+from replication.report import page as report
+from replication.runs import directory as runs
+from replication.runs import experiment, results
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 NAMES = STAGE2_CLASSES

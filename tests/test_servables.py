@@ -15,11 +15,12 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
 )
 
-from serving import handlers, warmup
-from serving.endpoint import Endpoint
-from serving.errors import ServingError
-from serving.manager import Manager
-from serving.servable import Servable
+from serving.model import warmup
+from serving.server import handlers
+from serving.server.endpoint import Endpoint
+from serving.server.errors import ServingError
+from serving.server.manager import Manager
+from serving.server.servable import Servable
 
 CODE = grpc.StatusCode
 

@@ -26,9 +26,10 @@ from tensorflow_serving.apis import (
     inference_pb2,
 )
 
-from serving import fronts, http_server
-from serving import rest as rest_front
-from serving.batching_config import BatchingParameters
+from serving.server import fronts
+from serving.server.batching_config import BatchingParameters
+from serving.server.rest import front as rest_front
+from serving.server.rest import http_server
 
 
 @pytest.fixture(scope="module")

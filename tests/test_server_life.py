@@ -34,8 +34,9 @@ from tensorflow_serving.apis import (
     model_service_pb2_grpc,
 )
 
-from serving import bearer, config_source, fronts, model_config, monitoring_config
-from serving.errors import ServingError
+from serving.server import bearer, config_source, fronts, monitoring_config
+from serving.server.errors import ServingError
+from serving.store import model_config
 
 METRICS = "/monitoring/prometheus/metrics"
 SERVING, NOT_SERVING = (

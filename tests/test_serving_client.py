@@ -31,9 +31,8 @@ from fake_model_servers import (
 from google.protobuf import json_format
 from tensorflow_serving.apis import predict_pb2
 
-from serving import transport
-from serving.client import Client, ClientError, Prediction
-from serving.transport import Tensor, VersionStatus
+from serving.client import Client, ClientError, Prediction, transport
+from serving.client.transport import Tensor, VersionStatus
 
 CODE = grpc.StatusCode
 TRANSPORTS = pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])

@@ -30,10 +30,12 @@ from pages import Page
 from PIL import Image
 from tensorflow_serving.apis import model_pb2
 
-from replication.gradcam import overlay
-from serving import page, page_answers, page_facts
-from serving.errors import ServingError
-from serving.page_answers import SAMPLE_SEED, SAMPLE_SLIDE
+from replication.learning.gradcam import overlay
+from serving.server.errors import ServingError
+from serving.server.page import answers as page_answers
+from serving.server.page import app as page
+from serving.server.page import facts as page_facts
+from serving.server.page.answers import SAMPLE_SEED, SAMPLE_SLIDE
 from tfds_pap import phantom
 
 SPEC = model_pb2.ModelSpec(name="pap_stage2")
@@ -101,7 +103,7 @@ def test_model_is_described_by_its_metadata(full):
 
 
 def test_it_reads_what_the_export_writes():
-    from serving import metadata
+    from serving.model import metadata
 
     assert (page_facts._METADATA.name, page_facts._FORMAT) == (metadata.FILE_NAME, metadata.FORMAT)
 
@@ -273,7 +275,7 @@ def test_no_version_yet(tmp_path):
 def test_text_of_a_check_in_the_graph_is_shown_bare():
     import tensorflow as tf
 
-    from serving.servable import translated
+    from serving.server.servable import translated
 
     text = "assertion failed: [PNG image: 90000 x 90000 pixels]\n\t [[{{node map/while/Assert}}]]"
     error = translated(tf.errors.InvalidArgumentError(None, None, text))
@@ -284,8 +286,8 @@ def test_text_of_a_check_in_the_graph_is_shown_bare():
 def test_real_model_behind_it(tmp_path):
     import serving_models
 
-    from serving.manager import Manager
-    from serving.servable import Servable
+    from serving.server.manager import Manager
+    from serving.server.servable import Servable
 
     serving_models.write_version(tmp_path / "tiny", 3)
     config = serving_models.model_config(tiny=tmp_path / "tiny")

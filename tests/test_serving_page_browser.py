@@ -18,8 +18,8 @@ from page_server import (
 from pages import needs_browser
 from tensorflow_serving.apis import model_pb2
 
-from serving import page_answers
-from serving.errors import ServingError
+from serving.server.errors import ServingError
+from serving.server.page import answers as page_answers
 
 SPEC = model_pb2.ModelSpec(name="pap_stage2")
 

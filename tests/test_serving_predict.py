@@ -26,7 +26,7 @@ from fake_model_servers import (
 )
 
 from serving.client import ClientError, Prediction
-from serving.prediction_output import Output
+from serving.client.output import Output
 
 PREDICT = (sys.executable, "-m", "serving.predict")
 RESEARCH = "Research software, not a medical device"

@@ -5,8 +5,10 @@ import itertools
 import keras_tuner
 import pytest
 
-from finetune import finite_space, space, tuning
-from replication import published, runs
+from finetune import space, tuning
+from finetune.search import finite_space
+from replication.measures import published
+from replication.runs import directory as runs
 
 BASE = tuning.Tuning(backbone="vgg16", epochs=30)
 

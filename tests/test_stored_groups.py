@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import save_image
 
-from replication import features, runs, weights
+from replication.learning import features, weights
+from replication.runs import directory as runs
 from tfds_pap import folders, pipeline, stored_groups
 
 POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))

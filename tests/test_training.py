@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from replication import runs, tensorboard, training
+from replication.drawing import tensorboard
+from replication.learning import training
+from replication.runs import directory as runs
 from tfds_pap import pipeline, roles
 
 

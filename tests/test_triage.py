@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from replication import abstention, calibration, triage
-from replication.intervals import wilson
-from replication.predictions import Predictions
+from replication.measures import abstention, calibration, triage
+from replication.measures.intervals import wilson
+from replication.measures.predictions import Predictions
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 

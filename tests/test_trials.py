@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from finetune.trials import (
+from finetune.search.trials import (
     Answers,
     Search,
     Trial,
@@ -20,7 +20,7 @@ from finetune.trials import (
     worded,
     write_csv,
 )
-from replication.predictions import Predictions
+from replication.measures.predictions import Predictions
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 

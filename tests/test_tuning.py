@@ -8,8 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-from finetune import blocks, optimizers, recipes, scoring, tuning
-from replication import features, models, runs, training, weights
+from finetune import blocks, optimizers, recipes, tuning
+from finetune.search import scoring
+from replication.learning import features, models, training, weights
+from replication.runs import directory as runs
 from tfds_pap import pipeline, roles
 
 SPEC = dict(size=32, preprocessing="torch")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from replication import models, runs, weights
+from replication.learning import models, weights
+from replication.runs import directory as runs
 
 
 def save_official(network, path):

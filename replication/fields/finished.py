@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from replication import one_class, runs
-from replication.fields.cells import Cells
+from replication.fields.find.cells import Cells
+from replication.measures import one_class
+from replication.runs import directory as runs
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.

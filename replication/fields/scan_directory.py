@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 import tqdm
 
-from replication import runs
-from replication.fields import pictures, reader, scanner, summary
-from replication.fields.cells import Cells
-from replication.fields.field import Field, FieldError
+from replication.fields.find import scanner, summary
+from replication.fields.find.cells import Cells
+from replication.fields.find.stages import ROI, Stages
 from replication.fields.finished import finished
-from replication.fields.stages import ROI, Stages
+from replication.fields.read import reader
+from replication.fields.read.field import Field, FieldError
+from replication.fields.show import pictures
+from replication.runs import directory as runs
 
 TRUTH = "nuclei.csv"
 GROUPS = "groups.csv"

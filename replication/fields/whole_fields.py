@@ -11,16 +11,14 @@ import rich.console
 import rich.table
 import rich.text
 
-from replication import results, runs
-from replication.fields import (
-    finished,
-    reader,
-    scan_directory,
-    scan_evaluation,
-    scan_report,
-    stages,
-)
+from replication.fields import finished, scan_directory
+from replication.fields.find import stages
+from replication.fields.judge import scan_evaluation
+from replication.fields.read import reader
 from replication.fields.scan_directory import Settings
+from replication.fields.show import scan_report
+from replication.runs import directory as runs
+from replication.runs import results
 from tfds_pap import phantom_set
 from tfds_pap.taxonomy import STAGE2_CLASSES
 

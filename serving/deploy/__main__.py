@@ -139,10 +139,10 @@ def _refuse_to_replace(output_dir: Path, files: dict[str, str]) -> None:
 
 def _ensure_listed(serving_dir: Path) -> None:
     """Makes sure that models.config lists the model where the server will find it."""
-    from replication import runs
+    from replication.runs import directory as runs
 
     commands.quiet_logs()
-    from serving import model_config, publish
+    from serving.store import model_config, publish
 
     versions = publish.versions(serving_dir)
     if not versions:
@@ -174,7 +174,7 @@ def _ensure_listed(serving_dir: Path) -> None:
 
 
 def _write(output_dir: Path, files: dict[str, str]) -> None:
-    from replication import runs
+    from replication.runs import directory as runs
 
     for name, text in files.items():
         path = output_dir / name

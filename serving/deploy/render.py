@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from serving import model_config
+from serving.store import model_config
 
 #: In this order: the last one holds the first two.
 FILES = ("batching.config", "monitoring.config", "docker-compose.yaml", "kubernetes.yaml")

@@ -1,0 +1,1 @@
+"""What a search says: its page, its figures, and what its choice is worth."""

@@ -1,0 +1,122 @@
+"""What the figures of a search share: colours, markers, scale, legend."""
+
+from collections.abc import Callable, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from finetune.search.trials import Search, Trial, worded
+from replication.drawing import figures
+
+#: What an objective is called, without its "val_".
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
+    "loss": "log loss",
+}
+
+TRIAL, GREEN, GREY, INK = "#0072B2", "#009E73", "#8a8a8a", figures.INK
+
+#: Hollow, so that the star of the best found is seen in it where they are one.
+PAPER = {
+    "marker": "D",
+    "markersize": 8,
+    "markerfacecolor": "none",
+    "markeredgecolor": "#D55E00",
+    "markeredgewidth": 1.6,
+    "linewidth": 0,
+    "zorder": 6,
+}
+BEST = {
+    "marker": "*",
+    "markersize": 10,
+    "color": GREEN,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+    "linewidth": 0,
+    "zorder": 7,
+}
+
+#: Of values whose trial has no score, or none that is drawn: they have no height.
+PAPER_VALUE = {"color": "#D55E00", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.3, "zorder": 1.5}
+BEST_VALUE = {**PAPER_VALUE, "color": GREEN}
+
+#: Inches, and the pixels of a PNG an inch.
+WIDTH, _DPI = 5.2, 180
+
+#: Where trials that are not to be seen at their score stand: as a share of the height.
+EDGE = {"max": 0.025, "min": 0.975}
+
+
+def label(search: Search) -> str:
+    """Names the objective, for an axis or a table."""
+    metric = search.objective.removeprefix("val_")
+    return METRICS.get(metric, worded(metric)) + (", %" if is_share(metric) else "")
+
+
+def is_share(metric: str) -> bool:
+    """Whether a figure is a share, and shown in percent."""
+    return metric in METRICS and metric != "loss"
+
+
+def drawn(width: float, height: float, draw: Callable[[Figure], None], form: str) -> bytes:
+    """Returns a picture of a width and height in inches.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        draw: Draws it.
+        form: "svg" or "png".
+    """
+
+    def sized(figure: Figure) -> None:
+        figure.set_figwidth(width)
+        draw(figure)
+
+    with matplotlib.rc_context({"figure.dpi": _DPI}):
+        return figures.drawn(height, sized, form)
+
+
+def handles(search: Search, values: bool = False) -> dict[str, Line2D]:
+    """Legend of the special trials; `values`: of the paper's values without a score, too."""
+    found = {}
+    if search.paper_values and scored_paper(search):
+        found["the paper's choice"] = Line2D([], [], **PAPER)
+    elif search.paper_values and values:
+        found["the paper's value, without a score"] = Line2D([], [], **PAPER_VALUE)
+    if search.best:
+        found["best found"] = Line2D([], [], **BEST)
+    if any(trial.status == "diverged" for trial in search.trials):
+        found["diverged"] = Line2D([], [], marker="x", color=INK, markersize=5, linewidth=0)
+    return found
+
+
+def scored_paper(search: Search) -> bool:
+    """Whether the paper's choice was tried and has a score."""
+    return bool(search.paper and search.paper.status == "completed")
+
+
+def dot(colour: str) -> Line2D:
+    """Legend of trials of a colour."""
+    return Line2D([], [], marker="o", color=colour, alpha=0.6, markersize=4, linewidth=0)
+
+
+def bar() -> Line2D:
+    """Legend of a mean."""
+    return Line2D([], [], marker="_", color=INK, markersize=9, markeredgewidth=2, linewidth=0)
+
+
+def scaled(search: Search, score: float) -> float:
+    """A score as an axis shows it: a share in percent."""
+    return 100 * score if is_share(search.objective.removeprefix("val_")) else score
+
+
+def limits(search: Search, trials: Sequence[Trial], means: Sequence[float] = ()) -> tuple:
+    """Of the score axis: diverged trials must not press all others together."""
+    values = [trial.score for trial in trials if trial.status == "completed"]
+    values = [scaled(search, value) for value in (*values, *means)] or [0, scaled(search, 1)]
+    pad = 0.09 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 1
+    return min(values) - pad, max(values) + pad

@@ -1,0 +1,1 @@
+"""The search with KerasTuner: `python -m finetune.search`."""

@@ -1,0 +1,143 @@
+"""What a search looks at: its objectives, the images that it scores, and the defect of P5."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import keras
+import keras_tuner
+import numpy as np
+
+from replication.learning import features, training
+from replication.measures import intervals
+from replication.runs import directory as runs
+from tfds_pap import pipeline, roles, taxonomy
+
+#: Objective -> direction. All are of the tune role, or of the fold that P5 took for one.
+OBJECTIVES = {
+    "val_macro_f1": "max",
+    "val_accuracy": "max",
+    "val_loss": "min",
+    "val_hsil_plus_sensitivity": "max",
+}
+
+#: Score of a trial whose loss left the finite numbers. No loss that Keras computes is higher: it
+#: keeps probabilities above `keras.config.epsilon()`.
+WORST = {"max": 0.0, "min": -math.log(keras.config.epsilon())}
+
+
+def objective(name: str) -> keras_tuner.Objective:
+    """Returns an objective with its direction.
+
+    Args:
+        name: One of `OBJECTIVES`.
+    """
+    return keras_tuner.Objective(name, OBJECTIVES[name])
+
+
+def assign_roles(
+    index: pipeline.Index, protocol: str, blocks: Mapping[str, str] | None = None
+) -> roles.Roles:
+    """Assigns every image its role in a search.
+
+    Args:
+        index: What is known of the images.
+        protocol: "clean": a fifth of the train folder tunes, the validation folder is not looked
+            at. "paper": as P5 did, all of the train folder trains, and its own first rows, as many
+            as the validation folder has, are scored ("the first 800 rows of the concatenated
+            array"); the rows are in the order in which P2's notebook shuffled them, as P5's is not
+            published.
+        blocks: What the clean protocol keeps together, by id; None keeps groups together.
+
+    Returns:
+        The roles. In the paper protocol tune is part of train: that is the defect. Its test role,
+        the validation folder, is scored beside it and chooses nothing.
+
+    Raises:
+        roles.CutError: If the train folder is too small to cut.
+    """
+    assigned = roles.assign_roles(index, protocol, stage=2, blocks=blocks)
+    if protocol == "clean":
+        return assigned
+    train = np.concatenate([assigned.train, assigned.tune])
+    return roles.Roles(train, train[: len(assigned.test)], assigned.test)
+
+
+def check_objective(name: str, index: pipeline.Index, positions: np.ndarray) -> None:
+    """Checks that an objective is defined on some images.
+
+    Args:
+        name: One of `OBJECTIVES`.
+        index: What is known of the images.
+        positions: Which images are scored.
+
+    Raises:
+        runs.RunError: If it is not.
+    """
+    if name == "val_hsil_plus_sensitivity":
+        severe = [index.class_names.index(name) for name in taxonomy.STAGE2_CLASSES[2:]]
+        if not np.isin(index.labels[positions], severe).any():
+            raise runs.RunError(f"--objective={name}: no image of HSIL or SCC is scored")
+
+
+def predict(model: keras.Model, store: training.Store, positions: np.ndarray) -> np.ndarray:
+    """Returns float32 probabilities `[n, classes]`.
+
+    Args:
+        model: For what the store holds.
+        store: Decoded images, or stored features.
+        positions: Which images.
+    """
+    if isinstance(store, features.FeatureStore):
+        # One call for all of them; tf.data's iterators cost more than the head.
+        return np.asarray(model.predict_on_batch(store.features[positions, 0]))
+    return training.predict(model, store, positions)
+
+
+def validator(
+    examples: training.Store, positions: np.ndarray
+) -> Callable[[keras.Model], dict[str, float]]:
+    """Returns what scores a model after every epoch.
+
+    Args:
+        examples: Decoded images, or stored features.
+        positions: Which of them are scored.
+    """
+    labels, class_names = examples.index.labels[positions], examples.index.class_names
+    return lambda model: figures(labels, predict(model, examples, positions), class_names, "val_")
+
+
+def figures(
+    labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...], prefix: str
+) -> dict[str, float]:
+    """Returns the figures that can be an objective, and HSIL+ specificity beside sensitivity.
+
+    Args:
+        labels: int64 `[n]`.
+        probabilities: `[n, classes]`.
+        class_names: In order of severity.
+        prefix: Of the names of the figures.
+
+    Raises:
+        training.Diverged: If a probability is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        raise training.Diverged("probabilities are not finite")
+    classes = len(class_names)
+    confusion = intervals.confusion_counts(
+        labels, probabilities.argmax(axis=1), classes, np.ones((1, len(labels)))
+    )
+    present = np.bincount(labels, minlength=classes) > 0
+    found = intervals.confusion_statistics(confusion, present, range(classes))
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    result = {
+        "accuracy": float(found["accuracy"][0]),
+        "macro_f1": float(found["macro_f1"][0]),
+        "loss": float(-np.log(np.clip(chosen, keras.config.epsilon(), 1)).mean()),
+    }
+    severe = [n for n, name in enumerate(class_names) if name in taxonomy.STAGE2_CLASSES[2:]]
+    mild = [n for n in range(classes) if n not in severe]
+    for name, members in (("sensitivity", severe), ("specificity", mild)):
+        if severe and present[members].any():
+            rows = confusion[0, members]
+            result[f"hsil_plus_{name}"] = float(rows[:, members].sum() / rows.sum())
+    return {f"{prefix}{name}": value for name, value in result.items()}

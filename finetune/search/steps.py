@@ -1,0 +1,147 @@
+"""The steps of a search beside the search itself: describe, show the space, publish."""
+
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+import rich.box
+import rich.console
+import rich.table
+import tensorflow_datasets.public_api as tfds
+
+from finetune import space
+from finetune.report import page as search_report
+from finetune.search import collect, oracles, scoring, summary, tuner
+from replication.learning import training
+from replication.runs import directory as runs
+from replication.runs import experiment
+from tfds_pap import roles
+
+_PAPER = (
+    "Paper protocol, defects included: the images that score a trial are among those that it was "
+    "trained on."
+)
+
+
+def describe(
+    run: runs.RunDirectory,
+    builder: tfds.core.DatasetBuilder,
+    policy: runs.DevicePolicy,
+    assigned: roles.Roles,
+    *,
+    untrained: bool,
+    protocol: str,
+    images: str | None = None,
+) -> None:
+    """Writes what is searched on what into the manifest, which holds the audit already.
+
+    Args:
+        run: The search directory.
+        builder: A prepared builder.
+        policy: The device policy in force.
+        assigned: Role of every image.
+        untrained: Whether the backbone has random weights.
+        protocol: "paper" or "clean".
+        images: Whose they are by declaration: "original", "stand-in", or None.
+    """
+    remarks = {experiment.UNTRAINED: untrained, _PAPER: protocol == "paper"}
+    experiment.describe(
+        run,
+        {2: builder},
+        policy,
+        program="finetune.search",
+        images=images,
+        remarks=[remark for remark, holds in remarks.items() if holds],
+        assigned={protocol: assigned},
+    )
+
+
+def print_space(
+    searched: space.Space,
+    hyperparameters: keras_tuner.HyperParameters,
+    plan: oracles.Plan,
+    executions: int,
+) -> None:
+    """Prints every hyperparameter, and how many fits and epochs the search has.
+
+    Args:
+        searched: The space.
+        hyperparameters: All of it.
+        plan: Number of trials and of epochs.
+        executions: Fits a trial.
+    """
+    table = rich.table.Table(title=f"Space: {searched.name}", box=rich.box.SIMPLE)
+    for heading in ("hyperparameter", "values", "only where"):
+        table.add_column(heading)
+    for parameter in hyperparameters.space:
+        table.add_row(parameter.name, _values(parameter), _conditions(parameter))
+    console = rich.console.Console()
+    console.print(table)
+    points = oracles.count_points(hyperparameters)
+    console.print(
+        f"{'Infinitely many' if points is None else f'{points:,}'} points; "
+        f"{plan.trials:,} trials, {plan.trials * executions:,} fits, at most "
+        f"{plan.epochs * executions:,} epochs",
+        highlight=False,
+    )
+
+
+def _values(parameter: Any) -> str:
+    if isinstance(parameter, keras_tuner.engine.hyperparameters.Float) and parameter.step is None:
+        scale = f", {parameter.sampling}" if parameter.sampling != "linear" else ""
+        return f"{parameter.min_value:g} to {parameter.max_value:g}{scale}"
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in parameter.values)
+
+
+def _conditions(parameter: Any) -> str:
+    return " and ".join(
+        f"{condition.name} is {' or '.join(map(str, condition.values))}"
+        for condition in parameter.conditions
+    )
+
+
+def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: str) -> Path:
+    """Writes search.csv, best.json and the report; prints the summary.
+
+    Args:
+        run: The search directory.
+        study: What trials shared.
+        plan: How many trials there were to be.
+        name: Of the tuner.
+
+    Returns:
+        The page.
+
+    Raises:
+        runs.RunError: If no trial came to its end.
+    """
+    direction = scoring.OBJECTIVES[study.objective]
+    found = collect.read_trials(run.path)
+    run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
+    search = search_report.Search(
+        trials=found,
+        objective=study.objective,
+        direction=direction,
+        tuner=name,
+        space=study.space.name,
+        protocol=study.protocol,
+        backbone=study.spec.backbone,
+        weights=study.spec.weights.label,
+        planned=plan.trials,
+        executions=study.executions,
+        paper_values=space.PAPER_CHOICE if study.space.name == "paper" else None,
+        seconds=sum(trial.seconds for trial in found),
+    )
+    page = search_report.write(run, search)
+    if search.best is None:
+        raise runs.RunError(f"{run.path}: no trial of this search came to its end")
+    collect.tuning(search.best).write(
+        run.path / "best.json",
+        _trial=search.best.trial_id,
+        _objective={study.objective: search.best.score},
+    )
+    # Nothing goes on from these any more.
+    for folder in (run.path / collect.PROJECT).glob("trial_*/execution_*"):
+        training.remove_state(folder)
+    summary.print_summary(search, announcement=run.manifest()["announcement"])
+    return page

@@ -1,0 +1,1 @@
+"""Backbones compared: ranked, drawn, written down."""

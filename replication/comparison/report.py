@@ -1,0 +1,414 @@
+"""What a comparison leaves behind: tables on the terminal and as CSV, figures, one page."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import rich.box
+import rich.console
+import rich.table
+from sklearn.metrics import confusion_matrix
+
+from replication.comparison import figures as comparison_figures
+from replication.comparison.ranking import COSTS, Comparison, Leak, Pair, extent, told_from_zero
+from replication.drawing import figures, pages, shown
+from replication.measures import class_figures, one_class
+from replication.measures.evaluation import SeedSummary
+from replication.measures.intervals import Estimate
+from replication.runs import directory as runs
+
+#: Metrics of the ranked table, and their headings.
+_METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "hsil_plus_sensitivity": "HSIL+ sensitivity",
+    "hsil_plus_specificity": "HSIL+ specificity",
+}
+_LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+
+#: With more pairs, those of the winner are shown first, or alone.
+_MANY_PAIRS = 15
+
+
+def write(run: runs.RunDirectory, result: Comparison) -> Path:
+    """Writes `report.html`, the tables of `write_tables` and `figures/*.png` of a comparison.
+
+    Args:
+        run: Its manifest holds `source`, `announcement`, `environment` and perhaps `audit` (data
+            set -> {"line": str}).
+        result: The comparison.
+
+    Returns:
+        The page; it loads nothing from outside.
+
+    Raises:
+        runs.RunError: This is no run directory.
+    """
+    manifest = run.manifest()
+    write_tables(run.path, result, manifest)
+    comparison_figures.write(run.path / "figures", result)
+    pictures = {
+        "ranking": comparison_figures.ranking(result),
+        **{cost: comparison_figures.accuracy_against(result, cost) for cost in COSTS},
+    }
+    if result.leaks:
+        for metric in _LEAK_METRICS[:2]:
+            pictures[f"leak_{metric}"] = comparison_figures.leak(result, metric)
+    confusion, names = _confusion(result)
+    pictures["confusion"] = figures.confusion_matrix(confusion, names)
+    shown_pairs, shown_title = _shown_pairs(result)
+    page = pages.template("replication.comparison", "report.html.j2").render(
+        result=result,
+        announcement=pages.announcement(manifest),
+        environment=manifest.get("environment", {}),
+        audit_page=pages.beside(run.path, "audit.html"),
+        audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
+        metrics=_shown_metrics(result),
+        methods=_methods(result),
+        at_class_shares=class_figures.AT_CLASS_SHARES,
+        tests=list(dict.fromkeys(pair.method for pair in result.pairs)),
+        figures={name: shown.svg(picture) for name, picture in pictures.items()},
+        fronts={cost: result.front(cost) for cost in COSTS},
+        confusion_words=shown.confusion_words(confusion, names),
+        extent=extent(result.images, result.groups, result.unit),
+        headline=_headline(result),
+        remarks=_remarks(result),
+        leak_facts=leak_facts(result.leaks[0], result.unit) if result.leaks else "",
+        told_from_zero=told_from_zero,
+        shown_pairs=shown_pairs,
+        shown_title=shown_title,
+        untrained=_untrained(result),
+        value=_value,
+        interval=_interval,
+        points=comparison_figures.points,
+        points_interval=comparison_figures.points_interval,
+        p_value=_p_value,
+        details=json.dumps(manifest, indent=2),
+    )
+    path = run.path / "report.html"
+    runs.write_atomically(path, page)
+    return path
+
+
+def _shown_metrics(result: Comparison) -> dict[str, str]:
+    return {name: head for name, head in _METRICS.items() if name in result.ranked[0].summary}
+
+
+def _untrained(result: Comparison) -> list[str]:
+    return [candidate.name for candidate in result.candidates if not candidate.trained]
+
+
+def _remarks(result: Comparison) -> list[str]:
+    """Of each backbone and seed that gives one class to nearly every image, a sentence."""
+    return [
+        f"{candidate.name}, {_ordinal(number)} seed: {said}"
+        for candidate in result.candidates
+        for number, run in enumerate(candidate.runs)
+        if (said := one_class.remark(run.predicted, run.class_names, run.labels))
+    ]
+
+
+def _ordinal(number: int) -> str:
+    return ("first", "second", "third")[number] if number < 3 else f"{number + 1}th"
+
+
+def _label(result: Comparison, name: str) -> str:
+    return f"{name} (untrained)" if name in _untrained(result) else name
+
+
+def _methods(result: Comparison) -> list[str]:
+    """The distinct ways in which the ranked table's intervals were made, and for what."""
+    heads: dict[str, dict[str, None]] = {}
+    for name, head in _shown_metrics(result).items():
+        for entry in result.ranked:
+            heads.setdefault(entry.summary[name].method, {})[head] = None
+    return [f"{', '.join(which)}: {method}" for method, which in heads.items()]
+
+
+def _confusion(result: Comparison) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Of the winner's first seed, not of its best one: that would flatter."""
+    first = next(one for one in result.candidates if one.name == result.winner).runs[0]
+    every = range(len(first.class_names))
+    matrix = confusion_matrix(first.labels, first.predicted, labels=list(every))
+    return matrix.tolist(), first.class_names
+
+
+def _value(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "not defined"
+
+
+def _interval(low: float, high: float) -> str:
+    return shown.interval(low, high, percent=True)
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _headline(result: Comparison) -> str:
+    """The leak of the winner; '' where there is one cut only."""
+    winners = [leak for leak in result.leaks if leak.name == result.winner]
+    return leak_sentence(winners[0], result.unit) if winners else ""
+
+
+def leak_sentence(leak: Leak, unit: str) -> str:
+    """Says how much of a figure comes from the cut, and which part of that is leak.
+
+    Args:
+        leak: Of one backbone.
+        unit: What a group is, for example 'slide'.
+    """
+    text = (
+        f"The same {leak.images:,} images, the same features of {leak.name}: accuracy "
+        f"{_percent(leak.by_image['accuracy'])} when folds are cut by image, "
+        f"{_percent(leak.by_group['accuracy'])} when they are cut by {unit}, "
+        f"{_told(leak.difference['accuracy'])}. "
+    )
+    if leak.let_in is None:
+        return f"{text}How much of that is leak and how much is scarcity of {unit}s is not known."
+    return (
+        f"{text}With as few training {unit}s a class, but those of the tested images let in, it is "
+        f"{_percent(leak.let_in['accuracy'])}. So the leak is {_told(leak.leak['accuracy'])}, and "
+        f"the scarcity of {unit}s {_told(leak.scarcity['accuracy'])}."
+    )
+
+
+def leak_facts(leak: Leak, unit: str) -> str:
+    """Says on how many groups of each class it rests, and what the majority class scores.
+
+    Args:
+        leak: Of any backbone; all rest on the same images.
+        unit: What a group is.
+    """
+    counts = ", ".join(f"{name} {count}" for name, count in leak.groups_by_class.items())
+    majority = leak.majority
+    figures = ", ".join(f"{_METRICS[name]} {_value(majority[name])} %" for name in _LEAK_METRICS)
+    return (
+        f"{unit[0].upper()}{unit[1:]}s a class: {counts}. Always naming {majority['class']} "
+        f"scores: {figures}."
+    )
+
+
+def _told(difference: Estimate) -> str:
+    """A difference in points, and whether it can be told from 0."""
+    unsure = "" if told_from_zero(difference) else ", not told apart from 0"
+    return f"{_difference(difference, ' points')}{unsure}"
+
+
+def _percent(summary: SeedSummary, unit: str = " %") -> str:
+    return f"{_value(summary.mean)}{unit} {_interval(summary.low, summary.high)}"
+
+
+def _difference(estimate: Estimate, unit: str = "") -> str:
+    text = comparison_figures.points(estimate.value) + unit
+    return f"{text} {comparison_figures.points_interval(estimate.low, estimate.high)}"
+
+
+def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any]) -> None:
+    """Writes `ranking.csv`, `pairs.csv` (of two or more) and `leak.csv` (of two cuts).
+
+    Every row says whose images it was computed on; figures are shares of 1.
+
+    Args:
+        directory: Where to.
+        result: The comparison.
+        manifest: Of its run directory.
+    """
+    ranking = [
+        {
+            "rank": entry.rank,
+            "backbone": entry.candidate.name,
+            "weights": entry.candidate.weights,
+            "metric": name,
+            **{
+                column: getattr(summary, column)
+                for column in ("mean", "low", "high", "minimum", "maximum", "deviation", "seeds")
+            },
+            "images": summary.count,
+            "method": summary.method,
+            **dataclasses.asdict(entry.candidate.cost),
+            "device": manifest.get("environment", {}).get("device", ""),
+        }
+        for entry in result.ranked
+        for name, summary in entry.summary.items()
+    ]
+    pairs = [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "only_first_right": pair.only_first,
+            "only_second_right": pair.only_second,
+            "mcnemar_p": pair.p,
+            "holm_p": pair.p_holm,
+            **_columns("accuracy_difference", pair.accuracy.value, pair.accuracy),
+            **_columns("macro_f1_difference", pair.macro_f1.value, pair.macro_f1),
+            "told_apart": pair.told_apart,
+            "method": f"{pair.method}; differences: {pair.accuracy.method}",
+        }
+        for pair in result.pairs
+    ]
+    leaks = [
+        {
+            "backbone": leak.name,
+            "metric": name,
+            **_columns("by_image", leak.by_image[name].mean, leak.by_image[name]),
+            **_columns("by_group", leak.by_group[name].mean, leak.by_group[name]),
+            **{
+                column: value
+                for part, of in _parts(leak).items()
+                for column, value in {
+                    **_columns(part, of[name].value, of[name]),
+                    f"{part}_told_from_0": told_from_zero(of[name]),
+                }.items()
+            },
+            **(
+                _columns("let_in", leak.let_in[name].mean, leak.let_in[name]) if leak.let_in else {}
+            ),
+            "majority": leak.majority[name],
+            "images": leak.images,
+            "groups": leak.groups,
+            **{f"groups of {label}": count for label, count in leak.groups_by_class.items()},
+            "method": leak.difference[name].method,
+        }
+        for leak in result.leaks
+        for name in _LEAK_METRICS
+    ]
+    for name, rows in (("ranking", ranking), ("pairs", pairs), ("leak", leaks)):
+        if rows:
+            table = pd.DataFrame(rows).assign(source=manifest.get("source", "unknown"))
+            runs.write_atomically(directory / f"{name}.csv", table.to_csv(index=False))
+
+
+def _parts(leak: Leak) -> dict[str, Mapping[str, Estimate]]:
+    """The difference of the two cuts and, with a control, what it is made of."""
+    parts = {"by_image_minus_by_group": leak.difference}
+    if leak.leak is not None:
+        parts |= {"leak": leak.leak, "scarcity": leak.scarcity}
+    return parts
+
+
+def _columns(name: str, value: float, ends: Estimate | SeedSummary) -> dict[str, float]:
+    return {name: value, f"{name}_low": ends.low, f"{name}_high": ends.high}
+
+
+def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
+    """Prints the ranked table, what can be told apart, and the leak.
+
+    Args:
+        result: The comparison.
+        manifest: Of its run directory.
+    """
+    # Names of files and units may hold brackets, which are no markup.
+    console = rich.console.Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console = rich.console.Console(markup=False, highlight=False, width=176)
+    if announcement := pages.announcement(manifest):
+        console.print(f"\n{announcement}", style="bold")
+    for entry in manifest.get("audit", {}).values():
+        console.print(entry["line"])
+    metrics = _shown_metrics(result)
+    table = _table(f"{result.title}: {result.design}, % [95 % interval of these seeds]")
+    for heading in ("", "backbone", "weights", *metrics.values()):
+        table.add_column(heading)
+    for heading in ("parameters", "GFLOPs", "images/s", "MiB"):
+        table.add_column(heading, justify="right")
+    for entry in result.ranked:
+        cost = entry.candidate.cost
+        table.add_row(
+            str(entry.rank),
+            entry.candidate.name,
+            _short(entry.candidate.weights),
+            *(_percent(entry.summary[name], "") for name in metrics),
+            f"{cost.parameters / 1e6:.1f} M",
+            f"{cost.gflops:.3g}",
+            f"{cost.images_per_second:.3g}",
+            f"{cost.mebibytes:.3g}",
+        )
+    console.print(table)
+    remarks = (*_remarks(result), *result.sentences, result.winner_note)
+    for sentence in (*remarks, class_figures.AT_CLASS_SHARES):
+        console.print(sentence)
+    if result.pairs:
+        _print_pairs(console, result)
+    if result.leaks:
+        _print_leaks(console, result)
+
+
+def _table(title: str) -> rich.table.Table:
+    return rich.table.Table(title=title, box=rich.box.SIMPLE)
+
+
+def _short(weights: str) -> str:
+    """A published file name cut to what tells it from others."""
+    return weights if len(weights) <= 24 else "…" + weights[-23:]
+
+
+def _print_pairs(console: rich.console.Console, result: Comparison) -> None:
+    pairs, title = _shown_pairs(result)
+    table = _table(title)
+    for heading in ("pair", "accuracy, points", "macro F1, points", "McNemar p", "Holm p", ""):
+        table.add_column(heading)
+    for pair in pairs:
+        table.add_row(
+            f"{_label(result, pair.first)} − {_label(result, pair.second)}",
+            _difference(pair.accuracy),
+            _difference(pair.macro_f1),
+            _p_value(pair.p),
+            _p_value(pair.p_holm),
+            "told apart" if pair.told_apart else "not told apart",
+        )
+    console.print(table)
+
+
+def _shown_pairs(result: Comparison) -> tuple[list[Pair], str]:
+    """Pairs by the size of their difference, and a title; of many, those of the winner alone."""
+    pairs = sorted(result.pairs, key=lambda pair: -abs(pair.accuracy.value))
+    if len(pairs) <= _MANY_PAIRS:
+        return pairs, "Every pair, largest difference first"
+    winners = [pair for pair in pairs if result.winner in (pair.first, pair.second)]
+    rest = len(pairs) - len(winners)
+    return winners, f"{result.winner} and every other ({rest} more pairs in pairs.csv)"
+
+
+def _print_leaks(console: rich.console.Console, result: Comparison) -> None:
+    unit = result.unit
+    table = _table(f"Cut by image against cut by {unit}, and what the difference is made of")
+    for heading in (
+        "backbone",
+        "",
+        "by image, %",
+        f"own {unit} let in, %",
+        f"by {unit}, %",
+        "leak, points",
+        "scarcity, points",
+    ):
+        table.add_column(heading)
+    for leak in result.leaks:
+        for number, name in enumerate(_LEAK_METRICS):
+            apart = "–" if leak.let_in is None else None
+            table.add_row(
+                _label(result, leak.name) if number == 0 else "",
+                _METRICS[name],
+                _percent(leak.by_image[name], ""),
+                apart or _percent(leak.let_in[name], ""),
+                _percent(leak.by_group[name], ""),
+                apart or _told_short(leak.leak[name]),
+                apart or _told_short(leak.scarcity[name]),
+            )
+    console.print(table)
+    console.print(leak_facts(result.leaks[0], unit))
+    if any(
+        not told_from_zero(of[n]) for k in result.leaks for of in _parts(k).values() for n in of
+    ):
+        console.print("* not told apart from 0")
+    if headline := _headline(result):
+        console.print(headline)
+
+
+def _told_short(difference: Estimate) -> str:
+    return _difference(difference) + ("" if told_from_zero(difference) else " *")

@@ -1,0 +1,1 @@
+"""What all pages and terminals share: figures, colours, tables, templates."""

@@ -1,0 +1,411 @@
+"""The report's figures, as SVG. Text is drawn as outlines, so that they look alike everywhere.
+
+All are made for a width of about 11 cm: side by side on a desk, and still legible on a phone.
+"""
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from sklearn import metrics
+
+from replication.measures.predictions import Predictions
+from replication.runs import results
+
+#: Okabe and Ito's colours, which people with any colour vision tell apart; each has its own dashes
+#: as well, for printers without colour.
+_STYLES = (
+    ("#0072B2", "-"),
+    ("#009E73", (0, (5, 1.5))),
+    ("#D55E00", (0, (5, 1.5, 1, 1.5))),
+    ("#000000", (0, (1.2, 1.2))),
+    ("#CC79A7", "-"),
+    ("#E69F00", (0, (5, 1.5))),
+    ("#56B4E9", (0, (5, 1.5, 1, 1.5))),
+)
+_TRAIN, _TUNE, INK, _GRID = "#0072B2", "#D55E00", "#333333", "#dddddd"
+
+#: Width and usual height in inches.
+_WIDTH, HEIGHT = 4.4, 4.3
+
+#: Where several seeds' curves are averaged.
+_SHARES = np.linspace(0, 1, 201)
+
+#: Of every figure, for `matplotlib.rc_context`.
+STYLE = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "svg.fonttype": "path",
+    # Without it the ids inside the file, and with them the file, would differ every time.
+    "svg.hashsalt": "report",
+}
+
+
+def drawn(
+    height: float, draw: Callable[[Figure], None], form: str = "svg", *, width: float = _WIDTH
+) -> bytes:
+    """Draws a figure in the report's style; the same figure, the same bytes.
+
+    Args:
+        height: Inches.
+        draw: Draws into an empty figure.
+        form: "svg" or "png".
+        width: Inches.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        buffer = io.BytesIO()
+        timeless = {"Date": None, "Creator": None} if form == "svg" else None
+        figure.savefig(buffer, format=form, metadata=timeless)
+    return buffer.getvalue()
+
+
+def percent_tick(value: float, _: int = 0) -> str:
+    """Writes a tick of a share as it is: a tick at 0.475 is '47.5 %', and never '48 %'."""
+    return f"{round(100 * value, 6):g} %"
+
+
+def message(axes: Axes, text: str) -> None:
+    """Writes a text into the middle of empty axes."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+
+
+def learning_curves(
+    histories: Sequence[Sequence[dict[str, float]]], best_epochs: Sequence[int | None]
+) -> bytes:
+    """Draws loss and accuracy over the epochs, one thin line a seed.
+
+    Args:
+        histories: One for each seed; one dict for each epoch with 'loss', 'accuracy' and, where
+            there is a tune role, 'val_loss' and 'val_accuracy'.
+        best_epochs: Best epoch on the tune images of each seed, counted from 0; None = no tune.
+
+    Returns:
+        SVG.
+    """
+    return drawn(HEIGHT, lambda figure: _learning_curves(figure, histories, best_epochs))
+
+
+def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
+    panels = figure.subplots(2, 1, sharex=True)
+    roles = (("train", "", _TRAIN, "-"), ("tune", "val_", _TUNE, (0, (4, 1.2))))
+    used: dict[str, Line2D] = {}
+    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
+        axes.grid(True)
+        shown = []
+        for history, best in zip(histories, best_epochs, strict=True):
+            for role, prefix, colour, dashes in roles:
+                key = prefix + metric
+                epochs = [e for e, logs in enumerate(history) if key in logs]
+                if not epochs:
+                    continue
+                values = [history[e][key] for e in epochs]
+                shown += values
+                # A single epoch is a point, and a line alone would not show it.
+                marker = "o" if len(values) == 1 else ""
+                axes.plot(
+                    [e + 1 for e in epochs],
+                    values,
+                    color=colour,
+                    linestyle=dashes,
+                    linewidth=0.9,
+                    alpha=0.85,
+                    marker=marker,
+                    markersize=3,
+                )
+                used[role] = Line2D([], [], color=colour, linestyle=dashes)
+                if role == "tune" and best is not None and best in epochs:
+                    ring = {"marker": "o", "mec": INK, "mfc": "white", "ms": 4, "linestyle": ""}
+                    axes.plot([best + 1], [history[best][key]], zorder=4, mew=0.9, **ring)
+                    used["best epoch"] = Line2D([], [], **ring)
+        axes.set_ylabel(metric)
+        if not shown:
+            message(axes, "not recorded")
+        elif metric == "accuracy":
+            axes.yaxis.set_major_formatter(percent_tick)
+        elif min(shown) > 0 and max(shown) > 10 * np.median(shown):
+            # A first epoch on unscaled pixels would press all others onto the axis.
+            axes.set_yscale("log")
+            axes.set_ylabel("loss (log scale)")
+        else:
+            axes.set_ylim(bottom=0)
+    panels[1].set_xlabel("epoch")
+    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    if used:
+        figure.legend(used.values(), used.keys(), loc="outside upper center", ncols=3)
+
+
+def confusion_matrix(
+    matrix: Sequence[Sequence[int]], class_names: Sequence[str], form: str = "svg"
+) -> bytes:
+    """Draws a confusion matrix: counts, and percentages of each true class.
+
+    Args:
+        matrix: Counts, rows true, columns named.
+        class_names: Its classes.
+        form: "svg" or "png".
+
+    Returns:
+        The picture in that form.
+    """
+    # Below this side of a cell a count and a percentage do not fit.
+    side = max(_CELL, (_WIDTH - _BESIDE) / len(class_names))
+    matrix_side = side * len(class_names)
+    return drawn(
+        max(HEIGHT, _BESIDE + matrix_side),
+        lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names, side),
+        form,
+        width=_BESIDE + matrix_side,
+    )
+
+
+#: Inches: the least side of a cell of a confusion matrix, what stands beside the cells, and the
+#: width of a letter.
+_CELL, _BESIDE, _LETTER = 0.46, 1.3, 0.068
+
+#: Letters after which a class name is broken into lines.
+_NAME = 18
+
+
+def _confusion_matrix(
+    figure: Figure, counts: np.ndarray, names: Sequence[str], side: float
+) -> None:
+    axes = figure.subplots()
+    support = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolor="white", linewidth=1.5)
+    large = side > 0.6
+    for row, column in np.ndindex(counts.shape):
+        colour = "white" if shares[row, column] > 0.6 else INK
+        share = f"{100 * shares[row, column]:.1f} %" if support[row] else "no image"
+        for text, points, size, weight in (
+            (f"{counts[row, column]:,}", 5.5, 10 if large else 8, "bold"),
+            (share, -6.5, 7.5 if large else 6, "normal"),
+        ):
+            axes.annotate(
+                text,
+                (column + 0.5, row + 0.5),
+                (0, points),
+                textcoords="offset points",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=size,
+                weight=weight,
+            )
+    ticks = np.arange(len(names)) + 0.5
+    if max(map(len, names)) * _LETTER <= side:
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names, rotation=90, va="center")
+    else:
+        broken = [textwrap.fill(name, _NAME, break_long_words=False) for name in names]
+        turned = {"rotation": 45, "ha": "right", "va": "top", "rotation_mode": "anchor"}
+        axes.set_xticks(ticks, broken, **turned)
+        axes.set_yticks(ticks, broken, va="center")
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("named class")
+    axes.set_ylabel("true class")
+
+
+def roc_curves(predictions: Sequence[Predictions]) -> bytes:
+    """Draws ROC curves, one class against the rest.
+
+    Of two classes only the last is drawn: the curve of the other is its mirror image, with the
+    same area.
+
+    Args:
+        predictions: One for each seed, on the same images. A class without any is left out, and
+            named.
+
+    Returns:
+        SVG. Several seeds are thin lines under their vertical mean.
+    """
+    return drawn(HEIGHT, lambda figure: _curves(figure, predictions, _roc))
+
+
+def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
+    """Draws precision-recall curves, one class against the rest.
+
+    Args:
+        predictions: One for each seed, on the same images. A class without any is left out, and
+            named.
+
+    Returns:
+        SVG. Several seeds are thin lines under their vertical mean; areas are average precision.
+    """
+    return drawn(HEIGHT, lambda figure: _curves(figure, predictions, _precision_recall))
+
+
+def _roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    x, y, _ = metrics.roc_curve(positive, scores)
+    return x, y, float(metrics.auc(x, y))
+
+
+def _precision_recall(
+    positive: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    precision, recall, _ = metrics.precision_recall_curve(positive, scores)
+    return recall[::-1], precision[::-1], float(metrics.average_precision_score(positive, scores))
+
+
+def _mean_at(x: np.ndarray, y: np.ndarray, kind: Callable) -> np.ndarray:
+    if kind is _roc:
+        return np.interp(_SHARES, x, y)
+    # Precision is not linear between two thresholds: take that of the one that reaches the recall.
+    return y[np.searchsorted(x, _SHARES, side="left").clip(max=len(y) - 1)]
+
+
+def _curves(figure: Figure, predictions: Sequence[Predictions], kind: Callable) -> None:
+    axes = figure.subplots()
+    names = predictions[0].class_names
+    omitted, handles, labels = [], [], []
+    for c, name in enumerate(names):
+        if kind is _roc and len(names) == 2 and c == 0:
+            continue
+        support = int((predictions[0].labels == c).sum())
+        if not support or (kind is _roc and support == len(predictions[0])):
+            omitted.append(name)
+            continue
+        colour, dashes = _STYLES[c % len(_STYLES)]
+        curves = [kind(p.labels == c, p.probabilities[:, c]) for p in predictions]
+        steps = "default" if kind is _roc else "steps-pre"
+        if len(curves) > 1:
+            for x, y, _ in curves:
+                axes.plot(x, y, color=colour, linewidth=0.5, alpha=0.45, drawstyle=steps)
+            x, y = _SHARES, np.mean([_mean_at(x, y, kind) for x, y, _ in curves], axis=0)
+        else:
+            x, y, _ = curves[0]
+        if kind is _roc:
+            x, y = np.append(0, x), np.append(0, y)
+        area = np.mean([area for *_, area in curves])
+        axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.7, drawstyle=steps)
+        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.7))
+        labels.append(f"{name}  {area:.3f}")
+    if kind is _roc:
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.7)
+        axes.set(xlabel="1 − specificity", ylabel="sensitivity")
+    else:
+        axes.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)")
+    axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), aspect="equal")
+    axes.grid(True)
+    title = "area (AUC)" if kind is _roc else "area (average precision)"
+    if handles:
+        place = "lower right" if kind is _roc else "lower left"
+        legend = axes.legend(handles, labels, title=title, loc=place, handlelength=2.6)
+        legend.set_frame_on(True)
+        legend.get_frame().set(edgecolor="none", alpha=0.85)
+    else:
+        message(axes, "not defined")
+    if omitted:
+        reason = "no test image" if len(omitted) < len(names) else "one class only"
+        axes.set_title(f"left out, {reason}: {', '.join(omitted)}", weight="normal")
+
+
+def forest(rows: Sequence[results.Row]) -> bytes:
+    """Draws the accuracy of every protocol beside the published one, a panel for each stage.
+
+    Args:
+        rows: From `results.summary_rows`.
+
+    Returns:
+        SVG. Bars are 95 % intervals, the band is the published one, and where there are several
+        seeds small ticks mark the lowest and the highest.
+    """
+    stages = list(dict.fromkeys(row.stage for row in rows))
+    lines = [1 + sum(row.stage == stage for row in rows) for stage in stages]
+    height = sum(0.85 + 0.29 * count for count in lines)
+    return drawn(height or 1, lambda figure: _forest(figure, rows, stages, lines))
+
+
+def _forest(
+    figure: Figure, rows: Sequence[results.Row], stages: list[int], lines: list[int]
+) -> None:
+    if not stages:
+        message(figure.subplots(), "no finished fit")
+        return
+    heights = [0.6 + count for count in lines]
+    panels = figure.subplots(len(stages), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, stage in zip(panels, stages, strict=True):
+        same = [row for row in rows if row.stage == stage]
+        figure_of_paper = same[0].published
+        value, low_high = figure_of_paper.value, figure_of_paper.interval
+        # A published range has no single point.
+        point = value if isinstance(value, float | int) else math.nan
+        low, high = low_high or (math.nan, math.nan)
+        if low_high:
+            axes.axvspan(100 * low, 100 * high, color="#000000", alpha=0.07, linewidth=0)
+        entries = [("published", "D", INK, point, low, high, None)]
+        for row in same:
+            s = row.summary["accuracy"]
+            ends = (s.minimum, s.maximum) if s.seeds > 1 else None
+            marker = "s" if row.protocol == "paper" else "o"
+            entries.append((row.protocol, marker, _TRAIN, s.mean, s.low, s.high, ends))
+        for y, (_, marker, colour, mean, low, high, ends) in enumerate(entries):
+            axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=1.6)
+            axes.plot([100 * mean], [y], marker=marker, color=colour, markersize=6)
+            if ends:
+                x = [100 * end for end in ends]
+                axes.plot(x, [y, y], "|", color=colour, markersize=8, markeredgewidth=0.8)
+            text = _published_text(figure_of_paper) if y == 0 else with_interval(mean, low, high)
+            axes.text(1.03, y, text, va="center", transform=axes.get_yaxis_transform())
+        known = [100 * v for e in entries for v in (*e[3:6], *(e[6] or ())) if math.isfinite(v)]
+        pad = max(0.5, 0.06 * (max(known) - min(known))) if known else 1
+        axes.set_xlim(*((min(known) - pad, min(max(known) + pad, 101)) if known else (0, 100)))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.set_yticks(range(len(entries)), [entry[0] for entry in entries])
+        axes.set_ylim(len(entries) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(True, axis="x")
+        axes.set_title(f"Stage {stage}: {' / '.join(dict.fromkeys(row.name for row in same))}")
+    panels[-1].set_xlabel("accuracy, %")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Writes a share as percent with its interval, for example '97.3  [95.9, 98.2]'."""
+    if not math.isfinite(value):
+        return "not defined"
+    if not math.isfinite(low):
+        return f"{100 * value:.1f}  no interval"
+    return f"{100 * value:.1f}  [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _published_text(figure: Any) -> str:
+    if figure.value is None:
+        return "not published"
+    if not isinstance(figure.value, tuple):
+        return with_interval(figure.value, *(figure.interval or (math.nan, math.nan)))
+    ends = " to ".join(f"{100 * end:.1f}" for end in figure.value)
+    return f"{ends}  [{100 * figure.interval[0]:.1f}, {100 * figure.interval[1]:.1f}]"

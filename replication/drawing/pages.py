@@ -1,0 +1,75 @@
+"""What all pages share: how templates are loaded, whose images they are, and durations."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+_UNKNOWN_SOURCE = (
+    "It is not known whose images these are. No figure below may be called a replication of a "
+    "published one."
+)
+
+
+def template(package: str, name: str) -> jinja2.Template:
+    """Loads a template, which may build on those of this folder.
+
+    Args:
+        package: The package that the template lies in, beside its modules.
+        name: Its file name.
+
+    Returns:
+        The template; what it prints is escaped, and an unknown name is an error.
+
+    Raises:
+        jinja2.TemplateNotFound: There is no such template.
+    """
+    environment = jinja2.Environment(
+        # A path of ".": templates lie beside the modules.
+        loader=jinja2.ChoiceLoader(
+            [
+                jinja2.PackageLoader(each, ".")
+                for each in dict.fromkeys((package, "replication.drawing"))
+            ]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def announcement(manifest: Mapping[str, Any]) -> str:
+    """The sentence for the top of a page; "" for the authors' own images.
+
+    A manifest that does not say whose images they are must not pass for a replication.
+
+    Args:
+        manifest: Of the run directory.
+    """
+    unknown = "" if manifest.get("source") == "original" else _UNKNOWN_SOURCE
+    return str(manifest.get("announcement") or unknown)
+
+
+def duration(seconds: float, digits: int = 1) -> str:
+    """Writes a time in the unit that suits it, for example '5.0 min'.
+
+    Args:
+        seconds: From 0.
+        digits: Decimals of seconds and minutes; 0 for an estimate.
+    """
+    if seconds < 100:
+        return f"{seconds:.{digits}f} s"
+    return f"{seconds / 60:.{digits}f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def beside(directory: Path, name: str) -> str:
+    """Returns the name of a file for a link, "" where there is none.
+
+    Args:
+        directory: Of the page.
+        name: Of the file.
+    """
+    return name if (directory / name).is_file() else ""

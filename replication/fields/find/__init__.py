@@ -1,0 +1,1 @@
+"""From a field to the cells in it, in two stages."""

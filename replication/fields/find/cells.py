@@ -1,0 +1,113 @@
+"""The cells that were found in a field, as a table."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from replication.runs import directory as runs
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+#: Columns before the probabilities, which have the names of their classes, and after them.
+_BEFORE = ("x", "y", "score", "class")
+_AFTER = ("hsil_plus", "abstain")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cells:
+    """The kept ROIs of one field, the most suspicious first.
+
+    Attributes:
+        x: Middle of the ROI, pixels of the file from its left edge, float64 `[n]`.
+        y: The same from its top edge, float64 `[n]`.
+        scores: Probability of a cell (stage 1), float64 `[n]`.
+        probabilities: Of NILM, LSIL, HSIL and SCC (stage 2, the network's own), float64 `[n, 4]`.
+        hsil_plus: Calibrated probability of HSIL or SCC, float64 `[n]`.
+        abstain: Whether the calibrated confidence is below the model's threshold, bool `[n]`; all
+            False where it has none.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    scores: np.ndarray
+    probabilities: np.ndarray
+    hsil_plus: np.ndarray
+    abstain: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def class_ids(self) -> np.ndarray:
+        """Positions in `STAGE2_CLASSES`, int64 `[n]`."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def labels(self) -> list[str]:
+        """The named class of each cell."""
+        return [STAGE2_CLASSES[number] for number in self.class_ids]
+
+    def select(self, rows: np.ndarray) -> "Cells":
+        """Returns some of the cells.
+
+        Args:
+            rows: Positions or a mask, in numpy's own ways.
+        """
+        return Cells(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
+
+    def sorted(self) -> "Cells":
+        """Returns them the most suspicious first: by HSIL+, then score, then place."""
+        return self.select(np.lexsort((self.x, self.y, -self.scores, -self.hsil_plus)))
+
+    @classmethod
+    def empty(cls) -> "Cells":
+        """Returns no cells."""
+        return cls(
+            *(np.zeros(0) for _ in range(3)), np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool)
+        )
+
+    def table(self) -> pd.DataFrame:
+        """Returns x, y, score, class, the probability of each class, hsil_plus and abstain."""
+        named = dict(zip(STAGE2_CLASSES, self.probabilities.T, strict=True))
+        before = dict(zip(_BEFORE, (self.x, self.y, self.scores, self.labels), strict=True))
+        return pd.DataFrame(
+            {**before, **named, "hsil_plus": self.hsil_plus, "abstain": self.abstain.astype(int)}
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes the table as CSV, whole or not at all.
+
+        Args:
+            path: The file.
+        """
+        runs.write_atomically(path, self.table().to_csv(index=False, float_format="%.6g"))
+
+    @classmethod
+    def read(cls, path: Path) -> "Cells":
+        """Reads what `write` wrote; the class column is not needed, as it follows from the rest.
+
+        Args:
+            path: The file.
+
+        Raises:
+            runs.RunError: If it is no such table.
+        """
+        try:
+            table = pd.read_csv(io.BytesIO(path.read_bytes()))
+            columns: Sequence[str] = (*_BEFORE, *STAGE2_CLASSES, *_AFTER)
+            missing = [name for name in columns if name not in table]
+            if missing:
+                raise ValueError(f"no column {missing[0]}")
+            return cls(
+                *(table[name].to_numpy(float) for name in ("x", "y", "score")),
+                table[list(STAGE2_CLASSES)].to_numpy(float),
+                table["hsil_plus"].to_numpy(float),
+                table["abstain"].to_numpy() > 0,
+            )
+        except (OSError, ValueError) as error:
+            raise runs.RunError(
+                f"{path}: expected a table of cells ({str(error).splitlines()[0]})"
+            ) from None

@@ -1,0 +1,161 @@
+"""Reads one field in two stages: where are cells, and which?
+
+A field is read in blocks, so that one of 100,000 x 100,000 px needs no more memory than a block for
+each worker and one number for each ROI. Suppression wants the scores of all ROIs, and so stage 2
+starts when stage 1 is done; what is found does not depend on the blocks.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import numpy as np
+
+from replication.fields.find import suppression
+from replication.fields.find.cells import Cells
+from replication.fields.find.lattice import Lattice
+from replication.fields.find.stages import BATCH, Stages
+from replication.fields.read.field import Field
+
+#: Side of a block in pixels, at least one ROI.
+BLOCK = 2048
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FieldScan:
+    """What was found in one field.
+
+    Attributes:
+        lattice: Where the ROIs stand.
+        scores: Probability of a cell in each ROI, float32 `[rows, columns]`.
+        detections: ROIs at the threshold or above.
+        cells: The kept ones, named, the most suspicious first.
+        seconds: Spent in "read" (of stage 1), "stage1", "suppression" and "stage2" (its reading
+            included); those of several workers are added up.
+    """
+
+    lattice: Lattice
+    scores: np.ndarray
+    detections: int
+    cells: Cells
+    seconds: dict[str, float]
+
+
+def scan(
+    field: Field,
+    stages: Stages,
+    *,
+    threshold: float,
+    radius: float,
+    pool: futures.Executor,
+    advance: Callable[[float], None] = lambda share: None,
+    block: int = BLOCK,
+) -> FieldScan:
+    """Reads a field.
+
+    Args:
+        field: The field.
+        stages: Both networks.
+        threshold: Score of a detection at least.
+        radius: Of suppression, pixels as read.
+        pool: Its threads read blocks and run the networks.
+        advance: Told the share of the field that was done since it was last told; the shares of a
+            field add up to 1.
+        block: Side of a block, pixels as read.
+
+    Raises:
+        FieldError: If the field is damaged.
+    """
+    stage1, seconds = stages.stage1, collections.Counter()
+    lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
+    scores = score_map(field, stages, pool=pool, advance=advance, block=block, seconds=seconds)
+    with _timed(seconds, "suppression"):
+        kept = suppression.keep(scores, threshold, radius, stage1.stride)
+    tops, lefts = kept.T * stage1.stride
+
+    def name(part: slice) -> np.ndarray:
+        with _timed(seconds, "stage2"):
+            found = stages.stage2.probabilities(field, tops[part], lefts[part])
+        advance(0.5 * len(found) / len(kept))
+        return found
+
+    parts = [slice(n, n + BATCH) for n in range(0, len(kept), BATCH)]
+    named = [np.zeros((0, 4)), *pool.map(name, parts)]
+    if not parts:
+        advance(0.5)
+    probabilities = np.concatenate(named)
+    x, y = lattice.centres(*kept.T)
+    cells = Cells(
+        x=x * field.scale,
+        y=y * field.scale,
+        scores=scores[tuple(kept.T)].astype(np.float64),
+        probabilities=probabilities,
+        hsil_plus=stages.stage2.decision.hsil_plus(probabilities),
+        abstain=stages.stage2.decision.abstains(probabilities),
+    )
+    detections = int((scores >= threshold).sum())
+    return FieldScan(lattice, scores, detections, cells.sorted(), dict(seconds))
+
+
+def score_map(
+    field: Field,
+    stages: Stages,
+    *,
+    pool: futures.Executor,
+    advance: Callable[[float], None] = lambda share: None,
+    block: int = BLOCK,
+    seconds: collections.Counter | None = None,
+) -> np.ndarray:
+    """Runs stage 1 over a field; see `scan`.
+
+    Returns:
+        float32 `[rows, columns]` of the `Lattice`.
+    """
+    stage1 = stages.stage1
+    seconds = collections.Counter() if seconds is None else seconds
+    lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
+    scores = np.zeros((lattice.rows, lattice.columns), np.float32)
+
+    def score(rows: slice, columns: slice) -> None:
+        with _timed(seconds, "read"):
+            pixels = field.read(
+                columns.start * lattice.stride,
+                rows.start * lattice.stride,
+                (columns.stop - columns.start - 1) * lattice.stride + lattice.roi,
+                (rows.stop - rows.start - 1) * lattice.stride + lattice.roi,
+            )
+        with _timed(seconds, "stage1"):
+            scores[rows, columns] = stage1.scores(pixels)
+        advance(0.5 * (rows.stop - rows.start) * (columns.stop - columns.start) / lattice.rois)
+
+    for _ in pool.map(lambda place: score(*place), blocks(lattice, block)):
+        pass
+    if not lattice.rois:
+        advance(0.5)
+    return scores
+
+
+def blocks(lattice: Lattice, side: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Cuts a lattice into rectangles of ROIs, row by row.
+
+    Args:
+        lattice: The lattice.
+        side: Pixels that the ROIs of a rectangle cover at most; one ROI at least.
+    """
+    count = max(1, (side - lattice.roi) // lattice.stride + 1)
+    for row in range(0, lattice.rows, count):
+        for column in range(0, lattice.columns, count):
+            yield (
+                slice(row, min(row + count, lattice.rows)),
+                slice(column, min(column + count, lattice.columns)),
+            )
+
+
+@contextlib.contextmanager
+def _timed(seconds: collections.Counter, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] += time.perf_counter() - start

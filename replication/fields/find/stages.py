@@ -1,0 +1,128 @@
+"""The two trained networks, as a scan uses them."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from replication.fields.find.dense import Stage1
+from replication.fields.read.field import Field
+from replication.measures import decisions
+from replication.runs import directory as runs
+from replication.runs import results
+from tfds_pap import decoding
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+#: Side of the ROI in the papers, pixels.
+ROI = 150
+
+#: ROIs that stage 2 names at a time. Of 32 the maps of P2's first layer alone take 315 MB a worker;
+#: 16 are named 4 % slower.
+BATCH = 16
+
+
+class Stage2:
+    """Names the cells in ROIs.
+
+    Args:
+        model: From RGB, 0..255, `[b, n, n, 3]` to the probabilities of the four classes.
+        resize: How its images were resized: one of `decoding.RESIZE_METHODS`.
+        decision: Its labels, calibration and threshold.
+        roi: Side of the ROI, pixels.
+
+    Attributes:
+        decision: As given.
+
+    Raises:
+        runs.RunError: If it knows other classes.
+    """
+
+    def __init__(
+        self, model: keras.Model, resize: str, decision: decisions.Decision, *, roi: int = ROI
+    ) -> None:
+        if decision.labels != STAGE2_CLASSES:
+            raise runs.RunError(
+                f"{model.name} names {', '.join(decision.labels)}, expected a network of stage 2: "
+                + ", ".join(STAGE2_CLASSES)
+            )
+        self.decision = decision
+        self._model, self._resize, self._roi = model, resize, roi
+        self._size = model.inputs[0].shape[1]
+        crops = tf.TensorSpec([None, roi, roi, 3], tf.uint8)
+        self._batch = tf.function(self.graph, input_signature=[crops])
+
+    def probabilities(self, field: Field, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
+        """Names ROIs.
+
+        Args:
+            field: The field.
+            tops: int `[n]`, pixels as read.
+            lefts: int `[n]`, pixels as read.
+
+        Returns:
+            The network's own probabilities, float64 `[n, 4]`.
+
+        Raises:
+            FieldError: If the field is damaged at one of them.
+        """
+        found = [np.zeros((0, len(STAGE2_CLASSES)))]
+        for first in range(0, len(tops), BATCH):
+            part = slice(first, first + BATCH)
+            crops = [
+                field.read(int(left), int(top), self._roi, self._roi)
+                for top, left in zip(tops[part], lefts[part], strict=True)
+            ]
+            found.append(self._batch(np.stack(crops)).numpy())
+        return np.concatenate(found)
+
+    def graph(self, crops: tf.Tensor) -> tf.Tensor:
+        """From uint8 `[b, roi, roi, 3]` to float32 `[b, 4]`, in TensorFlow's operations."""
+        images = decoding.resize(crops, self._size, self._size, self._resize)
+        return tf.cast(self._model(tf.cast(images, tf.float32), training=False), tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Both networks, and what a scan says of them.
+
+    Attributes:
+        stage1: Finds.
+        stage2: Names.
+        about: By "stage1" and "stage2": name, run, protocol, seed, size, resize, SHA-256 of the
+            file; of stage 2 also "notes" (what it cannot say) and "scored" (what it scored in its
+            own run, in sentences).
+    """
+
+    stage1: Stage1
+    stage2: Stage2
+    about: dict[str, dict[str, object]]
+
+
+def load(
+    fit1: results.Fit, fit2: results.Fit, *, roi: int = ROI, stride: int = 25, method: str = "exact"
+) -> Stages:
+    """Loads two finished fits.
+
+    Args:
+        fit1: Of stage 1.
+        fit2: Of stage 2.
+        roi: Side of the ROI, pixels.
+        stride: Pixels from one ROI to the next.
+        method: One of `dense.METHODS`.
+
+    Raises:
+        runs.RunError: If one is not of that stage, or has no form for this method.
+    """
+    decision, missing = decisions.of_fit(fit2)
+    models = [results.load_model(fit) for fit in (fit1, fit2)]
+    stage1 = Stage1(models[0], fit1.info["resize"], roi=roi, stride=stride, method=method)
+    stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi)
+    stage2_about = {**_about(fit2), "notes": missing, "scored": decisions.scored(fit2)}
+    about = {"stage1": _about(fit1), "stage2": stage2_about}
+    return Stages(stage1, stage2, about)
+
+
+def _about(fit: results.Fit) -> dict[str, object]:
+    keys = ("name", "protocol", "seed", "size", "resize", "parameters")
+    return {**{key: fit.info[key] for key in keys}, "sha256": runs.sha256(fit.model_path)}

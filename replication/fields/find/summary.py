@@ -1,0 +1,70 @@
+"""What a field, or a slide of several fields, comes to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from replication.fields.find.cells import Cells
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+#: Cells that the slide-level score is a mean over.
+_MOST_SUSPICIOUS = 10
+
+DEFINITION = (
+    f"mean calibrated probability of HSIL or SCC over the {_MOST_SUSPICIOUS} cells for which it is "
+    "highest (over all, where there are fewer)"
+)
+
+
+def summary(cells: Cells) -> dict[str, Any]:
+    """Sums cells up.
+
+    Args:
+        cells: Of one field, or of the fields of one slide.
+
+    Returns:
+        "cells" (how many), "counts" (by class), "most_severe" (the most severe class that any cell
+        was named; None without cells) and "slide_score" ("value", None without cells; "cells" that
+        it is a mean over; "definition").
+    """
+    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES)) if len(cells) else None
+    highest = np.sort(cells.hsil_plus)[::-1][:_MOST_SUSPICIOUS]
+    return {
+        "cells": len(cells),
+        "counts": {
+            name: 0 if counts is None else int(counts[number])
+            for number, name in enumerate(STAGE2_CLASSES)
+        },
+        "most_severe": None if counts is None else STAGE2_CLASSES[int(np.flatnonzero(counts)[-1])],
+        "slide_score": {
+            "value": float(highest.mean()) if len(highest) else None,
+            "cells": len(highest),
+            "definition": DEFINITION,
+        },
+    }
+
+
+def flat(found: Mapping[str, Any]) -> dict[str, object]:
+    """Returns a summary as a row of a table: cells, each class, most_severe, slide_score.
+
+    Args:
+        found: From `summary`.
+    """
+    score = found["slide_score"]["value"]
+    return {
+        "cells": found["cells"],
+        **found["counts"],
+        "most_severe": found["most_severe"] or "",
+        "slide_score": "" if score is None else round(score, 6),
+    }
+
+
+def together(cells: Sequence[Cells]) -> Cells:
+    """Puts the cells of several fields into one table; their places mean nothing there.
+
+    Args:
+        cells: Of each field.
+    """
+    names = ("x", "y", "scores", "probabilities", "hsil_plus", "abstain")
+    return Cells(**{name: np.concatenate([getattr(c, name) for c in cells]) for name in names})

@@ -1,0 +1,1 @@
+"""Cells that were found, held against annotated nuclei."""

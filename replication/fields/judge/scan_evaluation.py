@@ -1,0 +1,67 @@
+"""Measures the fields of a scan directory that have truth, and writes what came of it."""
+
+from pathlib import Path
+
+from replication.fields.find.lattice import Lattice
+from replication.fields.finished import Finished, finished
+from replication.fields.judge.counts import LOWEST, AnnotatedField, Detections
+from replication.fields.judge.evaluation import evaluate
+from replication.fields.judge.results import Evaluation
+from replication.fields.judge.truth import Nuclei, read_nuclei
+from replication.fields.show import figures as field_figures
+from replication.runs import directory as runs
+
+#: What is written beside the scan's report.
+EVALUATION = "evaluation.json"
+
+
+def evaluate_scan(
+    run: runs.RunDirectory, *, complete: bool, match_radius: float | None = None
+) -> Evaluation | None:
+    """Measures a scan, and writes evaluation.json and its figures.
+
+    A field is annotated if the file of its truth has a line for it; others are left out.
+
+    Args:
+        run: A scan directory whose fields are finished.
+        complete: Whether every cell of the annotated fields is annotated.
+        match_radius: Of a match at most, pixels of the file; None takes `MATCH_RADIUS`.
+
+    Returns:
+        The evaluation; None where no field is annotated, and then nothing is left in the directory
+        from an evaluation before.
+
+    Raises:
+        runs.RunError: If a file of truth cannot be used.
+    """
+    settings = run.manifest()["settings"]
+    truths: dict[str, dict[str, Nuclei]] = {}
+    fields = []
+    for one in finished(run):
+        path = one.info["truth"]
+        if path is None:
+            continue
+        if path not in truths:
+            truths[path] = read_nuclei(Path(path))
+        nuclei = truths[path].get(one.info["name"])
+        if nuclei is not None:
+            fields.append(_annotated(one, nuclei, settings["threshold"], settings["radius"]))
+    if not fields:
+        for name in (EVALUATION, *(f"{name}.svg" for name in field_figures.NAMES)):
+            (run.path / name).unlink(missing_ok=True)
+        return None
+    found = evaluate(
+        fields, threshold=settings["threshold"], complete=complete, match_radius=match_radius
+    )
+    for name, picture in field_figures.pictures(found).items():
+        runs.write_atomically(run.path / f"{name}.svg", picture)
+    runs.write_json(run.path / EVALUATION, found.json())
+    return found
+
+
+def _annotated(one: Finished, nuclei: Nuclei, threshold: float, radius: float) -> AnnotatedField:
+    lattice, scale = Lattice(**one.info["lattice"]), one.info["scale"]
+    detections = Detections.of_scores(
+        one.scores, lattice, threshold=min(LOWEST, threshold), radius=radius, scale=scale
+    )
+    return AnnotatedField(one.info["name"], detections, nuclei, lattice, scale, one.cells)

@@ -1,0 +1,141 @@
+"""Where the nuclei of a field really are, and what they are."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from replication.runs import directory as runs
+from tfds_pap import phantom
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+#: Atypical squamous cells: stage 1 should find them, and no class of stage 2 stands for them.
+ATYPICAL = ("ASC-US", "ASC-H")
+
+#: Every label that a nucleus may have.
+LABELS = (*STAGE2_CLASSES, *ATYPICAL)
+
+_COLUMNS = ("field", "x", "y", "label")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Nuclei:
+    """The annotated nuclei of one field.
+
+    Attributes:
+        x: Pixels of the file from its left edge, float64 `[n]`.
+        y: The same from its top edge, float64 `[n]`.
+        labels: Each one of `LABELS`, str `[n]`.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def label_ids(self) -> np.ndarray:
+        """Positions in `LABELS`, of which those of stage 2 come first, int64 `[n]`."""
+        return np.array([LABELS.index(label) for label in self.labels], np.int64)
+
+    @classmethod
+    def of(cls, x: Sequence[float], y: Sequence[float], labels: Sequence[str]) -> "Nuclei":
+        """Returns nuclei from any sequences.
+
+        Args:
+            x: As the attributes.
+            y: As the attributes.
+            labels: As the attributes.
+        """
+        return cls(np.array(x, float), np.array(y, float), np.array(labels, dtype=str))
+
+    @classmethod
+    def of_phantom(cls, cells: Sequence[phantom.Cell]) -> "Nuclei":
+        """Returns the truth of a drawn field.
+
+        Args:
+            cells: From `phantom.draw_field`.
+        """
+        return cls.of(*([getattr(cell, name) for cell in cells] for name in ("x", "y", "label")))
+
+
+def read_nuclei(path: Path) -> dict[str, Nuclei]:
+    """Reads annotated nuclei.
+
+    Args:
+        path: CSV with the columns field (a file name), x, y (pixels of that file) and label (one of
+            `LABELS`), in any order.
+
+    Returns:
+        Those of each field, in the order of the file. A field without a line is not annotated.
+
+    Raises:
+        runs.RunError: If it is no such table, names a place twice, or has no nucleus; the message
+            gives the line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise runs.RunError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise runs.RunError(f"{path}: expected UTF-8 text") from None
+    rows: dict[str, list[tuple[float, float, str]]] = {}
+    lines: dict[tuple[str, float, float], int] = {}
+    for line, (field, x, y, label) in _rows(path, text):
+        first = lines.setdefault((field, x, y), line)
+        if first != line:
+            raise _problem(path, line, f"the same field, x and y as in line {first}")
+        rows.setdefault(field, []).append((x, y, label))
+    if not rows:
+        raise runs.RunError(f"{path}: expected a line for each annotated nucleus, got none")
+    return {field: Nuclei.of(*zip(*found, strict=True)) for field, found in rows.items()}
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, tuple[str, float, float, str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in _COLUMNS if name not in header]
+        if missing:
+            raise _problem(
+                path, 1, f"expected the columns {', '.join(_COLUMNS)}; no {', '.join(missing)}"
+            )
+        for row in reader:
+            line = reader.line_num
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise _problem(path, line, f"expected {len(header)} values, got {len(row)}")
+            named = {name: value.strip() for name, value in zip(header, row, strict=True)}
+            if not named["field"]:
+                raise _problem(path, line, "expected the name of a field, got none")
+            if named["label"] not in LABELS:
+                raise _problem(
+                    path,
+                    line,
+                    f"expected one of the labels {', '.join(LABELS)}, got {named['label']!r}",
+                )
+            x, y = (_pixels(path, line, name, named[name]) for name in ("x", "y"))
+            yield line, (named["field"], x, y, named["label"])
+    except csv.Error as error:
+        raise _problem(path, reader.line_num, f"expected CSV ({error})") from None
+
+
+def _pixels(path: Path, line: int, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise _problem(path, line, f"{name}: expected pixels, 0 or more, got {text!r}")
+    return value
+
+
+def _problem(path: Path, line: int, what: str) -> runs.RunError:
+    return runs.RunError(f"{path}, line {line}: {what}")

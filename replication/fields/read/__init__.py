@@ -1,0 +1,1 @@
+"""Fields of any size, read piece by piece."""

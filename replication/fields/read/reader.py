@@ -1,0 +1,177 @@
+"""Opens fields of any size: ordinary images, tiled TIFFs, whole slides.
+
+An ordinary image is decoded whole, with the pixels that training would see. Slides and tiled TIFFs
+are read piece by piece (`whole_slide`). Either is rescaled where its pixel size is not the one that
+the models were trained for (`rescaled`).
+"""
+
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from replication.fields.read.field import ArrayField, Field, FieldError
+from replication.fields.read.rescaled import SAME_MPP, Rescaled
+from tfds_pap import decoding, folders
+
+#: Pixels of an ordinary image at most: 400 MB when decoded.
+MAX_PIXELS = 2**27
+
+#: Endings of slides, beside those of images that folders are searched for.
+_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
+
+#: Ordinary images, and how those of them begin that no slide format shares.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
+
+#: Rows of a TIFF that are converted at a time.
+_ROWS = 1024
+
+#: What TensorFlow puts around the reason of a failure.
+_FRAME = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:.*")
+
+
+def open_field(
+    path: str | Path, *, mpp: float | None = None, file_mpp: float | None = None
+) -> Field:
+    """Opens a field.
+
+    Args:
+        path: An image (JPEG, PNG, BMP, TIFF; of several pages the first), or a slide.
+        mpp: Micrometres per pixel that it is wanted at; None reads every pixel of the file.
+        file_mpp: Pixel size of a file that does not state its own. The resolution of JPEG and PNG
+            files is not asked: cameras and editors write 72 or 96 dots an inch whatever the lens.
+
+    Returns:
+        The field; its `notes` say how it is read.
+
+    Raises:
+        FieldError: If it cannot be read; one line that names the file.
+
+    Example:
+        >>> with open_field("slide.svs", mpp=0.25) as field:  # doctest: +SKIP
+        ...     pixels = field.read(1000, 2000, 150, 150)
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise FieldError(f"{path}: expected an image ({error})") from None
+    if not start:
+        raise FieldError(f"{path}: expected an image, got no bytes")
+    field = None
+    # OpenSlide is loaded for what may be a slide alone.
+    if path.suffix.lower() in _SLIDES or not start.startswith(_MAGIC):
+        field = _slide(path, file_mpp)
+    if field is None:
+        field = ArrayField(path.name, _decoded(path), mpp=file_mpp)
+    if mpp is None or (field.mpp and abs(field.mpp / mpp - 1) <= SAME_MPP):
+        return field
+    if field.mpp is None:
+        field.notes += (
+            f"its pixel size is not known: read as if it were {mpp:g} micrometres (give "
+            "--field_mpp, or rescale the file)",
+        )
+        return field
+    return Rescaled(field, mpp)
+
+
+def given_fields(arguments: Iterable[str]) -> list[str]:
+    """Returns the fields that a command was given: files as they are, of folders all below them.
+
+    Args:
+        arguments: Files and folders.
+
+    Raises:
+        folders.TreeError: One does not exist, or is a folder without a field.
+    """
+    found = []
+    for argument in arguments:
+        path = Path(argument)
+        if not path.is_dir():
+            found += folders.given_images([argument])
+            continue
+        slides = {
+            each
+            for each in path.rglob("*")
+            if each.suffix.lower() in _SLIDES and each.is_file() and not _hidden(each, path)
+        }
+        # A .mrxs keeps its pixels in a folder of its name.
+        inside = {each.with_suffix("") for each in slides if each.suffix.lower() == ".mrxs"}
+        images = {Path(each) for each in folders.image_paths(path)}
+        fields = sorted(each for each in slides | images if not inside.intersection(each.parents))
+        if not fields:
+            raise folders.TreeError(f"{argument}: holds no field")
+        found += map(str, fields)
+    return found
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """As `folders` takes it: archivers leave `._slide.svs` and __MACOSX behind."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(root).parts)
+
+
+def _slide(path: Path, file_mpp: float | None) -> Field | None:
+    """Opens what OpenSlide knows, else returns None."""
+    try:
+        from replication.fields.read import whole_slide
+    except (ImportError, OSError) as error:
+        if path.suffix.lower() in _SLIDES:
+            raise FieldError(f"{path}: needs OpenSlide, which does not load ({error})") from None
+        return None
+    return whole_slide.open_slide(path, file_mpp)
+
+
+def _decoded(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        # Pillow warns of sizes that are allowed here, and of faults that are refused below.
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                _check(path, image)
+                if image.format == "TIFF":
+                    return _rgb(folders.as_stored(image))
+            data = folders.decodable_bytes(path.read_bytes())
+            return np.asarray(decoding.decode(data))
+        except FieldError:
+            raise
+        except Image.UnidentifiedImageError:
+            kinds = f"{', '.join(_FORMATS)} or a slide"
+            raise FieldError(f"{path}: expected an image: {kinds}") from None
+        except Exception as error:
+            # Pillow raises a dozen types on broken files; whichever it is, the file is to blame.
+            raise FieldError(f"{path}: cannot be decoded ({_reason(error)})") from None
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of `folders.decodable_bytes`, whose way through a PNG takes seventy times as long.
+
+    Strip by strip, as Pillow's own pixels take four bytes, and several copies of them.
+    """
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _ROWS):
+        strip = pixels[top : top + _ROWS]
+        strip[:] = image.crop((0, top, image.width, top + len(strip))).convert("RGB")
+    return pixels
+
+
+def _check(path: Path, image: Image.Image) -> None:
+    """Refuses by the header, before a pixel is decoded."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise FieldError(
+            f"{path}: {width} x {height} px, expected at most {MAX_PIXELS:,} in an image that is "
+            "decoded whole; convert it to a tiled TIFF"
+        )
+    # Pillow would keep the high byte, which is black in the 12 bits that microscopes write.
+    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:
+        raise FieldError(f"{path}: more than 8 bits a channel; convert it first")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return _FRAME.sub("", text.splitlines()[0]) if text else type(error).__name__

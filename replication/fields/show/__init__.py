@@ -1,0 +1,1 @@
+"""What is seen of scanned fields: pictures, figures, a viewer."""

@@ -1,0 +1,195 @@
+"""Figures of the evaluation of whole fields: FROC, precision and recall, and what is read right."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
+
+from replication.drawing import figures
+from replication.fields.judge import results as field_results
+from replication.fields.judge.results import Evaluation
+from replication.fields.judge.truth import ATYPICAL
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+_CURVE, _CHOSEN, _FAINT = "#0072B2", "#D55E00", "#a6cbe3"
+_LINE = {"color": _CURVE, "linewidth": 1.7}
+_BAR = {"linewidth": 1.0, "alpha": 0.8}
+_MARK = {"color": _CHOSEN, "marker": "o", "mfc": "white", "ms": 6, "mew": 1.3, "linestyle": ""}
+_CEILING = {"color": "#777777", "linestyle": (0, (4, 2)), "linewidth": 0.9}
+
+#: File names of `pictures`, without their ending.
+NAMES = ("froc", "fields_precision_recall", "end_to_end")
+
+#: Fewest false positives per field that the FROC curve shows.
+_FEWEST = 0.1
+
+
+def pictures(evaluation: Evaluation, form: str = "svg") -> dict[str, bytes]:
+    """Draws every figure that the evaluation allows.
+
+    Args:
+        evaluation: Of annotated fields.
+        form: "svg" or "png".
+
+    Returns:
+        By name, of `NAMES`.
+    """
+    drawn = {"froc": froc, "fields_precision_recall": precision_recall}
+    if evaluation.confusion is not None:
+        drawn["end_to_end"] = end_to_end
+    return {name: draw(evaluation, form) for name, draw in drawn.items()}
+
+
+def froc(evaluation: Evaluation, form: str = "svg") -> bytes:
+    """Draws recall over false positives per field, for all thresholds.
+
+    Args:
+        evaluation: Of annotated fields.
+        form: "svg" or "png".
+    """
+    return figures.drawn(figures.HEIGHT, lambda figure: _froc(figure, evaluation), form)
+
+
+def _froc(figure: Figure, evaluation: Evaluation) -> None:
+    axes = figure.subplots()
+    axes.set(xlabel="false positives per field", ylabel="nuclei found (recall)")
+    curve = evaluation.curve
+    if curve is None or not curve.thresholds:
+        figures.message(axes, "not defined: no nucleus or no detection")
+        return
+    lowest = max(_FEWEST, 0.5 / evaluation.fields)
+    highest = max(2 * lowest, 1.3 * curve.false_positives[-1])
+    handles: dict[str, Line2D | Patch] = {}
+    if np.isfinite(curve.band_low).any():
+        axes.fill_between(
+            curve.band_false_positives,
+            curve.band_low,
+            curve.band_high,
+            color=_CURVE,
+            alpha=0.16,
+            linewidth=0,
+        )
+        handles["95 % interval over fields"] = Patch(color=_CURVE, alpha=0.16, linewidth=0)
+    # A logarithmic axis has no 0.
+    places = np.maximum([0.0, *curve.false_positives], lowest / 2)
+    axes.plot(places, [0.0, *curve.recall], drawstyle="steps-post", **_LINE)
+    handles = {"all thresholds, matched by score": Line2D([], [], **_LINE), **handles}
+    false_positives, recall = (
+        evaluation.figure(name) for name in ("false_positives_per_field", "recall")
+    )
+    if false_positives.value >= lowest:
+        _point(axes, false_positives, recall)
+        handles[f"threshold {evaluation.threshold:g}, best matching"] = Line2D([], [], **_MARK)
+    reachable = evaluation.figure("recall_reachable").count / evaluation.nuclei
+    axes.axhline(reachable, **_CEILING)
+    handles["nuclei that an ROI can be centred on"] = Line2D([], [], **_CEILING)
+    axes.set(xscale="log", xlim=(lowest, highest), ylim=(-0.015, 1.015))
+    ticks = 2.0 ** np.arange(math.ceil(math.log2(lowest)), math.floor(math.log2(highest)) + 1)
+    axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _finish(figure, axes, evaluation, handles)
+
+
+def precision_recall(evaluation: Evaluation, form: str = "svg") -> bytes:
+    """Draws precision over recall of stage 1, for all thresholds.
+
+    Args:
+        evaluation: Of annotated fields.
+        form: "svg" or "png".
+    """
+    return figures.drawn(figures.HEIGHT, lambda figure: _precision_recall(figure, evaluation), form)
+
+
+def _precision_recall(figure: Figure, evaluation: Evaluation) -> None:
+    axes = figure.subplots()
+    axes.set(xlabel="nuclei found (recall)", ylabel="kept ROIs that are a nucleus (precision)")
+    curve = evaluation.curve
+    if curve is None or not curve.thresholds:
+        figures.message(axes, "not defined: no nucleus or no detection")
+        return
+    axes.plot(
+        [0.0, *curve.recall],
+        [curve.precision[0], *curve.precision],
+        drawstyle="steps-pre",
+        **_LINE,
+    )
+    area = evaluation.figure("average_precision")
+    handles = {f"all thresholds, area {area}": Line2D([], [], **_LINE)}
+    recall, precision = evaluation.figure("recall"), evaluation.figure("precision")
+    if math.isfinite(precision.value):
+        _point(axes, recall, precision)
+        handles[f"threshold {evaluation.threshold:g}, best matching"] = Line2D([], [], **_MARK)
+    axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015))
+    axes.xaxis.set_major_formatter(figures.percent_tick)
+    _finish(figure, axes, evaluation, handles)
+
+
+def end_to_end(evaluation: Evaluation, form: str = "svg") -> bytes:
+    """Draws, for each label, how many nuclei were found and how many of them named right.
+
+    Args:
+        evaluation: Of fields that stage 2 read.
+        form: "svg" or "png".
+    """
+    rows = sum(count > 0 for count in evaluation.annotated.values()) + 1
+    return figures.drawn(1.4 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form)
+
+
+def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
+    axes = figure.subplots()
+    matrix = dict(zip(evaluation.rows, np.array(evaluation.confusion), strict=True))
+    matrix["HSIL+"] = matrix["HSIL"] + matrix["SCC"]
+    named = (*STAGE2_CLASSES, "HSIL+")
+    counts = {label: matrix[label] for label in (*named, *ATYPICAL) if matrix[label].sum()}
+    missed = evaluation.columns.index(field_results.NOT_FOUND)
+    for place, row in enumerate(counts.values()):
+        axes.barh(place, 1 - row[missed] / row.sum(), height=0.68, color=_FAINT)
+    for place, label in enumerate(counts):
+        if label not in named:
+            continue
+        right = evaluation.figure(f"sensitivity {label}")
+        axes.barh(place, right.value, height=0.68, color=_CURVE)
+        axes.hlines(place, right.low, right.high, color=figures.INK, linewidth=1.2)
+        axes.plot([right.low, right.high], [place] * 2, "|", color=figures.INK, ms=6, mew=1.2)
+    axes.set_yticks(
+        range(len(counts)), [f"{label}  n = {row.sum():,}" for label, row in counts.items()]
+    )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set(
+        xlim=(0, 1.005),
+        xlabel="annotated nuclei\nHSIL+ specificity among found NILM and LSIL: "
+        f"{evaluation.figure('specificity HSIL+')}",
+    )
+    axes.xaxis.set_major_formatter(figures.percent_tick)
+    axes.grid(True, axis="x")
+    interval = {"marker": "|", "ms": 6, "mew": 1.2, "linewidth": 1.2, "color": figures.INK}
+    handles = {
+        "found and named right": Patch(color=_CURVE),
+        "found": Patch(color=_FAINT),
+        "95 % interval": Line2D([], [], **interval),
+    }
+    if evaluation.fields == 1:
+        del handles["95 % interval"]
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+
+
+def _point(axes: Axes, x: field_results.Figure, y: field_results.Figure) -> None:
+    """Draws the figures at the threshold with their intervals."""
+    axes.hlines(y.value, x.low, x.high, color=_CHOSEN, **_BAR)
+    axes.vlines(x.value, y.low, y.high, color=_CHOSEN, **_BAR)
+    axes.plot([x.value], [y.value], zorder=4, clip_on=False, **_MARK)
+
+
+def _finish(
+    figure: Figure, axes: Axes, evaluation: Evaluation, handles: dict[str, Line2D | Patch]
+) -> None:
+    axes.yaxis.set_major_formatter(figures.percent_tick)
+    axes.grid(True)
+    if not evaluation.complete:
+        axes.set_title("not reliable: not every cell is annotated", weight="normal")
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=1)

@@ -1,0 +1,123 @@
+"""The page of a scan: its fields, each of which one can walk through, and its cells.
+
+Pictures are files beside the page, not part of it: tiles for the viewer, a picture for each of the
+most suspicious cells. The page loads nothing from elsewhere and works from a disk.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from replication.drawing import pages
+from replication.drawing.palette import COLOURS, LETTERS, is_light
+from replication.fields.finished import Finished, finished, remarks
+from replication.fields.judge.scan_evaluation import EVALUATION
+from replication.fields.show.figures import NAMES
+from replication.fields.show.pictures import THUMBNAILS
+from replication.runs import directory as runs
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+#: Cells of the gallery.
+_GALLERY = 24
+
+_FIGURES = {
+    "froc": "Nuclei found against false positives per field, over all thresholds.",
+    "fields_precision_recall": "Precision and recall of stage 1, over all thresholds.",
+    "end_to_end": "Nuclei of each class that were found, and that were named right as well.",
+}
+
+
+def write_report(run: runs.RunDirectory) -> Path:
+    """Writes `report.html` of a scan directory, whole or not at all.
+
+    Args:
+        run: A scan directory whose fields are finished.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        runs.RunError: If one of its files is not readable.
+    """
+    manifest, fields = run.manifest(), finished(run)
+    evaluation = run.path / EVALUATION
+    found = runs.read_json(evaluation) if evaluation.exists() else None
+    page = pages.template("replication.fields.show", "scan_report.html.j2").render(
+        announcement=pages.announcement(manifest),
+        settings=manifest["settings"],
+        models=manifest["models"],
+        remarks=remarks(run),
+        environment=manifest.get("environment", {}),
+        fields=[_field(one.info) for one in fields],
+        unreadable=manifest.get("unreadable", ()),
+        gallery=_gallery(fields),
+        classes=[
+            {
+                "name": name,
+                "letter": LETTERS[i],
+                "colour": "rgb({}, {}, {})".format(*COLOURS[i]),
+                "light": is_light(i),
+            }
+            for i, name in enumerate(STAGE2_CLASSES)
+        ],
+        evaluation=found,
+        figures={
+            name: _FIGURES[name] for name in NAMES if found and (run.path / f"{name}.svg").exists()
+        },
+        documents=[
+            name for name in ("cells.csv", "fields.csv", "slides.csv") if (run.path / name).exists()
+        ],
+        viewer={
+            "fields": [{"id": one.info["id"], "name": one.info["name"]} for one in fields],
+            "classes": STAGE2_CLASSES,
+            "letters": LETTERS,
+            "colours": COLOURS,
+            "light": [is_light(i) for i in range(len(STAGE2_CLASSES))],
+        },
+    )
+    path = run.path / "report.html"
+    runs.write_atomically(path, page)
+    return path
+
+
+def _field(info: Mapping[str, Any]) -> dict[str, Any]:
+    score = info["slide_score"]["value"]
+    seconds = info["seconds"]
+    return {
+        **info,
+        "folder": f"fields/{quote(info['id'])}",
+        "score": "none" if score is None else f"{score:.3f}",
+        "definition": info["slide_score"]["definition"],
+        "seconds": sum(seconds.get(name, 0) for name in ("stage1", "suppression", "stage2")),
+    }
+
+
+def _gallery(fields: Sequence[Finished]) -> list[dict[str, Any]]:
+    """The most suspicious cells of all fields."""
+    found = []
+    for one in fields:
+        cells = one.cells.select(slice(min(_GALLERY, THUMBNAILS)))
+        for number in range(len(cells)):
+            class_id = int(cells.class_ids[number])
+            found.append(
+                {
+                    "field": one.info["id"],
+                    "name": one.info["name"],
+                    "number": number,
+                    "picture": f"fields/{quote(one.info['id'])}/thumbnails/{number}.jpg",
+                    "label": STAGE2_CLASSES[class_id],
+                    "class_id": class_id,
+                    "abstain": bool(cells.abstain[number]),
+                    "hsil_plus": float(cells.hsil_plus[number]),
+                    "score": float(cells.scores[number]),
+                    "probabilities": [
+                        {"name": name, "percent": f"{100 * p:.1f}", "top": i == class_id}
+                        for i, (name, p) in enumerate(
+                            zip(STAGE2_CLASSES, cells.probabilities[number], strict=True)
+                        )
+                    ],
+                }
+            )
+    found.sort(key=lambda cell: -cell["hsil_plus"])
+    return found[:_GALLERY]

@@ -1,0 +1,1 @@
+"""One definition of each flag that two commands share."""

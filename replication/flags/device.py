@@ -1,0 +1,60 @@
+"""Flags that say how a command computes; a command adopts them and asks for the policy."""
+
+from absl import flags
+
+from replication.runs import directory as runs
+
+_XLA = flags.DEFINE_enum(
+    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision",
+    "auto",
+    ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
+    "Keras dtype policy (default auto: mixed_bfloat16 on GPUs that have it, else float32).",
+)
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Op determinism: same seed, same weights; slower (default: off)."
+)
+
+
+def policy(*, strategy: str = "none") -> runs.DevicePolicy:
+    """Sets this process up as the flags say; see `runs.configure_devices`.
+
+    Args:
+        strategy: "none", or "mirrored" for every GPU of this machine.
+
+    Raises:
+        runs.RunError: If the strategy cannot be had.
+    """
+    return runs.configure_devices(
+        xla=_XLA.value,
+        precision=_PRECISION.value,
+        strategy=strategy,
+        deterministic=_DETERMINISTIC.value,
+    )
+
+
+def identity(policy: runs.DevicePolicy) -> dict[str, object]:
+    """Returns what results depend on, for `runs.RunDirectory.open`.
+
+    Args:
+        policy: The policy in force.
+    """
+    import keras
+
+    return {
+        "backend": keras.backend.backend(),
+        "precision": policy.precision,
+        "xla": policy.jit_compile,
+        "deterministic": _DETERMINISTIC.value,
+    }
+
+
+def words(policy: runs.DevicePolicy) -> str:
+    """Returns the line that a command prints before it computes.
+
+    Args:
+        policy: The policy in force.
+    """
+    return f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}"

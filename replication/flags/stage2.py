@@ -1,0 +1,61 @@
+"""Flags that say which images of stage 2 are used, and where their features are kept."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from replication.flags import images as image_flags
+
+_MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+)
+_FEATURES_DIR = flags.DEFINE_string(
+    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
+)
+
+flags.adopt_module_key_flags(image_flags)
+
+
+def manual_dir() -> str | None:
+    """Returns the folder that holds DB_4, if one is given."""
+    return _MANUAL_DIR.value
+
+
+def images() -> str | None:
+    """Returns whose images are declared to lie there: "original", "stand-in" or None.
+
+    Raises:
+        app.UsageError: If no folder is given whose images it could be about.
+    """
+    return image_flags.declared(_MANUAL_DIR.value)
+
+
+def data_dir() -> str | None:
+    """Returns where TFDS keeps prepared data, if it is given."""
+    return _DATA_DIR.value
+
+
+def features_dir() -> Path:
+    """Returns where features are stored."""
+    return Path(_FEATURES_DIR.value)
+
+
+def source() -> str:
+    """Returns "original" for a copy of the authors' tree, or "phantom"."""
+    return "original" if _MANUAL_DIR.value else "phantom"
+
+
+def prepare() -> Any:
+    """Returns the prepared builder of DB_4.
+
+    Raises:
+        folders.TreeError: If the tree cannot be used.
+    """
+    # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
+    from tfds_pap import pipeline
+
+    return pipeline.prepare("pap_db4", source(), _MANUAL_DIR.value, _DATA_DIR.value)

@@ -1,0 +1,175 @@
+"""Trains the head of P4 and P6 on stored features and scores it, once a seed and fold."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from replication.learning import features, models, training
+from replication.measures import evaluation
+from replication.runs import directory as runs
+from tfds_pap import folds, pipeline, roles
+
+#: Name of the cut that the authors published: folders train and validation.
+PUBLISHED = "published"
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadRecipe:
+    """How a head is built and trained; the defaults are those of P6.
+
+    Attributes:
+        units: Of the hidden layer; 0 leaves it out.
+        dropout: Share of values that are dropped.
+        optimizer: One of `training.OPTIMIZERS`.
+        learning_rate: Of the optimizer.
+        batch_size: Images a step.
+        epochs: Epochs at most.
+        patience: Epochs without a better one on the tune role after which training ends.
+    """
+
+    units: int = 64
+    dropout: float = 0.2
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    batch_size: int = 16
+    epochs: int = 50
+    patience: int = 20
+
+    def training_recipe(
+        self, store: features.FeatureStore, protocol: str, seed: int, *, tuned: bool
+    ) -> training.Recipe:
+        """Returns how one head is trained on stored features.
+
+        Args:
+            store: The features.
+            protocol: "paper" watches accuracy on the tune role and keeps the last weights, as P6
+                did; "clean" watches the loss and keeps the best ones.
+            seed: Of weights and dropout.
+            tuned: Whether there is a tune role; without one the last epoch counts.
+        """
+        views = store.features.shape[1]
+        return training.Recipe(
+            name="head (P6)",
+            stage=2,
+            build=lambda size: models.head(
+                size,
+                len(store.index.class_names),
+                units=(self.units,) if self.units else (),
+                dropout=self.dropout,
+                seed=seed,
+            ),
+            size=0,
+            resize="bilinear",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            keep="best" if tuned and protocol == "clean" else "last",
+            patience=self.patience if tuned else None,
+            augment="stored_views" if views > 1 and protocol == "clean" else "none",
+            optimizer=self.optimizer,
+            monitor="val_accuracy" if protocol == "paper" else "val_loss",
+        )
+
+
+def cut(
+    index: pipeline.Index,
+    name: str,
+    *,
+    protocol: str,
+    count: int,
+    seed: int,
+    blocks: Mapping[str, str] | None = None,
+) -> list[roles.Roles]:
+    """Returns the roles of every fit of one seed.
+
+    Args:
+        index: What is known of the images.
+        name: `PUBLISHED` (one fit, on the published folders), or one of `folds.CUTS`.
+        protocol: Of the published cut.
+        count: Number of folds.
+        seed: Of the folds.
+        blocks: What is kept together, by id; None keeps groups together.
+
+    Raises:
+        roles.CutError: See `folds.cut` and `roles.assign_roles`.
+    """
+    if name == PUBLISHED:
+        return [roles.assign_roles(index, protocol, stage=2, blocks=blocks)]
+    return folds.cut(index, count, by=name, seed=seed, blocks=blocks)
+
+
+def fit_and_score(
+    store: features.FeatureStore,
+    fits: Sequence[roles.Roles],
+    recipe: HeadRecipe,
+    *,
+    protocol: str,
+    seed: int,
+    policy: runs.DevicePolicy,
+    directory: Path,
+) -> evaluation.Predictions:
+    """Trains a head for each fold and scores what it did not train on; reads it where it is done.
+
+    Args:
+        store: Features of every image.
+        fits: Roles of each fold.
+        recipe: How to train.
+        protocol: "paper" or "clean".
+        seed: Of weights, order, views and dropout.
+        policy: Where and how to compute.
+        directory: Where `predictions.csv`, `fit.json` (last) and, of a single fit, `head.keras`
+            are kept.
+
+    Returns:
+        Predictions of the tune and test roles, pooled over the folds.
+    """
+    if (directory / "fit.json").exists():
+        return evaluation.Predictions.read(directory / "predictions.csv")
+    start = time.perf_counter()
+    parts, said, outcomes = [], [], []
+    for number, assigned in enumerate(fits):
+        state = directory / f"fold_{number}"
+        head, outcome = training.fit(
+            recipe.training_recipe(store, protocol, seed, tuned=bool(len(assigned.tune))),
+            store,
+            assigned,
+            seed=seed,
+            policy=policy,
+            directory=state,
+            label=None,
+        )
+        scored = np.concatenate([assigned.tune, assigned.test])
+        parts += [("tune", assigned.tune), ("test", assigned.test)]
+        said.append(training.predict(head, store, scored))
+        outcomes.append(outcome)
+        if len(fits) == 1:
+            runs.save_model(head, directory / "head.keras")
+    predictions = evaluation.Predictions.of(store.index, parts, np.concatenate(said))
+    predictions.write(directory / "predictions.csv")
+    runs.write_json(
+        directory / "fit.json",
+        {
+            "seed": seed,
+            "protocol": protocol,
+            "recipe": dataclasses.asdict(recipe),
+            "weights": store.about["weights"],
+            "features": store.about["key"],
+            "folds": [
+                {
+                    "counts": {role: len(positions) for role, positions in assigned.items()},
+                    "epochs_run": outcome["epochs_run"],
+                    "best_epoch": outcome["best_epoch"],
+                    "final": outcome["history"][-1],
+                }
+                for assigned, outcome in zip(fits, outcomes, strict=True)
+            ],
+            "seconds": time.perf_counter() - start,
+        },
+    )
+    for number in range(len(fits)):
+        shutil.rmtree(directory / f"fold_{number}", ignore_errors=True)
+    return predictions

@@ -1,0 +1,423 @@
+"""Compile and fit one model: progress, best weights, resume after a kill, TensorBoard."""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tqdm
+from sklearn.utils import class_weight
+
+from replication.learning import models, pooling
+from replication.runs import directory as runs
+from tfds_pap import augmentation, pipeline, roles
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one model is trained.
+
+    Attributes:
+        name: What the report calls it.
+        stage: 1 or 2.
+        build: From the size of the input (pixels, or number of stored features) to the model, not
+            compiled.
+        size: Height and width of the input in pixels.
+        resize: One of `decoding.RESIZE_METHODS`.
+        epochs: Epochs at most.
+        batch_size: Images a step.
+        learning_rate: Of the optimizer.
+        keep: "last" keeps the weights of the last epoch, "best" those of the best epoch on the
+            tune role.
+        patience: Epochs without a better one on the tune role after which training ends; None
+            never does.
+        augment: One of `augmentation.AUGMENTATIONS`.
+        optimizer: One of `OPTIMIZERS`.
+        monitor: What makes an epoch better: a lower loss, or a higher one of any other figure.
+        published: Key of the figure it is set beside, see `published.published`.
+        features: A `features.FeatureSpec` where `build` makes a head for stored features.
+        test_within_train: See `roles.assign_roles`.
+        train_on_tune: Whether the tune role, once it has chosen everything, trains as well.
+        build_optimizer: From the model and the steps of an epoch to its optimizer, where a name and
+            a learning rate do not say it all.
+        label_smoothing: Share of the label that is spread over all classes.
+        class_weights: "balanced" weighs each class by the inverse of its number of images.
+    """
+
+    name: str
+    stage: int
+    build: Callable[[int], keras.Model]
+    size: int
+    resize: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    keep: str
+    patience: int | None
+    augment: str
+    optimizer: str = "adam"
+    monitor: str = "val_loss"
+    published: str = ""
+    features: Any = None
+    test_within_train: bool = False
+    train_on_tune: bool = False
+    build_optimizer: Callable[[keras.Model, int], keras.optimizers.Optimizer] | None = None
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+
+
+#: From a learning rate to an optimizer with Keras's defaults.
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+
+
+class Diverged(runs.RunError):
+    """A fit whose loss is no longer finite."""
+
+
+class Store(Protocol):
+    """Where examples come from: decoded images or stored features."""
+
+    index: pipeline.Index
+
+    @property
+    def input_size(self) -> int:
+        """Height and width in pixels, or number of features."""
+
+    def batches(
+        self,
+        positions: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epochs: range = range(1),
+        augment: Callable | None = None,
+    ) -> Any:
+        """See `pipeline.ImageStore.batches`."""
+
+
+class TrainingState(keras.callbacks.Callback):
+    """Keeps everything that training depends on, so that a killed fit loses nothing.
+
+    Keras's BackupAndRestore stores neither the state of dropout's random generators nor the
+    patience and best value of other callbacks, and a kill while it writes leaves half a file.
+
+    Args:
+        directory: Where the state lies; removed by the caller once the fit is finished.
+        patience: See `Recipe`.
+        monitor: See `Recipe`.
+        seconds: Least time between two writes; the last epoch is always written.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        patience: int | None,
+        monitor: str = "val_loss",
+        seconds: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._directory = directory
+        self._patience = patience
+        self._monitor = monitor
+        self._seconds = seconds
+        self._written_at = time.monotonic()
+        self._best: dict[str, np.ndarray] | None = None
+        self.history: list[dict[str, float]] = []
+        self.best_epoch: int | None = None
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / "state.npz"
+
+    def _best_path(self, epoch: int) -> Path:
+        return self._directory / f"best_{epoch:04d}.npz"
+
+    def restore(self, model: keras.Model) -> int:
+        """Restores a compiled model and its optimizer; returns the epoch to go on with."""
+        if not self._path.exists():
+            return 0
+        model.optimizer.build(model.trainable_variables)
+        with np.load(self._path) as stored:
+            meta = json.loads(str(stored["meta"]))
+            _assign(_everything(model), stored)
+        self.history = meta["history"]
+        self.best_epoch = meta["best_epoch"]
+        return len(self.history)
+
+    def restore_best(self, model: keras.Model) -> None:
+        """Sets the weights to those of the best epoch."""
+        if self._best is not None:
+            _assign(_changing(model), self._best)
+            return
+        with np.load(self._best_path(self.best_epoch)) as stored:
+            _assign(_changing(model), stored)
+
+    def should_stop(self) -> bool:
+        """Tells whether patience has run out."""
+        if self._patience is None or self.best_epoch is None:
+            return False
+        return len(self.history) - 1 - self.best_epoch >= self._patience
+
+    def _is_best(self, logs: dict[str, float]) -> bool:
+        if self._monitor not in logs:
+            return False
+        if self.best_epoch is None:
+            return True
+        gain = logs[self._monitor] - self.history[self.best_epoch][self._monitor]
+        return gain < 0 if self._monitor.endswith("loss") else gain > 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Takes the epoch in, and writes the state unless it was written a moment ago."""
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(logs["loss"]):
+            raise Diverged(f"loss became {logs['loss']} in epoch {epoch + 1}")
+        self.history.append(logs)
+        if self._is_best(logs):
+            self.best_epoch = epoch
+            self._best = _arrays(_changing(self.model))
+        if time.monotonic() - self._written_at >= self._seconds:
+            self._write()
+        if self.should_stop():
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Writes the state of the last epoch, from which a longer fit may go on."""
+        if self._seconds:
+            self._write()
+
+    def _write(self) -> None:
+        """Writes the state; the best weights come first, so that the state never lacks them."""
+        if self._best is not None and not self._best_path(self.best_epoch).exists():
+            _save(self._best_path(self.best_epoch), self._best)
+        meta = json.dumps({"history": self.history, "best_epoch": self.best_epoch})
+        _save(self._path, _arrays(_everything(self.model)), meta=meta)
+        for path in self._directory.glob("best_*.npz"):
+            if path != self._best_path(self.best_epoch):
+                path.unlink()
+        self._written_at = time.monotonic()
+
+
+def remove_state(directory: Path) -> None:
+    """Removes the state of a fit whose results are written."""
+    for path in directory.glob("*.npz"):
+        path.unlink()
+
+
+def copy_state(source: Path, target: Path) -> None:
+    """Lets a fit go on where another one ended; the state comes last, so that it lacks nothing."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.npz")):
+        partial = target / f".{path.name}.partial"
+        shutil.copyfile(path, partial)
+        partial.replace(target / path.name)
+
+
+def _changing(model: keras.Model) -> list[keras.Variable]:
+    """What training can change: all but the weights of frozen layers, which may be large."""
+    frozen = {
+        id(weight)
+        for layer in models.leaf_layers(model)
+        if not layer.trainable
+        for weight in layer.weights
+    }
+    return [variable for variable in model.variables if id(variable) not in frozen]
+
+
+def _everything(model: keras.Model) -> list[keras.Variable]:
+    """Weights, the random generators of dropout, and the optimizer's own variables."""
+    return [*_changing(model), *model.optimizer.variables]
+
+
+def _arrays(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
+    return {
+        str(number): np.array(keras.ops.convert_to_numpy(variable))
+        for number, variable in enumerate(variables)
+    }
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray], **extra: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays, **extra)
+    partial.replace(path)
+
+
+def _assign(variables: list[keras.Variable], stored: Any) -> None:
+    for number, variable in enumerate(variables):
+        variable.assign(stored[str(number)])
+
+
+class _Validation(keras.callbacks.Callback):
+    """Adds figures to the logs of an epoch, for every callback that comes after it."""
+
+    def __init__(self, validate: Callable[[keras.Model], dict[str, float]]) -> None:
+        super().__init__()
+        self._validate = validate
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Scores the model."""
+        logs.update(self._validate(self.model))
+
+
+class Progress(keras.callbacks.Callback):
+    """One line a fit: epochs done, losses, images a second."""
+
+    def __init__(self, name: str, epochs: int, first: int, images: int) -> None:
+        super().__init__()
+        self._images = images
+        self._bar = tqdm.tqdm(desc=name, total=epochs, initial=first, unit="epoch")
+        self._start = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the epoch's figures."""
+        shown = {k: f"{v:.3f}" for k, v in (logs or {}).items() if k != "learning_rate"}
+        rate = self._images / (time.perf_counter() - self._start)
+        self._bar.set_postfix({**shown, "images/s": f"{rate:.0f}"}, refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the line."""
+        self._bar.close()
+
+
+def fit(
+    recipe: Recipe,
+    store: Store,
+    assigned: roles.Roles,
+    *,
+    seed: int,
+    policy: runs.DevicePolicy,
+    directory: Path,
+    label: str | None,
+    callbacks: tuple[keras.callbacks.Callback, ...] = (),
+    validate: Callable[[keras.Model], dict[str, float]] | None = None,
+    seconds_between_writes: float = 0.0,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Trains one model, or goes on where a killed fit left off.
+
+    Args:
+        recipe: How to train.
+        store: Decoded images at the recipe's size, or stored features where a head is trained.
+        assigned: Which image has which role.
+        seed: Of initial weights, order, augmentation and dropout.
+        policy: Where and how to compute.
+        directory: Where the state lies while training; nothing of it remains afterwards.
+        label: Name of the progress line; None shows none.
+        callbacks: Further callbacks, for example TensorBoard's.
+        validate: From the model to the figures `val_...` of an epoch, instead of Keras's own loss
+            and accuracy on the tune role.
+        seconds_between_writes: Of the state; 0 writes it after every epoch.
+
+    Returns:
+        The trained model, and what happened: history, epochs run, best epoch, seconds (of this
+        process alone), images a second.
+
+    Raises:
+        Diverged: If the loss is no longer finite.
+        runs.RunError: If a batch cannot be shared evenly.
+    """
+    if recipe.batch_size % policy.replicas:
+        raise runs.RunError(
+            f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
+            "--strategy=mirrored"
+        )
+    steps = math.ceil(len(assigned.train) / recipe.batch_size)
+    runs.set_seed(seed)
+    with policy.scope():
+        model = recipe.build(store.input_size)
+        trained = pooling.for_training(model) if policy.compiled_pooling else model
+        if recipe.build_optimizer is None:
+            optimizer = OPTIMIZERS[recipe.optimizer](recipe.learning_rate)
+        else:
+            optimizer = recipe.build_optimizer(trained, steps)
+        trained.compile(
+            optimizer=optimizer,
+            loss=_loss(recipe, len(store.index.class_names)),
+            metrics=["accuracy"],
+            jit_compile=policy.jit_compile,
+            # A head's step takes about a millisecond, half of which is Python's.
+            steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
+        )
+    state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
+    first = state.restore(trained)
+    start = time.perf_counter()
+    if first < recipe.epochs and not state.should_stop():
+        train = store.batches(
+            assigned.train,
+            recipe.batch_size,
+            seed=seed,
+            # Keras asks for one batch more than it uses.
+            epochs=range(first, recipe.epochs + 1),
+            augment=augmentation.AUGMENTATIONS[recipe.augment],
+        )
+        tune = None
+        if validate is None and len(assigned.tune):
+            tune = store.batches(assigned.tune, recipe.batch_size)
+        if label is not None:
+            progress = Progress(label, recipe.epochs, first, len(assigned.train))
+            callbacks = (progress, *callbacks)
+        trained.fit(
+            train,
+            steps_per_epoch=steps,
+            validation_data=tune,
+            initial_epoch=first,
+            shuffle=False,
+            epochs=recipe.epochs,
+            class_weight=_class_weights(recipe, store.index.labels[assigned.train]),
+            verbose=0,
+            callbacks=[*([_Validation(validate)] if validate else []), state, *callbacks],
+        )
+    seconds = time.perf_counter() - start
+    if recipe.keep == "best" and state.best_epoch is not None:
+        state.restore_best(trained)
+    epochs_here = len(state.history) - first
+    return model, {
+        "history": state.history,
+        "epochs_run": len(state.history),
+        "best_epoch": state.best_epoch,
+        "kept": recipe.keep,
+        "seconds": seconds,
+        "images_per_second": epochs_here * len(assigned.train) / seconds if epochs_here else None,
+    }
+
+
+def _loss(recipe: Recipe, classes: int) -> str | Callable:
+    if not recipe.label_smoothing:
+        return "sparse_categorical_crossentropy"
+
+    def smoothed(labels: Any, probabilities: Any) -> Any:
+        # Keras smooths one-hot labels only.
+        truth = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), classes)
+        return keras.losses.categorical_crossentropy(
+            truth, probabilities, label_smoothing=recipe.label_smoothing
+        )
+
+    return smoothed
+
+
+def _class_weights(recipe: Recipe, labels: np.ndarray) -> dict[int, float] | None:
+    """Weights whose mean over the images is 1."""
+    if recipe.class_weights == "none":
+        return None
+    present = np.unique(labels)
+    weights = class_weight.compute_class_weight("balanced", classes=present, y=labels)
+    return dict(zip(present.tolist(), weights.tolist(), strict=True))
+
+
+def predict(
+    model: keras.Model, store: Store, positions: np.ndarray, batch_size: int = 64
+) -> np.ndarray:
+    """Returns float32 probabilities `[n, classes]` of the images at these positions."""
+    batches = store.batches(positions, batch_size).map(lambda images, labels: images)
+    return model.predict(batches, verbose=0)

@@ -1,0 +1,1 @@
+"""Figures of predictions, how sure each is, and what the papers report."""

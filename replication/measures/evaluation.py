@@ -1,0 +1,382 @@
+"""Every figure of a trained model, computed from its predictions file.
+
+The values come from scikit-learn, the intervals from `replication.measures.intervals`, and none
+of them needs the model again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+
+from replication.measures import areas, class_figures, shares
+from replication.measures.intervals import Estimate, Interval, wilson
+from replication.measures.predictions import ROLES, Predictions, jsonable
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+__all__ = [
+    "ROLES",
+    "Estimate",
+    "Predictions",
+    "SeedSummary",
+    "evaluate",
+    "jsonable",
+    "summarise_seeds",
+    "wilson",
+]
+
+
+def _for_scoring(predictions: Predictions) -> Predictions:
+    """One role, sorted by id: the order of the rows must not move an interval."""
+    if not len(predictions):
+        raise ValueError("evaluation: expected predictions, got none")
+    roles = sorted(set(predictions.splits))
+    if len(roles) > 1:
+        raise ValueError(
+            f"evaluation: expected one split, got {', '.join(roles)}; select('test') first"
+        )
+    return predictions.take(sorted(range(len(predictions)), key=predictions.ids.__getitem__))
+
+
+def _with_interval(value: float, interval: Interval, count: int) -> Estimate:
+    return Estimate(float(value), interval.low, interval.high, count, interval.method)
+
+
+def _severity(names: Sequence[str]) -> list[int]:
+    """Class indices in order of severity; other classes are taken to be given in that order."""
+    if set(names) == set(STAGE2_CLASSES):
+        return [names.index(name) for name in STAGE2_CLASSES]
+    return list(range(len(names)))
+
+
+def _severe(names: Sequence[str]) -> list[int]:
+    """The classes HSIL and SCC where the four Bethesda classes are told apart, else none."""
+    return _severity(names)[2:] if set(names) == set(STAGE2_CLASSES) else []
+
+
+def _normalised(predictions: Predictions) -> np.ndarray:
+    # Rows of float32 add up to 1 within 1e-7 only; log loss is defined on exact ones.
+    return predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
+
+
+def _values(p: Predictions) -> dict[str, float]:
+    """The figures themselves, by scikit-learn. The names are those of `_fast`."""
+    truth, named, scores, every = p.labels, p.predicted, p.probabilities, range(len(p.class_names))
+    present = [c for c in every if (truth == c).any()]
+    values = {"accuracy": metrics.accuracy_score(truth, named)}
+    for mean in ("macro", "weighted"):
+        figures = metrics.precision_recall_fscore_support(
+            truth, named, labels=present, average=mean, zero_division=0
+        )
+        for name, value in zip(("precision", "sensitivity", "f1"), figures[:3], strict=True):
+            values[f"{mean}_{name}"] = value
+    values["balanced_accuracy"] = values["macro_sensitivity"]
+    tables = metrics.multilabel_confusion_matrix(truth, named, labels=list(every))[present]
+    negatives = tables[:, 0].sum(axis=1)
+    values["macro_specificity"] = (
+        (tables[:, 0, 0] / negatives).mean() if negatives.all() else math.nan
+    )
+    values["log_loss"] = metrics.log_loss(truth, _normalised(p), labels=list(every))
+    same = len({*truth, *named}) == 1
+    values["quadratic_kappa"] = (
+        math.nan
+        if same
+        else metrics.cohen_kappa_score(
+            truth, named, labels=_severity(p.class_names), weights="quadratic"
+        )
+    )
+    f1 = metrics.f1_score(truth, named, labels=list(every), average=None, zero_division=0)
+    for c in present:
+        name, positive = p.class_names[c], truth == c
+        values[f"f1 {name}"] = f1[c]
+        values[f"pr_auc {name}"] = metrics.average_precision_score(positive, scores[:, c])
+        values[f"roc_auc {name}"] = (
+            math.nan if positive.all() else metrics.roc_auc_score(positive, scores[:, c])
+        )
+    for curve in ("roc_auc", "pr_auc"):
+        values[f"{curve}_macro"] = np.mean([values[f"{curve} {p.class_names[c]}"] for c in present])
+    severe = _severe(p.class_names)
+    truly = np.isin(truth, severe)
+    if severe:
+        values["hsil_plus_sensitivity"] = (
+            metrics.recall_score(truly, np.isin(named, severe)) if truly.any() else math.nan
+        )
+        values["hsil_plus_specificity"] = (
+            math.nan if truly.all() else metrics.recall_score(~truly, ~np.isin(named, severe))
+        )
+    return {name: float(value) for name, value in values.items()}
+
+
+#: Figures over classes, by the interval that they get.
+_OVER_CLASSES = (
+    "balanced_accuracy",
+    "quadratic_kappa",
+    *(f"macro_{name}" for name in ("precision", "sensitivity", "specificity", "f1")),
+    *(f"weighted_{name}" for name in ("precision", "sensitivity", "f1")),
+)
+
+#: Why a figure has no interval.
+_NO_INTERVAL = {
+    "log_loss": "no interval: a mean without an upper end, which few images make",
+    "pr_auc": "no interval: none that was tried holds for few positive images",
+}
+
+
+def _no_interval(value: float, count: int, name: str) -> Estimate:
+    return Estimate(value, math.nan, math.nan, count, _NO_INTERVAL[name])
+
+
+def _class_intervals(
+    scored: Sequence[Predictions], names: Sequence[str], **bootstrap: Any
+) -> dict[str, Interval]:
+    """Intervals of means over models of figures over classes."""
+    first = scored[0]
+    classes = len(first.class_names)
+    present = np.bincount(first.labels, minlength=classes) > 0
+    return class_figures.confusion_intervals(
+        first.labels,
+        np.stack([run.predicted for run in scored]),
+        first.groups,
+        class_figures.mean_figures(present, _severity(first.class_names), names),
+        classes=classes,
+        **bootstrap,
+    )
+
+
+def _roc_interval(
+    scored: Sequence[Predictions], classes: Sequence[int], confidence: float
+) -> Interval:
+    """Of the mean ROC-AUC over models and classes; NaN where only one class has images."""
+    first = scored[0]
+    positives = np.array([first.labels == c for c in classes])
+    if positives.all(axis=1).any():
+        return Interval(math.nan, math.nan, "undefined: images of one class only")
+    scores = np.array([[run.probabilities[:, c] for run in scored] for c in classes])
+    return areas.roc_interval(scores, positives, first.groups, confidence)
+
+
+def evaluate(
+    predictions: Predictions, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Every figure of one model on one role, with an interval where one holds.
+
+    Groups count as a whole where every group is known: crops of one field resemble each other. How
+    each interval was made, or why there is none, is its `method`; how often each kind holds is in
+    results/interval_coverage.csv. Figures over classes are those of other images with the same
+    class shares. A class without an image has NaN figures, and means over classes leave it out
+    (their `method` says so). The precision of a class that is never named is NaN alone, and 0 in a
+    mean, as in scikit-learn.
+
+    Args:
+        predictions: Of one role, for example ``all_of_them.select("test")``.
+        confidence: Of the intervals.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        `Estimate` under 'accuracy', 'majority_baseline'
+        (always naming the most frequent class of these images), 'balanced_accuracy', 'log_loss',
+        'quadratic_kappa' (classes in order of severity), 'roc_auc_macro', 'pr_auc_macro',
+        'hsil_plus_sensitivity' and 'hsil_plus_specificity' (HSIL or SCC, named as either; the four
+        Bethesda classes only). Under 'per_class' a dict for each class name: 'sensitivity',
+        'specificity', 'ppv', 'npv', 'f1', 'roc_auc' and 'pr_auc' (one against the rest; average
+        precision) and the int 'support'. Under 'macro' and 'weighted': 'precision', 'sensitivity',
+        'f1'; 'macro' has 'specificity' too. 'confusion_matrix' is a list of lists, rows true,
+        and 'class_names' the list of its classes.
+
+    Raises:
+        ValueError: No predictions, or of several roles.
+    """
+    p = _for_scoring(predictions)
+    names, count, truth, named = p.class_names, len(p), p.labels, p.predicted
+    every = list(range(len(names)))
+    present = [c for c in every if (truth == c).any()]
+    absent = [names[c] for c in every if c not in present]
+    intervals = _class_intervals(
+        [p],
+        [*_OVER_CLASSES, *(f"f1 {c}" for c in present)],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    intervals["roc_auc_macro"] = _roc_interval([p], present, confidence)
+    for c in present:
+        intervals[f"roc_auc {c}"] = _roc_interval([p], [c], confidence)
+    values = _values(p)
+    for c in present:
+        for key in ("f1", "roc_auc"):
+            values[f"{key} {c}"] = values[f"{key} {names[c]}"]
+
+    def proportion(hits: np.ndarray, among: np.ndarray) -> Estimate:
+        return shares.share(hits, among, p.groups, confidence)
+
+    def resampled(name: str, mean: bool = False) -> Estimate:
+        estimate = _with_interval(values[name], intervals[name], count)
+        if mean and absent:
+            note = f"{estimate.method}; left out, having no image: {', '.join(absent)}"
+            estimate = dataclasses.replace(estimate, method=note)
+        return estimate
+
+    whole = np.ones(count, bool)
+    results: dict[str, Any] = {
+        "class_names": list(names),
+        "accuracy": proportion(truth == named, whole),
+        "majority_baseline": proportion(truth == np.bincount(truth).argmax(), whole),
+    }
+    for name in ("balanced_accuracy", "roc_auc_macro"):
+        results[name] = resampled(name, mean=True)
+    results["pr_auc_macro"] = _no_interval(values["pr_auc_macro"], count, "pr_auc")
+    results["quadratic_kappa"] = resampled("quadratic_kappa")
+    results["log_loss"] = _no_interval(values["log_loss"], count, "log_loss")
+    severe = _severe(names)
+    if severe:
+        truly, called = np.isin(truth, severe), np.isin(named, severe)
+        results["hsil_plus_sensitivity"] = proportion(called, truly)
+        results["hsil_plus_specificity"] = proportion(~called, ~truly)
+    for mean, figures in (
+        ("macro", ("precision", "sensitivity", "specificity", "f1")),
+        ("weighted", ("precision", "sensitivity", "f1")),
+    ):
+        results[mean] = {name: resampled(f"{mean}_{name}", mean=True) for name in figures}
+    results["per_class"] = {}
+    for c, name in enumerate(names):
+        truly, called = truth == c, named == c
+        if c in present:
+            figures = {
+                "sensitivity": proportion(called, truly),
+                "specificity": proportion(~called, ~truly),
+                "ppv": proportion(truly, called),
+                "npv": proportion(~truly, ~called),
+                **{key: resampled(f"{key} {c}") for key in ("f1", "roc_auc")},
+                "pr_auc": _no_interval(values[f"pr_auc {name}"], count, "pr_auc"),
+            }
+        else:
+            keys = ("sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc", "pr_auc")
+            nothing = Estimate(math.nan, math.nan, math.nan, 0, f"undefined: no image of {name}")
+            figures = dict.fromkeys(keys, nothing)
+        results["per_class"][name] = {**figures, "support": int(truly.sum())}
+    results["confusion_matrix"] = metrics.confusion_matrix(truth, named, labels=every).tolist()
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedSummary:
+    """A figure over several seeds of one model, on one test set.
+
+    Attributes:
+        mean: Over the seeds.
+        minimum: Lowest seed.
+        maximum: Highest seed.
+        deviation: Standard deviation over the seeds (n - 1); NaN for one seed.
+        low: Lower end of the interval of the mean of these seeds, for other images.
+        high: Upper end of it.
+        over_seeds: Half the width of Student's 95 % interval over the seeds, for other seeds on
+            these images; NaN for one seed.
+        seeds: Number of seeds.
+        count: Number of images behind the figure.
+        method: How the interval was made, in words.
+    """
+
+    mean: float
+    minimum: float
+    maximum: float
+    deviation: float
+    low: float
+    high: float
+    over_seeds: float
+    seeds: int
+    count: int
+    method: str
+
+
+def summarise_seeds(
+    runs: Sequence[Predictions],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, SeedSummary]:
+    """Mean, spread and interval over the seeds of one model on the same test images.
+
+    The interval is of these seeds: what the same trained models would score on other images, by
+    group where groups are known. What other seeds would score is another question, which few seeds
+    answer badly: `SeedSummary.over_seeds`.
+
+    Args:
+        runs: One for each seed, of one role; rows may come in any order.
+        confidence: Of the intervals.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        A summary under 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc_macro',
+        'quadratic_kappa' and, for the four Bethesda classes, 'hsil_plus_sensitivity' and
+        'hsil_plus_specificity'.
+
+    Raises:
+        ValueError: No runs, or runs on different images, labels, groups or classes; it names the
+            first id that differs.
+    """
+    if not runs:
+        raise ValueError("summarise_seeds: expected at least one run, got none")
+    scored = [_for_scoring(run) for run in runs]
+    for number, run in enumerate(scored[1:], start=1):
+        _same_images(scored[0], run, number)
+    first, count = scored[0], len(scored[0])
+    truth = first.labels
+    intervals: dict[str, Interval] = _class_intervals(
+        scored,
+        ["balanced_accuracy", "macro_f1", "quadratic_kappa"],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    intervals["roc_auc_macro"] = _roc_interval(scored, np.unique(truth).tolist(), confidence)
+    whole = np.ones(count, bool)
+    proportions = {"accuracy": ([run.predicted == truth for run in scored], whole)}
+    if severe := _severe(first.class_names):
+        called = [np.isin(run.predicted, severe) for run in scored]
+        truly = np.isin(truth, severe)
+        proportions["hsil_plus_sensitivity"] = called, truly
+        proportions["hsil_plus_specificity"] = [~one for one in called], ~truly
+    counts = dict.fromkeys(intervals, count)
+    for name, (hits, among) in proportions.items():
+        found = shares.share(np.mean(hits, axis=0), among, first.groups, confidence)
+        intervals[name], counts[name] = Interval(found.low, found.high, found.method), found.count
+    wanted = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_macro", "quadratic_kappa"]
+    wanted += [name for name in proportions if name not in wanted]
+    by_seed, summaries = [_values(run) for run in scored], {}
+    for name in wanted:
+        values, interval = np.array([figures[name] for figures in by_seed]), intervals[name]
+        mean = float(values.mean())
+        summaries[name] = SeedSummary(
+            mean=mean,
+            minimum=float(values.min()),
+            maximum=float(values.max()),
+            deviation=float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+            low=float(np.fmin(interval.low, mean)) if math.isfinite(interval.low) else math.nan,
+            high=float(np.fmax(interval.high, mean)) if math.isfinite(interval.high) else math.nan,
+            over_seeds=shares.student_half_width(values, confidence),
+            seeds=len(scored),
+            count=counts[name],
+            method=f"of {'this seed' if len(scored) == 1 else f'these {len(scored)} seeds'}: "
+            f"{interval.method}",
+        )
+    return summaries
+
+
+def _same_images(first: Predictions, other: Predictions, number: int) -> None:
+    start = f"summarise_seeds: expected the same test images, but run {number} differs from run 0"
+    if first.class_names != other.class_names:
+        raise ValueError(f"{start} in its classes: {other.class_names}, not {first.class_names}")
+    for image in sorted({*first.ids} ^ {*other.ids})[:1]:
+        holder = 0 if image in first.ids else number
+        raise ValueError(f"{start}: first at id {image!r}, which only run {holder} has")
+    for name in ("labels", "groups", "splits"):
+        rows = zip(first.ids, getattr(first, name), getattr(other, name), strict=True)
+        for image, a, b in rows:
+            if a != b:
+                raise ValueError(f"{start} in its {name}: first at id {image!r}, {b!r}, not {a!r}")

@@ -1,0 +1,59 @@
+"""The report's section on whole fields: what the scan at the end of a run found."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from replication.drawing import shown
+from replication.fields import finished
+from replication.runs import directory as runs
+from tfds_pap.taxonomy import STAGE2_CLASSES
+
+#: Longer side of an overlay on the page, pixels; the whole one lies beside the scan's own report.
+_OVERLAY = 560
+
+
+def section(run: runs.RunDirectory) -> dict[str, Any] | None:
+    """Returns what the template shows; None where no field was scanned.
+
+    Args:
+        run: Of `replication.run`; its scan lies in `scan_clean` or, without these models, in
+            `scan_paper`.
+    """
+    folders = (run.path / f"{finished.FOLDER}_{protocol}" for protocol in ("clean", "paper"))
+    found = [folder for folder in folders if (folder / "report.html").exists()]
+    if not found:
+        return None
+    scan = runs.RunDirectory(found[0])
+    manifest = scan.manifest()
+    evaluation = scan.path / "evaluation.json"
+    return {
+        "page": f"{scan.path.name}/report.html",
+        "settings": manifest["settings"],
+        "models": manifest["models"],
+        "remarks": finished.remarks(scan),
+        "classes": STAGE2_CLASSES,
+        "fields": [_field(one) for one in finished.finished(scan)],
+        "evaluation": runs.read_json(evaluation) if evaluation.exists() else None,
+    }
+
+
+def _field(one: finished.Finished) -> dict[str, Any]:
+    info = one.info
+    score = info["slide_score"]["value"]
+    with Image.open(one.folder / "overlay.jpg") as picture:
+        overlay = shown.thumbnail(np.asarray(picture.convert("RGB")), longest=_OVERLAY)
+    return {
+        "name": info["name"],
+        "overlay": overlay,
+        "rois": info["rois"],
+        "cells": info["cells"],
+        "counts": info["counts"],
+        "most_severe": info["most_severe"] or "none",
+        "score": "none" if score is None else f"{score:.3f}",
+        "definition": info["slide_score"]["definition"],
+        "seconds": sum(
+            info["seconds"].get(name, 0) for name in ("stage1", "suppression", "stage2")
+        ),
+    }

@@ -1,0 +1,472 @@
+"""Model card and CLAIM checklist of a run, from its manifest, fits and predictions.
+
+The card has the form of Mitchell et al., "Model cards for model reporting", FAT* 2019. The
+checklist numbers its items as the 2024 update of CLAIM does (Tejani et al., Radiology: Artificial
+Intelligence 2024; 6(4): e240300; first Mongan, Moy and Kahn, 2020; 2(2): e200029), and words them
+anew. What a run does not know is written "unknown" in both, never left out.
+"""
+
+import importlib.resources
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import jinja2
+
+from replication.measures import class_figures, published
+from replication.runs import directory as runs
+from replication.runs import results
+
+#: File name and template of each document.
+_DOCUMENTS = {
+    "model_card.md": "model_card.md.j2",
+    "claim_checklist.md": "claim_checklist.md.j2",
+}
+_UNKNOWN = "unknown"
+
+#: Fewer test images of a class than this are named as a caveat.
+_FEW_IMAGES = 30
+
+_IMAGES = {
+    "original": "the papers' own images, as their authors published them",
+    "phantom": "phantoms: drawings made by this package, not cells",
+    "stand-in": "real images that are not the papers'",
+    "undeclared": "images of which the command's user did not declare whose they are",
+    _UNKNOWN: "unknown: the manifest does not say whose images these are",
+}
+_NO_SOURCE = (
+    "The manifest does not say whose images these are. No figure below may be called a "
+    "replication of a published one."
+)
+
+#: What `results.Row.summary` holds: its name here, and whether it is a percentage.
+_METRICS = {
+    "accuracy": ("accuracy", True),
+    "balanced_accuracy": ("balanced accuracy", True),
+    "macro_f1": ("macro F1", True),
+    "hsil_plus_sensitivity": ("HSIL+ sensitivity", True),
+    "hsil_plus_specificity": ("HSIL+ specificity", True),
+    "roc_auc_macro": ("ROC-AUC", False),
+    "quadratic_kappa": ("kappa", False),
+}
+_BY_CLASS = ("sensitivity", "specificity", "ppv", "npv", "f1")
+_KEPT = {"last": "of the last epoch", "best": "of the best epoch on the tune images"}
+
+
+def write(run: runs.RunDirectory) -> list[Path]:
+    """Writes `model_card.md` and `claim_checklist.md` into a run directory.
+
+    Args:
+        run: Holds a manifest and finished fits; perhaps none yet.
+
+    Returns:
+        The paths of the two files: CommonMark with tables, the same for the same run.
+
+    Raises:
+        runs.RunError: This is no run directory, or one of its files is not readable.
+        ValueError: Predictions are not readable, or the seeds were tested on different images.
+    """
+    context = _context(run)
+    environment = jinja2.Environment(
+        autoescape=False,  # Markdown, escaped by `_text`.
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(text=_text, estimate=_estimate)
+    templates = importlib.resources.files("replication.report")
+    paths = []
+    for name, template in _DOCUMENTS.items():
+        text = templates.joinpath(template).read_text("utf-8")
+        rendered = environment.from_string(text).render(context)
+        paths.append(run.path / name)
+        runs.write_atomically(paths[-1], re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n")
+    return paths
+
+
+def _context(run: runs.RunDirectory) -> dict[str, Any]:
+    """Everything that the templates show; texts from outside are escaped."""
+    manifest = run.manifest()
+    fits = results.read_fits(run)
+    source = manifest.get("source")
+    source = source if source in _IMAGES else _UNKNOWN
+    announcement = manifest.get("announcement") or (_NO_SOURCE if source == _UNKNOWN else "")
+    # A manifest that does not say it must not pass for a replication.
+    rows = results.summary_rows(fits, "stand-in" if source == _UNKNOWN else source)
+    studies = []
+    for row in rows:
+        same = [fit for fit in fits if (fit.stage, fit.protocol) == (row.stage, row.protocol)]
+        studies.append(_study(row, same))
+    environment = _mapping(manifest.get("environment"))
+    data = _mapping(manifest.get("data"))
+    return {
+        "announcement": _text(announcement),
+        "source": source,
+        "images": _IMAGES[source],
+        "holder": "the papers' authors" if source == "original" else "whoever supplied the images",
+        "studies": studies,
+        "data": _data(data, _mapping(manifest.get("audit"))),
+        "classes": [_list(names) for names in dict.fromkeys(tuple(s["classes"]) for s in studies)],
+        "methods": list(
+            dict.fromkeys(
+                method
+                for study in studies
+                for method in [m["method"] for m in study["overall"]] + study["class_methods"]
+            )
+        ),
+        "at_class_shares": class_figures.AT_CLASS_SHARES,
+        "caveats": _caveats(source, studies),
+        "commit": _plain(environment.get("git_commit")),
+        "time": _plain(environment.get("time")),
+        "command": _command(environment.get("command")),
+        "environment": {
+            name: _plain(environment.get(name))
+            for name in ("device", "precision", "xla", "python", "versions")
+        },
+        "flags": _flags(_mapping(manifest.get("identity"))),
+        "weights": _weights(_mapping(manifest.get("identity"))),
+        "durations": "; ".join(
+            f"{_text(name)}: {value:,.0f} s"
+            for name, value in _mapping(manifest.get("durations")).items()
+        )
+        or _UNKNOWN,
+        "memory": _memory(manifest.get("peak_memory_mib")),
+    }
+
+
+def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
+    """One protocol of one stage; figures by class are of the first seed, as in the report."""
+    first = fits[0]
+    info = first.info
+    metrics = _metrics(first)
+    triage = _mapping(metrics.get("triage"))
+    per_class = _mapping(metrics.get("per_class"))
+    shown = [name for name in _METRICS if name in row.summary]
+    accuracy = row.summary["accuracy"]
+    return {
+        "name": _text(row.name),
+        "stage": row.stage,
+        "protocol": _text(row.protocol),
+        "label": f"Stage {row.stage}, {_text(row.protocol)} protocol",
+        "seeds": _list(str(fit.seed) for fit in fits),
+        "seed_count": len(fits),
+        "first_seed": first.seed,
+        "model_files": _list(
+            _text(fit.model_path.relative_to(fit.directory.parents[2])) for fit in fits
+        ),
+        "parameters": _count(info.get("parameters")),
+        "size": _plain(info.get("size")),
+        "resize": _plain(info.get("resize")),
+        "epochs": _list(_plain(fit.info.get("epochs_run")) for fit in fits),
+        "trained": _trained(info),
+        "kept": _KEPT.get(info.get("kept"), _UNKNOWN),
+        "best_epochs": _list(_epoch(fit.info.get("best_epoch")) for fit in fits),
+        "classes": list(map(_text, first.predictions.class_names)),
+        **_roles(first),
+        "published": _published(row.published),
+        "published_note": _text(f"({row.published.note}; {row.published.source})"),
+        "verdict": _text(row.verdict.partition(" (measured")[0]),
+        "accuracy": _over_seeds(accuracy, True),
+        "images": accuracy.count,
+        "overall": [
+            {
+                "name": _METRICS[name][0],
+                "method": _text(row.summary[name].method),
+                "value": _over_seeds(row.summary[name], _METRICS[name][1]),
+                "spread": _spread(row.summary[name], _METRICS[name][1]),
+                "images": f"{row.summary[name].count:,}",
+            }
+            for name in shown
+        ],
+        "by_class": [
+            {
+                "name": _text(name),
+                "images": found.get("support", _UNKNOWN),
+                "figures": [_estimate(found.get(key)) for key in _BY_CLASS],
+            }
+            for name, found in per_class.items()
+        ],
+        "rare": [
+            f"{_text(name)} {found['support']}"
+            for name, found in per_class.items()
+            if found["support"] < _FEW_IMAGES
+        ],
+        "remarks": list(map(_text, row.remarks)),
+        "baseline": _estimate(metrics.get("majority_baseline")),
+        "mistakes": _mistakes(metrics),
+        "class_methods": list(
+            dict.fromkeys(
+                _text(found[key]["method"])
+                for found in per_class.values()
+                for key in _BY_CLASS
+                if found[key]["value"] is not None
+            )
+        ),
+        # Raw, as `calibration` and `triage` write them; the template escapes and rounds.
+        "calibration": _mapping(metrics.get("calibration") or triage.get("calibration")),
+        "operating_points": _mapping(triage.get("operating_points")),
+        "risk_coverage": _mapping(triage.get("risk_coverage")),
+    }
+
+
+def _metrics(fit: results.Fit) -> Mapping[str, Any]:
+    path = fit.directory / "metrics.json"
+    return runs.read_json(path) if path.exists() else {}
+
+
+def _roles(fit: results.Fit) -> dict[str, Any]:
+    """Which image had which role, how it got it, and whether a group is on both sides."""
+    counts = _mapping(fit.info.get("counts"))
+    groups = {}
+    for role in ("tune", "test"):
+        rows = [n for n, split in enumerate(fit.predictions.splits) if split == role]
+        groups[role] = [fit.predictions.groups[n] for n in rows]
+        if role == "test":
+            folders = {fit.predictions.ids[n].partition("/")[0] for n in rows}
+    everywhere = groups["tune"] + groups["test"]
+    known = bool(everywhere) and all(everywhere)
+    within = folders == {"train"}
+    if within:
+        cut = (
+            "the test images are a random fifth of the train folder, cut by image, as the authors "
+            "did; there is no tune role"
+        )
+    elif not groups["tune"]:
+        cut = "there is no tune role: the whole train folder trains"
+    elif fit.protocol == "paper":
+        cut = "tune is a fifth of the train folder, drawn at random by image, as the authors did"
+    elif known:
+        cut = "tune is about a fifth of the train folder, cut by group and stratified by class"
+    else:
+        cut = (
+            "tune is a fifth of the train folder, cut by image and stratified by class, as not "
+            "every group is known"
+        )
+    both = len(set(groups["tune"]) & set(groups["test"]))
+    if not known:
+        disjoint = "by image; whether by patient, slide or field is unknown: not every group is"
+    elif not groups["tune"]:
+        disjoint = (
+            f"the test images are of {len(set(groups['test']))} groups; there is no tune role"
+        )
+    else:
+        disjoint = (
+            f"tune ({len(set(groups['tune']))} groups) and test ({len(set(groups['test']))} "
+            f"groups) share {both or 'no'} group{'s' * (both > 1)}"
+        )
+        if fit.protocol == "paper":
+            disjoint += "; tune was cut by image, so that one group may lie in train and tune"
+    return {
+        "cut": cut,
+        "groups_known": known,
+        "disjoint": disjoint,
+        "folders": _list(sorted(map(_text, folders))),
+        "roles": {
+            role: {_text(name): count for name, count in _mapping(counts.get(role)).items()}
+            for role in ("train", "tune", "test")
+        },
+    }
+
+
+def _data(data: Mapping[str, Any], audit: Mapping[str, Any]) -> list[dict[str, Any]]:
+    sets = []
+    for name, found in data.items():
+        found = _mapping(found)
+        folders = {
+            _text(split): {_text(label): count for label, count in _mapping(counts).items()}
+            for split, counts in _mapping(found.get("counts")).items()
+        }
+        sets.append(
+            {
+                "name": _text(name),
+                "fingerprint": _plain(found.get("fingerprint")),
+                "groups": _groups(found.get("groups")),
+                "notes": [_text(note) for note in found.get("notes") or ()],
+                "folders": folders,
+                "total": sum(sum(counts.values()) for counts in folders.values()) or _UNKNOWN,
+                "audit": _text(
+                    _mapping(audit.get(name)).get("line")
+                    or "unknown: the manifest holds no audit for duplicates of this data set"
+                ),
+            }
+        )
+    return sets
+
+
+def _groups(count: Any) -> str:
+    if count is None:
+        return _UNKNOWN
+    return f"{count:,}" if count else "unknown: no image names its patient, slide or field"
+
+
+def _caveats(source: str, studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know, and of which stage and protocol."""
+    of: dict[str, list[str]] = {}
+    for study in studies:
+        seeds = study["seed_count"]
+        if seeds < 5:
+            few = "one seed says" if seeds == 1 else f"{seeds} seeds say"
+            of.setdefault(f"{few} little of others", []).append(study["label"])
+        if study["rare"]:
+            rare = f"figures of a class with few test images say little ({_list(study['rare'])})"
+            of.setdefault(rare, []).append(study["label"])
+        if not study["groups_known"]:
+            crops = (
+                "groups are unknown, so that crops of one patient may lie in train and test, and "
+                "the intervals, which take images as independent, are too narrow"
+            )
+            of.setdefault(crops, []).append(study["label"])
+    caveats = [remark for study in studies for remark in study["remarks"]]
+    caveats += [f"{'; '.join(labels)}: {caveat}." for caveat, labels in of.items()]
+    if source != "original":
+        why = {
+            "undeclared": "whose images these are was not declared",
+            _UNKNOWN: "whose images these are is unknown",
+        }.get(source, "the images are not the papers'")
+        caveats.insert(0, f"The figures replicate nothing: {why}.")
+    if any(study["protocol"] == "paper" for study in studies):
+        caveats.append(
+            "The paper protocol repeats the authors' defects on purpose (BUILD_NOTES.md, D1 to "
+            "D8); its models are there to be compared, not used."
+        )
+    return caveats
+
+
+def _mistakes(metrics: Mapping[str, Any]) -> str:
+    """The three most frequent confusions."""
+    names, matrix = metrics.get("class_names"), metrics.get("confusion_matrix")
+    if not names or not matrix:
+        return _UNKNOWN
+    wrong = [
+        (-matrix[i][j], i, j)
+        for i in range(len(names))
+        for j in range(len(names))
+        if i != j and matrix[i][j]
+    ]
+    lines = [f"{_text(names[i])} named {_text(names[j])}: {-n}" for n, i, j in sorted(wrong)[:3]]
+    return _list(lines) if lines else "none: every test image was named right"
+
+
+def _published(figure: published.Published) -> str:
+    if figure.value is None:
+        return "not published"
+    interval = _interval(*(figure.interval or (None, None)), percent=True)
+    ends = figure.value if isinstance(figure.value, tuple) else (figure.value,)
+    return f"{' to '.join(_number(end, True) for end in ends)} % {interval}"
+
+
+def _over_seeds(summary: Any, percent: bool) -> str:
+    if not math.isfinite(summary.mean):
+        return "not defined"
+    return _figure(summary.mean, summary.low, summary.high, percent)
+
+
+def _spread(summary: Any, percent: bool) -> str:
+    if summary.seeds == 1 or not math.isfinite(summary.mean):
+        return "–"
+    ends = f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
+    return f"{ends}; other seeds: mean ± {_number(summary.over_seeds, percent)} (Student)"
+
+
+def _estimate(found: Any, percent: bool = True) -> str:
+    """A figure as metrics.json has it, where what is not defined is null."""
+    if not found:
+        return _UNKNOWN
+    if found["value"] is None:
+        return "not defined"
+    return _figure(found["value"], found["low"], found["high"], percent)
+
+
+def _figure(value: float, low: float | None, high: float | None, percent: bool) -> str:
+    return f"{_number(value, percent)}{' %' * percent} {_interval(low, high, percent)}"
+
+
+def _number(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+
+
+def _interval(low: float | None, high: float | None, percent: bool) -> str:
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return "(no interval)"
+    return f"({_number(low, percent)} to {_number(high, percent)})"
+
+
+def without_folders(command: str) -> str:
+    """Returns a command line without the folders of the machine that it ran on."""
+    words = []
+    for word in command.split():
+        flag, equals, value = word.partition("=")
+        words.append(flag + equals + _file_name(value) if equals else _file_name(word))
+    return " ".join(words)
+
+
+def _command(command: Any) -> str:
+    return _text(without_folders(str(command))) if command else _UNKNOWN
+
+
+def _file_name(value: str) -> str:
+    # Splits at both kinds of slash.
+    return PureWindowsPath(value).name if re.search(r"[/\\]", value) else value
+
+
+def _flags(identity: Mapping[str, Any]) -> str:
+    return _list(
+        f"{_text(name)} {'by default' if value is None else _text(_file_name(_plain(value)))}"
+        for name, value in identity.items()
+        if not name.startswith("data of stage")  # Shown as fingerprints.
+    )
+
+
+def _trained(info: Mapping[str, Any]) -> str:
+    """Optimizer, learning rate and batch size of a fit."""
+    if "optimizer" not in info:
+        return _UNKNOWN
+    rate, batch = info["learning_rate"], info["batch_size"]
+    return f"{info['optimizer']}, learning rate {rate:g}, batches of {batch}"
+
+
+def _weights(identity: Mapping[str, Any]) -> str:
+    if "weights" not in identity:
+        return "unknown: the manifest names no weights"
+    drawn = "random, from the seed"
+    weights = identity["weights"]
+    return f"{_text(_file_name(str(weights)))} for the backbone, else {drawn}" if weights else drawn
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(items: Any) -> str:
+    return ", ".join(items) or _UNKNOWN
+
+
+def _plain(value: Any) -> str:
+    if value is None or value in ("", {}):
+        return _UNKNOWN
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_text(name)} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _text(value)
+
+
+def _epoch(value: Any) -> str:
+    return "none" if value is None else str(value + 1)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else _UNKNOWN
+
+
+def _memory(value: Any) -> str:
+    return f"{value:,.0f} MiB" if isinstance(value, int | float) else _UNKNOWN
+
+
+def _text(value: Any) -> str:
+    """Escapes what Markdown would take for markup; underscores inside a word are none."""
+    text = " ".join(str(value).split())
+    return re.sub(r"[\\`*<>\[\]|~&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)

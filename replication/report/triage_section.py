@@ -1,0 +1,202 @@
+"""What the report says of calibration and triage: sentences, tables and figures of one model."""
+
+import math
+from typing import Any
+
+from replication.drawing.shown import estimate, methods, svg
+from replication.measures import triage
+from replication.measures.calibration import Calibration, Scores
+from replication.measures.predictions import Predictions
+from replication.report import triage_figures
+
+#: What is shown where there is no threshold, or no image to count.
+_NONE = "not defined"
+
+
+def section(predictions: Predictions, prevalence: float | None = None) -> dict[str, Any]:
+    """Prepares the section for the template.
+
+    Args:
+        predictions: A whole predictions file.
+        prevalence: Of HSIL+ where the model is to be used, between 0 and 1.
+
+    Returns:
+        'temperature' (text; '' without one), 'note', 'binning', 'measures' (lines of the table of
+        calibration), 'methods' (how the intervals were made), 'points' (of the operating points;
+        None for classes without a positive one), 'abstaining', and 'figures' (dicts of 'uri', 'alt'
+        and 'caption').
+
+    Raises:
+        ValueError: There are no test images, or the prevalence is not between 0 and 1.
+    """
+    found = triage.assessment(predictions, prevalence)
+    calibration = found.calibration
+    has_temperature = calibration.temperature is not None
+    return {
+        "temperature": f"{calibration.temperature:.3g}" if has_temperature else "",
+        "note": calibration.note,
+        "binning": calibration.binning,
+        "measures": _measures(calibration),
+        "methods": _methods(found),
+        "points": _points(found.operating_points),
+        "abstaining": _abstaining(found.risk_coverage),
+        "figures": _figures(found),
+    }
+
+
+def _measures(calibration: Calibration) -> list[dict[str, Any]]:
+    hsil_plus = calibration.hsil_plus_before, calibration.hsil_plus_after
+    top_label = calibration.before, calibration.after
+    lines = [
+        _measure("ECE of the named class", "confidence against images right", "ece", *top_label),
+        _measure("ECE of HSIL+", "probability of HSIL or SCC against the truth", "ece", *hsil_plus),
+        _measure("Brier score", "all classes, 0 (perfect) to 2", "brier", *top_label),
+        _measure("Brier score of HSIL+", "0 (perfect) to 1", "brier", *hsil_plus),
+        _measure("log loss", "0 is perfect", "log_loss", *top_label),
+    ]
+    return [line for line in lines if line]
+
+
+def _measure(
+    name: str, what: str, key: str, before: Scores | None, after: Scores | None
+) -> dict[str, Any] | None:
+    if before is None:
+        return None
+    cells = []
+    for scores in (before, after):
+        if scores is None:
+            continue
+        chance = estimate(scores.ece_if_calibrated, percent=False) if key == "ece" else None
+        cells.append({"shown": estimate(getattr(scores, key), percent=False), "chance": chance})
+    return {"name": name, "what": what, "cells": cells}
+
+
+def _points(found: triage.OperatingPoints | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "positive": found.positive,
+        "note": found.note,
+        "rule": found.rule,
+        "counts": (
+            f"{found.tune_positive:,} of {found.tune_images:,} tune images and "
+            f"{found.test_positive:,} of {found.test_images:,} test images are {found.positive}."
+        ),
+        "prevalence": "" if found.prevalence is None else f"{100 * found.prevalence:g}\u00a0%",
+        "prevalence_note": found.prevalence_note,
+        "lines": [
+            {
+                "fixed": f"{point.fixed.capitalize()} {100 * point.target:g}\u00a0%",
+                "on_tune": _on_tune(point),
+                "threshold": f"{point.threshold:.4f}" if not point.reason else _NONE,
+                "figures": {
+                    "Sensitivity": estimate(point.sensitivity, missing=_NONE),
+                    "Specificity": estimate(point.specificity, missing=_NONE),
+                }
+                | (
+                    {}
+                    if point.ppv is None
+                    else {
+                        "PPV": estimate(point.ppv, missing=_NONE),
+                        "NPV": estimate(point.npv, missing=_NONE),
+                    }
+                ),
+            }
+            for point in found.points
+        ],
+    }
+
+
+def _on_tune(point: triage.OperatingPoint) -> str:
+    if point.reason:
+        return point.reason
+    return (
+        f"on tune: sensitivity {100 * point.tune_sensitivity:.1f}\u00a0%, "
+        f"specificity {100 * point.tune_specificity:.1f}\u00a0%"
+    )
+
+
+def _methods(found: triage.Assessment) -> dict[str, str]:
+    before, abstaining = found.calibration.before, found.risk_coverage
+    named = {
+        "ECE": before.ece,
+        "chance alone": before.ece_if_calibrated,
+        "Brier score and log loss": before.brier,
+    }
+    points = found.operating_points.points if found.operating_points else ()
+    for point in points:
+        named["sensitivity and specificity"] = point.sensitivity
+        if point.ppv is not None:
+            named["PPV and NPV"] = point.ppv
+    named["abstaining"] = abstaining.risk_of_all
+    named["AURC"] = abstaining.aurc
+    return methods({name: figure.method for name, figure in named.items()})
+
+
+def _abstaining(found: triage.Abstention) -> dict[str, Any]:
+    return {
+        "threshold": "" if math.isnan(found.threshold) else f"{found.threshold:.4f}",
+        "note": found.note,
+        "coverage": estimate(found.coverage, missing=_NONE),
+        "risk": estimate(found.risk, missing=_NONE),
+        "risk_of_all": estimate(found.risk_of_all, missing=_NONE),
+        "aurc": estimate(found.aurc, percent=False),
+    }
+
+
+def _figures(found: triage.Assessment) -> list[dict[str, str]]:
+    calibration, points = found.calibration, found.operating_points
+    scaled = calibration.after is not None
+    before_after = " before and after the temperature" if scaled else ""
+    frozen = not math.isnan(found.risk_coverage.threshold)
+    pictures = [
+        {
+            "uri": svg(
+                triage_figures.reliability_diagram(
+                    calibration.before,
+                    calibration.after,
+                    "confidence in the named class",
+                    "images named right",
+                )
+            ),
+            "alt": f"Reliability diagram of the named class{before_after}",
+            "caption": f"Reliability of the named class{before_after}. On the grey line confidence "
+            "is what it says; below it the model is too sure. Bars are 95 % "
+            "intervals, by group where groups are known.",
+        }
+    ]
+    if calibration.hsil_plus_before:
+        pictures.append(
+            {
+                "uri": svg(
+                    triage_figures.reliability_diagram(
+                        calibration.hsil_plus_before,
+                        calibration.hsil_plus_after,
+                        "probability of HSIL+",
+                        "images that are HSIL+",
+                    )
+                ),
+                "alt": f"Reliability diagram of HSIL+{before_after}",
+                "caption": f"Reliability of the probability of HSIL+{before_after}. Below the grey "
+                "line HSIL+ is called more probable than it is.",
+            }
+        )
+    if points and points.points:
+        pictures.append(
+            {
+                "uri": svg(triage_figures.operating_points(found.scaled, points)),
+                "alt": f"ROC curve of {points.positive} on the test images",
+                "caption": f"ROC curve of {points.positive} against the rest, on the test images. "
+                "Marks are the thresholds frozen on the tune images.",
+            }
+        )
+    ringed = " The ring is the threshold frozen on the tune images." if frozen else ""
+    pictures.append(
+        {
+            "uri": svg(triage_figures.risk_coverage(found.scaled, found.risk_coverage)),
+            "alt": "Risk-coverage curve",
+            "caption": "Risk and coverage: how often the model is wrong where it answers only the "
+            f"images that it is surest of.{ringed}",
+        }
+    )
+    return pictures

@@ -1,0 +1,1 @@
+"""What is exported: the served graph, its guard against hostile images, and its checks."""

@@ -1,0 +1,1 @@
+"""An embedded server in TensorFlow Serving's protocol: `python -m serving.server`."""

@@ -1,0 +1,1 @@
+"""The server's page, where a person shows it an image."""

@@ -1,0 +1,115 @@
+"""The bodies of REST's classify and regress: JSON to tf.Examples, and results to JSON.
+
+Rules and words are TensorFlow Serving's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tensorflow.core.example import example_pb2, feature_pb2
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
+
+from serving.server.errors import invalid
+from serving.server.rest import json_text, predict_json
+from serving.server.rest.json_text import quoted, type_name
+
+#: Kinds of a feature's values, as messages name them.
+_KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
+
+
+def parse_examples(document: Mapping[str, Any]) -> input_pb2.Input:
+    """Reads the `examples` and the `context` of a classify or regress request.
+
+    Args:
+        document: What `json_text.parse` read.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT in the real server's words.
+
+    Example:
+        >>> found = parse_examples({"examples": [{"age": 42, "image": {"b64": "aGk="}}]})
+        >>> found.example_list.examples[0].features.feature["image"].bytes_list.value[0]
+        b'hi'
+    """
+    found = input_pb2.Input()
+    listed = found.example_list
+    if "context" in document:
+        listed = found.example_list_with_context
+        listed.context.CopyFrom(_example(document["context"]))
+    if "examples" not in document:
+        raise invalid(
+            f"JSON Value: {quoted(document)} When method is classify, key 'examples' is expected "
+            "and was not found"
+        )
+    examples = document["examples"]
+    if not isinstance(examples, list):
+        raise invalid(
+            f"JSON Value: {quoted(document)} Expecting 'examples' value to be an list/array"
+        )
+    if not examples:
+        raise invalid(f"JSON Value: {quoted(document)} 'examples' value is an empty array")
+    listed.examples.extend(map(_example, examples))
+    return found
+
+
+def format_classify(response: classification_pb2.ClassificationResponse) -> bytes:
+    """Writes the answer to a classify request: pairs of class and score for each example."""
+    rows = response.result.classifications
+    scores = [_numbers([entry.score for entry in row.classes]) for row in rows]
+    return json_text.dump(
+        {
+            "results": [
+                [[entry.label, score] for entry, score in zip(row.classes, own, strict=True)]
+                for row, own in zip(rows, scores, strict=True)
+            ]
+        }
+    )
+
+
+def format_regress(response: regression_pb2.RegressionResponse) -> bytes:
+    """Writes the answer to a regress request: one number for each example."""
+    return json_text.dump(
+        {"results": _numbers([entry.value for entry in response.result.regressions])}
+    )
+
+
+def _numbers(values: list[float]) -> list[float]:
+    return json_text.shortest(np.array(values, np.float32)).tolist()
+
+
+def _example(value: Any) -> example_pb2.Example:
+    if not isinstance(value, dict):
+        raise invalid(f"Example must be JSON object but got JSON {type_name(value)}")
+    example = example_pb2.Example()
+    for name, content in value.items():
+        feature = example.features.feature[name]
+        for item in content if isinstance(content, list) else [content]:
+            _add(feature, name, item)
+    return example
+
+
+def _add(feature: feature_pb2.Feature, name: str, value: Any) -> None:
+    if isinstance(value, bool | int):
+        if value > np.iinfo(np.int64).max:
+            raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.")
+        kind, value = "int64_list", int(value)
+    elif isinstance(value, float):
+        kind = "float_list"
+    elif isinstance(value, str):
+        kind, value = "bytes_list", value.encode()
+    elif predict_json.is_base64(value):
+        kind = "bytes_list"
+    else:
+        raise invalid(f"Feature: {name} has element with unexpected JSON type: {type_name(value)}")
+    before = feature.WhichOneof("kind")
+    if before not in (None, kind):
+        raise invalid(
+            f"Unexpected element type in feature: {name} expecting type: {_KINDS[before]}"
+        )
+    if kind == "float_list":
+        predict_json.check_float(value, types_pb2.DT_FLOAT)
+    elif isinstance(value, dict):
+        value = predict_json.decode_base64(value)
+    getattr(feature, kind).value.append(value)

@@ -1,0 +1,358 @@
+"""The server's REST front: TensorFlow Serving's routes, bodies and status codes."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import threading
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf import json_format, message
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    regression_pb2,
+)
+
+from serving.server import bearer, handlers, monitoring
+from serving.server.admission import Admission
+from serving.server.errors import HTTP_STATUS, MESSAGE_LIMIT, ServingError, invalid
+from serving.server.manager import Manager
+from serving.server.monitoring import Metrics
+from serving.server.rest import examples, json_text, predict_json
+from serving.server.rest.bodies import Bodies, TooLongError
+from serving.server.rest.names import Names
+
+_ROUTE = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
+_MODEL = r"/([^/:]+)"
+_VERSION = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
+_RUN = re.compile(rf"/v1/models{_MODEL}{_VERSION}:(classify|regress|predict)")
+_LOOK = re.compile(rf"/v1/models(?:{_MODEL})?{_VERSION}(?:/(metadata))?")
+
+_LARGEST_VERSION = 2**63 - 1
+
+#: Threads for requests that run no model, beside those for the requests at work.
+_OTHER_THREADS = 4
+
+#: Bytes from which on a body is a large one.
+_LARGE_BODY = 2**20
+
+_large_bodies = threading.Lock()
+
+_NOT_FOUND = (
+    b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n"
+    b"</BODY></HTML>\n"
+)
+
+_log = logging.getLogger(__name__)
+
+_Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+_Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def app(
+    manager: Manager,
+    *,
+    admission: Admission,
+    metrics: Metrics,
+    max_request_bytes: int,
+    timeout: float | None,
+    token: str | None = None,
+    prometheus_path: str | None = monitoring.DEFAULT_PATH,
+    page_model: str | None = None,
+    names: Names | None = None,
+) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        manager: Holds the models.
+        admission: Bounds the requests at work.
+        metrics: Counts them.
+        max_request_bytes: A longer body is refused with 413 and not kept.
+        timeout: Seconds that a model has for a request; None for as long as it takes.
+        token: Bearer token that every request but that of the page must bring; None for none.
+        prometheus_path: Where the metrics are; None for nowhere.
+        page_model: The model that the page at / asks; None for no page.
+        names: What Host and Origin may be; None: localhost and addresses in digits.
+    """
+    bodies = Bodies(max_request_bytes)
+    routes: list[BaseRoute] = []
+    if page_model is not None:
+        # Brings matplotlib and the phantoms with it.
+        from serving.server.page import app as page
+
+        routes += page.routes(
+            manager,
+            model_name=page_model,
+            admission=admission.place,
+            bodies=bodies,
+            metrics=metrics,
+            timeout=timeout,
+        )
+    api = _Api(manager, admission, metrics, bodies, timeout, prometheus_path)
+    open_paths = frozenset() if page_model is None else frozenset({"/"})
+    guard = [Middleware(_NamesGuard, names=names or Names())]
+    if token is not None:
+        guard.append(Middleware(_Guard, token=token, open_paths=open_paths))
+    return Starlette(routes=[*routes, Mount("/", app=api)], middleware=guard)
+
+
+class _NamesGuard:
+    """Lets in what no page of another site can have sent."""
+
+    def __init__(self, app: Any, names: Names) -> None:
+        self._app = app
+        self._names = names
+
+    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
+        try:
+            self._names.check(scope["method"], _header(scope, b"host"), _header(scope, b"origin"))
+        except ServingError as error:
+            await _send_answer(send, _error(error))
+            return
+        await self._app(scope, receive, send)
+
+
+class _Guard:
+    """Lets in who has the token."""
+
+    def __init__(self, app: Any, token: str, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._token = token
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
+        given = _header(scope, b"authorization")
+        if scope["path"] in self._open_paths or bearer.matches(given, self._token):
+            await self._app(scope, receive, send)
+            return
+        failure = ServingError(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "Expected the header Authorization: Bearer <the server's token>",
+        )
+        answer = _error(failure)._replace(headers=(("www-authenticate", "Bearer"),))
+        await _send_answer(send, answer)
+
+
+class _Api:
+    """Everything but the page."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        admission: Admission,
+        metrics: Metrics,
+        bodies: Bodies,
+        timeout: float | None,
+        prometheus_path: str | None,
+    ) -> None:
+        self._manager = manager
+        self._admission = admission
+        self._metrics = metrics
+        self._bodies = bodies
+        self._timeout = timeout
+        self._prometheus_path = prometheus_path
+        # As many as there are places, so that no request that has one waits for a thread.
+        self._threads = futures.ThreadPoolExecutor(
+            admission.limit + _OTHER_THREADS, thread_name_prefix="rest"
+        )
+
+    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
+        try:
+            answer = await self._answer(scope, receive)
+        except Exception as error:
+            answer = _error(error)
+        if answer is not None:
+            await _send_answer(send, answer)
+
+    async def _answer(self, scope: Mapping[str, Any], receive: _Receive) -> _Answer | None:
+        method, target = scope["method"], scope["raw_path"].decode("ascii", "replace")
+        if target == self._prometheus_path and method in ("GET", "HEAD"):
+            return _Answer(200, self._metrics.page(), monitoring.CONTENT_TYPE)
+        if not _ROUTE.fullmatch(target):
+            return _Answer(404, _NOT_FOUND, "text/html")
+        query = scope["query_string"].decode("ascii", "replace")
+        if method == "POST" and not query and (found := _RUN.fullmatch(target)):
+            return await self._run(found, scope, receive)
+        if method == "GET" and not query and (found := _LOOK.fullmatch(target)):
+            look = _metadata if found[4] else _status
+            return _Answer(200, await self._in_thread(look, self._manager, _model_spec(found)))
+        target += f"?{query}" if query else ""
+        raise invalid(f"Malformed request: {method} {target}")
+
+    async def _run(
+        self, found: re.Match[str], scope: Mapping[str, Any], receive: _Receive
+    ) -> _Answer | None:
+        spec, api = _model_spec(found), found[4]
+        try:
+            body = await self._bodies.read(scope, receive)
+        except TooLongError as error:
+            return _Answer(413, json_text.dump({"error": str(error)}))
+        if body is None:
+            return None
+        # Only now, so that whoever sends slowly takes nobody's place.
+        with self._metrics.counted(spec.name, api, "REST"), self._admission.place():
+            return _Answer(
+                200, await self._in_thread(_APIS[api], self._manager, spec, body, self._timeout)
+            )
+
+    async def _in_thread(self, function: Callable[..., bytes], *arguments: Any) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, function, *arguments)
+
+
+# -- In a thread ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _one_large_body(body: bytes, timeout: float | None) -> Iterator[None]:
+    """One large body at a time: as Python objects it takes up to thirty times its bytes."""
+    if len(body) <= _LARGE_BODY:
+        yield
+        return
+    if not _large_bodies.acquire(timeout=-1 if timeout is None else timeout):
+        raise ServingError(
+            grpc.StatusCode.DEADLINE_EXCEEDED, "Other large requests are still being read."
+        )
+    try:
+        yield
+    finally:
+        _large_bodies.release()
+
+
+def _predict(
+    manager: Manager, spec: model_pb2.ModelSpec, body: bytes, timeout: float | None
+) -> bytes:
+    with contextlib.ExitStack() as held:
+        with _one_large_body(body, timeout):
+            document = json_text.parse(body)
+            # The real server reads the name before it looks for the model.
+            predict_json.signature_name(document)
+            servable = held.enter_context(manager.use(spec))
+            call = predict_json.parse_predict(document, servable.meta_graph.signature_def)
+            del document
+        outputs = servable.run(call.signature_name, call.inputs, timeout=timeout)
+    return predict_json.format_predict(outputs, call.row_form)
+
+
+def _classify(
+    manager: Manager, spec: model_pb2.ModelSpec, body: bytes, timeout: float | None
+) -> bytes:
+    request = classification_pb2.ClassificationRequest(model_spec=spec)
+    with _one_large_body(body, timeout):
+        _fill(request, body)
+    return examples.format_classify(handlers.classify(manager, request, timeout=timeout))
+
+
+def _regress(
+    manager: Manager, spec: model_pb2.ModelSpec, body: bytes, timeout: float | None
+) -> bytes:
+    request = regression_pb2.RegressionRequest(model_spec=spec)
+    with _one_large_body(body, timeout):
+        _fill(request, body)
+    return examples.format_regress(handlers.regress(manager, request, timeout=timeout))
+
+
+_APIS = {"predict": _predict, "classify": _classify, "regress": _regress}
+
+
+def _fill(
+    request: classification_pb2.ClassificationRequest | regression_pb2.RegressionRequest,
+    body: bytes,
+) -> None:
+    document = json_text.parse(body)
+    request.model_spec.signature_name = predict_json.signature_name(document)
+    request.input.CopyFrom(examples.parse_examples(document))
+
+
+def _status(manager: Manager, spec: model_pb2.ModelSpec) -> bytes:
+    request = get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
+    return json_text.dump(_as_json(handlers.get_model_status(manager, request)))
+
+
+def _metadata(manager: Manager, spec: model_pb2.ModelSpec) -> bytes:
+    request = get_model_metadata_pb2.GetModelMetadataRequest(
+        model_spec=spec, metadata_field=["signature_def"]
+    )
+    response = handlers.get_model_metadata(manager, request)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    return json_text.dump(
+        {
+            "model_spec": _as_json(response.model_spec),
+            "metadata": {"signature_def": _as_json(signatures)},
+        }
+    )
+
+
+def _as_json(found: message.Message) -> dict[str, Any]:
+    return json_format.MessageToDict(
+        found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+# -- HTTP ----------------------------------------------------------------------------------------
+
+
+def _model_spec(found: re.Match[str]) -> model_pb2.ModelSpec:
+    name, version, label = found[1], found[2], found[3]
+    if name is None:
+        raise invalid("Missing model name in request.")
+    spec = model_pb2.ModelSpec(name=urllib.parse.unquote(name))
+    if version is not None:
+        # Length first: whole pages of digits are no number to anybody.
+        if len(version.lstrip("0")) > len(str(_LARGEST_VERSION)) or int(version) > _LARGEST_VERSION:
+            raise invalid(f"Failed to convert version: {version} to numeric.")
+        spec.version.value = int(version)
+    elif label is not None:
+        spec.version_label = urllib.parse.unquote(label)
+    return spec
+
+
+def _header(scope: Mapping[str, Any], name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def _error(error: Exception) -> _Answer:
+    """Of what nobody expected, the client is told nothing but that."""
+    if isinstance(error, ServingError):
+        status, text = HTTP_STATUS.get(error.code, 500), error.message
+    else:
+        _log.error("a request failed", exc_info=error)
+        status, text = 500, "Internal error; the server's log has it."
+    headers = (("retry-after", "1"),) if status in (429, 503) else ()
+    return _Answer(status, json_text.dump({"error": text[:MESSAGE_LIMIT]}), headers=headers)
+
+
+async def _send_answer(send: _Send, answer: _Answer) -> None:
+    headers = (
+        ("content-type", answer.content_type),
+        ("content-length", str(len(answer.body))),
+        ("cache-control", "no-store"),
+        ("x-content-type-options", "nosniff"),
+        *answer.headers,
+    )
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [(name.encode(), value.encode()) for name, value in headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer.body})

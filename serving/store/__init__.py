@@ -1,0 +1,1 @@
+"""The directory that versions are published in."""
