@@ -23,7 +23,8 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication.runs import directory as runs
+from replication.runs import device
+from replication.runs.directory import RunDirectory
 from tfds_pap import commands
 
 _RUN = flags.DEFINE_string(
@@ -70,7 +71,7 @@ def _networks():
     from replication.runs import results
 
     if _RUN.value:
-        fits = results.choose_fits(runs.RunDirectory(Path(_RUN.value)), "clean")
+        fits = results.choose_fits(RunDirectory(Path(_RUN.value)), "clean")
         return {
             stage: (keras.saving.load_model(fit.model_path, compile=False), fit.info["resize"])
             for stage, fit in fits.items()
@@ -196,9 +197,9 @@ def _peak(name: str, argv: list[str]) -> float:
     way(field[:_ROI, :_ROI])
     # Linux alone forgets a peak; what importing TensorFlow took would hide the rest.
     Path("/proc/self/clear_refs").write_text("5")
-    before = runs.peak_memory_mib()
+    before = device.peak_memory_mib()
     way(field)
-    return runs.peak_memory_mib() - before
+    return device.peak_memory_mib() - before
 
 
 def _growth(megapixels: list[float]) -> None:

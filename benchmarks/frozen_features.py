@@ -18,7 +18,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import commands
 
 _BACKBONES = flags.DEFINE_list(
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
             self.seconds.append(time.perf_counter() - self._start)
 
-    policy = runs.configure_devices()
+    policy = device.configure()
     print(machine.describe())
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)

@@ -15,7 +15,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import commands
 
 _EPOCHS = flags.DEFINE_integer("epochs", 7, "Epochs of each training (default: 7).")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     from replication.learning import models, recipes, training
     from tfds_pap import pipeline, roles
 
-    policy = runs.configure_devices()
+    policy = device.configure()
     size = recipes.PHANTOM_SIZE
     store = pipeline.load_images(pipeline.prepare(recipes.DATASETS[2], "phantom"), size)
     assigned = roles.assign_roles(store.index, "clean", stage=2)

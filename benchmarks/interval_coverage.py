@@ -39,7 +39,8 @@ import coverage_cells
 import coverage_others
 from coverage_populations import WORLDS, Cells
 
-from replication.runs import directory as runs
+from replication.runs import device
+from tfds_pap import files
 
 _SAMPLES = flags.DEFINE_integer(
     "samples", 1000, "Samples of each row, half of each difficulty (default: 1000).", lower_bound=20
@@ -157,7 +158,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
         before = pd.read_csv(path, keep_default_na=False)
         table = pd.concat([before, table]).astype({name: str for name in _ROW})
         table = table.drop_duplicates([*_ROW], keep="last")
-    runs.write_atomically(path, table.to_csv(index=False))
+    files.write_atomically(path, table.to_csv(index=False))
 
 
 def _provenance() -> dict[str, str | int]:
@@ -167,7 +168,7 @@ def _provenance() -> dict[str, str | int]:
     return {
         "seed": _SEED.value,
         "command": shlex.join(["python", "benchmarks/interval_coverage.py", *sys.argv[1:]]),
-        "machine": runs.processor(),
+        "machine": device.processor(),
         "commit": commit or "unknown",
         "date": str(datetime.date.today()),
     }

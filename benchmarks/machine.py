@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from replication.runs import directory as runs
+from replication.runs import device
 
 
 def describe() -> str:
@@ -20,7 +20,7 @@ def describe() -> str:
         f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras")
     )
     return (
-        f"{runs.processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"{device.processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
         f"{versions}; {datetime.date.today()}"
     )
 
@@ -37,7 +37,7 @@ def about() -> dict[str, str]:
     ).stdout.strip()
     return {
         "command": shlex.join(command),
-        "machine": f"{runs.processor()}, {os.cpu_count()} cores",
+        "machine": f"{device.processor()}, {os.cpu_count()} cores",
         "commit": commit or "unknown",
         "date": str(datetime.date.today()),
     }

@@ -21,7 +21,7 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import commands
 
 _BACKBONE = flags.DEFINE_string("backbone", "resnet152", "Backbone (default: resnet152).")
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     from replication.learning import features, weights
     from tfds_pap import phantom_set, pipeline
 
-    policy = runs.configure_devices()
+    policy = device.configure()
     print(machine.describe())
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)

@@ -22,7 +22,7 @@ from pathlib import Path
 import machine
 from absl import app, flags
 
-from replication.runs import directory as runs
+from replication.runs import environment
 from tfds_pap import commands
 
 _SECONDS = flags.DEFINE_float(
@@ -79,7 +79,7 @@ def _write(path: Path, rows: list[tuple]) -> None:
         ("machine", machine.describe()),
         ("command", f"python benchmarks/soak.py {flags_given} --think_seconds={_THINK.value:g}"),
         ("beside", _BESIDE.value),
-        ("commit", runs.git_commit()),
+        ("commit", environment.git_commit()),
         ("date", datetime.date.today().isoformat()),
     )
     with path.open("w", newline="") as file:

@@ -67,7 +67,7 @@ def _measure(pooled: bool, compiled: bool) -> tuple[float, float, float, float, 
     import keras
 
     from replication.learning import models, pooling
-    from replication.runs import directory as runs
+    from replication.runs import device
 
     keras.utils.set_random_seed(0)
     plain = models.stage2_cnn("clean", _SIZE.value)
@@ -90,7 +90,7 @@ def _measure(pooled: bool, compiled: bool) -> tuple[float, float, float, float, 
         count / (user + system),
         count / clock,
         system / (user + system),
-        runs.peak_memory_mib(),
+        device.peak_memory_mib(),
         hashlib.sha256(weights).hexdigest(),
     )
 

@@ -5,7 +5,7 @@ import re
 import keras
 
 from replication.learning import models
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 #: How keras.applications names its blocks: conv5_block3 (ResNet, DenseNet), block5 (VGG, Xception),
 #: block7a (EfficientNet), block_16 and expanded_conv (MobileNet), stage_3_block_2 (ConvNeXt).
@@ -54,12 +54,12 @@ def unfreeze(model: keras.Model, count: int) -> None:
         count: Number of blocks from the end.
 
     Raises:
-        runs.RunError: If the backbone has fewer blocks.
+        PapError: If the backbone has fewer blocks.
     """
     (network,) = _networks(model)
     found = blocks(network)
     if count > len(found):
-        raise runs.RunError(
+        raise PapError(
             f"unfrozen_blocks={count}: {network.name} has {len(found)} blocks, expected at most "
             "that many"
         )

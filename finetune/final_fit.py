@@ -10,10 +10,11 @@ import tensorflow_datasets.public_api as tfds
 from finetune import recipes
 from finetune.search import scoring
 from finetune.tuning import Tuning
-from replication.learning import features, training
-from replication.runs import directory as runs
+from replication.learning import features, models, training
 from replication.runs import experiment
-from tfds_pap import pipeline, roles
+from replication.runs.device import DevicePolicy
+from replication.runs.directory import RunDirectory
+from tfds_pap import files, pipeline, roles
 
 #: The figure that every fine-tuned model is set beside: the paper's final one.
 PUBLISHED = "P6.accuracy"
@@ -60,7 +61,7 @@ class FinalFit:
     second: SecondPhase
     builder: tfds.core.DatasetBuilder
     features_dir: Path
-    policy: runs.DevicePolicy
+    policy: DevicePolicy
     blocks: Mapping[str, str] | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class FinalFit:
             **{f"second_phase_{k}": v for k, v in dataclasses.asdict(self.second).items()},
         }
 
-    def run(self, run: runs.RunDirectory, seed: int, *, prevalence: float | None = None) -> None:
+    def run(self, run: RunDirectory, seed: int, *, prevalence: float | None = None) -> None:
         """Trains and scores the model of one seed; returns at once where that is done.
 
         Args:
@@ -175,10 +176,10 @@ class FinalFit:
                 label=f"{directory.name}, {self.protocol} protocol, seed {seed}",
                 validate=scoring.validator(examples, assigned.tune) if len(assigned.tune) else None,
             )
-            runs.save_model(model, model_path)
-            runs.write_json(outcome_path, outcome)
+            models.save_model(model, model_path)
+            files.write_json(outcome_path, outcome)
             training.remove_state(directory)
-        return model_path, runs.read_json(outcome_path)
+        return model_path, files.read_json(outcome_path)
 
 
 def _epochs(outcome: dict[str, Any]) -> int:

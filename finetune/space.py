@@ -17,7 +17,7 @@ from typing import Any
 import keras_tuner
 
 from finetune.tuning import Tuning
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 NAMES = ("paper", "extended")
 
@@ -106,7 +106,7 @@ class Space:
         """Returns all hyperparameters, those that are not active by default included.
 
         Raises:
-            runs.RunError: If the space is empty or raises.
+            PapError: If the space is empty or raises.
         """
         hp = keras_tuner.HyperParameters()
         seen = -1
@@ -117,7 +117,7 @@ class Space:
                 hp.values = values
                 self.tuning(hp)
         if not hp.space:
-            raise runs.RunError(f"--space={self.name}: it declares no hyperparameter")
+            raise PapError(f"--space={self.name}: it declares no hyperparameter")
         hp.values = {}
         for parameter in hp.space:
             if hp.is_active(parameter):
@@ -143,21 +143,21 @@ class Space:
             hp: Holds the values.
 
         Raises:
-            runs.RunError: If the space raises, or returns what is no field of `Tuning`.
+            PapError: If the space raises, or returns what is no field of `Tuning`.
         """
         try:
             values = self.declare(hp)
         except Exception as error:
-            raise runs.RunError(f"--space={self.name}: {_words(error)}") from error
+            raise PapError(f"--space={self.name}: {_words(error)}") from error
         if not isinstance(values, Mapping):
-            raise runs.RunError(
+            raise PapError(
                 f"--space={self.name}: space(hp) returned {type(values).__name__}, expected a dict "
                 "of fields of finetune.tuning.Tuning"
             )
         try:
             return self.base.replace(values)
-        except runs.RunError as error:
-            raise runs.RunError(f"--space={self.name}: {error}") from None
+        except PapError as error:
+            raise PapError(f"--space={self.name}: {error}") from None
 
     def digest(self, hp: keras_tuner.HyperParameters) -> str:
         """Tells one resolved space from another, whatever their names.
@@ -179,7 +179,7 @@ def find(spec: str, base: Tuning, *, max_unfrozen_blocks: int = 0) -> Space:
         max_unfrozen_blocks: Of the extended space.
 
     Raises:
-        runs.RunError: If there is no such space, or its file cannot be run.
+        PapError: If there is no such space, or its file cannot be run.
     """
     if spec == "paper":
         return Space(spec, paper, base)
@@ -190,7 +190,7 @@ def find(spec: str, base: Tuning, *, max_unfrozen_blocks: int = 0) -> Space:
         return Space(spec, declare, base)
     path = Path(spec)
     if path.suffix != ".py" or not path.is_file():
-        raise runs.RunError(
+        raise PapError(
             f"--space={spec}: expected {', '.join(NAMES)}, or a Python file with a function "
             "space(hp)"
         )
@@ -199,10 +199,10 @@ def find(spec: str, base: Tuning, *, max_unfrozen_blocks: int = 0) -> Space:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise runs.RunError(f"--space={spec}: {_words(error)}") from error
+        raise PapError(f"--space={spec}: {_words(error)}") from error
     declare = getattr(module, "space", None)
     if not callable(declare):
-        raise runs.RunError(f"--space={spec}: expected a function space(hp) in it")
+        raise PapError(f"--space={spec}: expected a function space(hp) in it")
     return Space(spec, declare, base)
 
 

@@ -18,8 +18,9 @@ from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
 from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 _FROM_SEARCH = flags.DEFINE_string(
     "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
@@ -103,19 +104,19 @@ def main(argv: list[str]) -> None:
         policy = device_flags.policy()
         monitor, searched = "val_loss", None
         if _FROM_SEARCH.value:
-            searched = collect.best(runs.RunDirectory(Path(_FROM_SEARCH.value)))
+            searched = collect.best(RunDirectory(Path(_FROM_SEARCH.value)))
             tuning, monitor = searched.tuning, searched.objective
             print(f"Trial {searched.trial.trial_id}: {monitor} {searched.trial.score:.4f}")
         else:
             tuning = Tuning.read(P6 if _HPARAMS.value == "p6" else Path(_HPARAMS.value))
         if tuning.unfrozen_blocks and _SECOND_PHASE_BLOCKS.value:
-            raise runs.RunError(
+            raise PapError(
                 f"--second_phase_blocks={_SECOND_PHASE_BLOCKS.value}: expected 0, as these "
                 f"hyperparameters train blocks at once (unfrozen_blocks={tuning.unfrozen_blocks})"
             )
         found = weights.find(tuning.backbone, _WEIGHTS.value)
         if searched and searched.weights != found.digest:
-            raise runs.RunError(
+            raise PapError(
                 f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
             )
         builder = stage2_flags.prepare()
@@ -140,7 +141,7 @@ def main(argv: list[str]) -> None:
         path = (
             _RUN_DIR.value or Path("runs") / f"finetuned-{tuning.backbone}-{stage2_flags.source()}"
         )
-        run = runs.RunDirectory.open(
+        run = RunDirectory.open(
             path,
             {
                 "source": stage2_flags.source(),
@@ -166,7 +167,7 @@ def main(argv: list[str]) -> None:
         for seed in seeds:
             plan.run(run, seed, prevalence=_PREVALENCE.value)
         page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
-    except (runs.RunError, folders.TreeError, roles.CutError, OSError) as error:
+    except (PapError, folders.TreeError, roles.CutError, OSError) as error:
         raise SystemExit(f"finetune.train: {error}") from None
     for fit in results.read_fits(run):
         print(f"Model: {fit.model_path}")

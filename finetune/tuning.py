@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from replication.runs import directory as runs
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 #: P6, the paper's final model, as a file for `finetune.train --hparams`.
 P6 = Path(__file__).with_name("p6.json")
@@ -66,7 +67,7 @@ class Tuning:
         """Checks every value.
 
         Raises:
-            runs.RunError: If one is not what it should be; the message names it.
+            PapError: If one is not what it should be; the message names it.
         """
         if isinstance(self.hidden_units, list):
             object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
@@ -77,9 +78,9 @@ class Tuning:
             except TypeError:
                 right = False
             if not right:
-                raise runs.RunError(f"{name}={value!r}: expected {expected}")
+                raise PapError(f"{name}={value!r}: expected {expected}")
         if self.warmup_epochs >= self.epochs:
-            raise runs.RunError(
+            raise PapError(
                 f"warmup_epochs={self.warmup_epochs}: expected fewer than epochs={self.epochs}"
             )
 
@@ -90,12 +91,12 @@ class Tuning:
             values: By name of the attribute.
 
         Raises:
-            runs.RunError: If a name is unknown, or a value is not what it should be.
+            PapError: If a name is unknown, or a value is not what it should be.
         """
         known = [field.name for field in dataclasses.fields(self)]
         for name in values:
             if name not in known:
-                raise runs.RunError(f"{name}: expected one of {', '.join(known)}")
+                raise PapError(f"{name}: expected one of {', '.join(known)}")
         given = {name: value for name, value in values.items() if value is not None}
         return dataclasses.replace(self, **given)
 
@@ -107,7 +108,7 @@ class Tuning:
             beside: Further entries for readers, such as where it comes from; `read` skips those
                 that begin with an underscore.
         """
-        runs.write_json(path, {**beside, **dataclasses.asdict(self)})
+        files.write_json(path, {**beside, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> "Tuning":
@@ -117,15 +118,15 @@ class Tuning:
             path: JSON, one object; what is absent keeps its default.
 
         Raises:
-            runs.RunError: If the file is missing, is no JSON object, or holds what is not known.
+            PapError: If the file is missing, is no JSON object, or holds what is not known.
         """
-        values = runs.read_json(path)
+        values = files.read_json(path)
         if not isinstance(values, dict):
-            raise runs.RunError(f"{path}: expected a JSON object, got {json.dumps(values)[:40]}")
+            raise PapError(f"{path}: expected a JSON object, got {json.dumps(values)[:40]}")
         try:
             return cls().replace({k: v for k, v in values.items() if not k.startswith("_")})
-        except runs.RunError as error:
-            raise runs.RunError(f"{path}: {error}") from None
+        except PapError as error:
+            raise PapError(f"{path}: {error}") from None
 
 
 def _whole(value: Any, least: int) -> bool:

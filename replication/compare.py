@@ -18,8 +18,9 @@ from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
 from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 _FOLDERS = flags.DEFINE_string(
     "folders",
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> None:
             )
             for name, found in chosen.items()
         }
-        run = runs.RunDirectory.open(
+        run = RunDirectory.open(
             Path(_RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"),
             {
                 **steps.identity(builder, design, recipe, specs_of),
@@ -198,7 +199,7 @@ def main(argv: list[str]) -> None:
             policy=policy,
             found=audits[builder.name],
         )
-    except (runs.RunError, folders.TreeError, roles.CutError) as error:
+    except (PapError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.compare: {error}") from None
     print(f"\n{len(scored)} backbones, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from absl import app, flags
 
-from replication.runs import directory as runs
-from tfds_pap import commands
+from replication.runs.directory import RunDirectory
+from tfds_pap import commands, files
+from tfds_pap.errors import PapError
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose models are used.", required=True)
 _PROTOCOL = flags.DEFINE_enum(
@@ -41,10 +42,10 @@ def main(argv: list[str]) -> None:
 
     try:
         paths = [Path(path) for path in folders.given_images(argv[1:])]
-        run = runs.RunDirectory(Path(_RUN_DIR.value))
+        run = RunDirectory(Path(_RUN_DIR.value))
         fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
         rows, unreadable = _predict(paths, fits)
-    except (runs.RunError, folders.TreeError) as error:
+    except (PapError, folders.TreeError) as error:
         raise SystemExit(f"replication.predict: {error}") from None
     _print(rows)
     if _CSV.value is not None and rows:
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        runs.write_atomically(Path(_CSV.value), text.getvalue())
+        files.write_atomically(Path(_CSV.value), text.getvalue())
     if _SAVE_ANNOTATED.value is not None:
         _save_annotated(rows, Path(_SAVE_ANNOTATED.value))
     if unreadable:
@@ -167,7 +168,7 @@ def _save_annotated(rows: list[dict], folder: Path) -> None:
         picture = cv2.cvtColor(np.vstack([image, caption]), cv2.COLOR_RGB2BGR)
         # Images of several folders may share a name.
         encoded = cv2.imencode(".png", picture)[1].tobytes()
-        runs.write_atomically(folder / f"{number:05d}_{path.stem}.png", encoded)
+        files.write_atomically(folder / f"{number:05d}_{path.stem}.png", encoded)
     print(f"Annotated copies: {folder}")
 
 

@@ -16,8 +16,9 @@ from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
 from replication.flags import images as image_flags
 from replication.flags import values as flag_values
-from replication.runs import directory as runs
+from replication.runs.device import DevicePolicy
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from replication.learning import training
@@ -162,7 +163,7 @@ def main(argv: list[str]) -> None:
         page = experiment.publish(
             steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value
         )
-    except (runs.RunError, folders.TreeError, roles.CutError) as error:
+    except (PapError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"replication.run: {error}") from None
     print(f"\n{len(results.read_fits(steps.run))} models, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
@@ -193,7 +194,7 @@ def _recipe(protocol: str, stage: int) -> "training.Recipe":
     )
 
 
-def _identity(source: str, policy: runs.DevicePolicy) -> dict[str, object]:
+def _identity(source: str, policy: DevicePolicy) -> dict[str, object]:
     """Everything that results depend on; stages, protocols and seeds only choose among fits."""
     return {
         "source": source,

@@ -14,8 +14,9 @@ from pathlib import Path
 from absl import app, flags
 
 from replication.flags import fields as field_flags
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 _PHANTOM = flags.DEFINE_bool(
     "phantom", False, "Scan fields that are drawn on the spot, with their truth (default: off)."
@@ -94,16 +95,16 @@ def main(argv: list[str]) -> None:
                 mpp=_MPP.value,
                 file_mpp=_FIELD_MPP.value,
             ),
-            policy=runs.configure_devices(precision="float32"),
+            policy=device.configure(precision="float32"),
             phantoms=_PHANTOM_FIELDS.value if _PHANTOM.value else 0,
             workers=_WORKERS.value or os.cpu_count() or 1,
             truth=field_flags.truth(),
             complete_truth=field_flags.complete_truth() or _PHANTOM.value,
             match_radius=match_radius,
         )
-    except (runs.RunError, folders.TreeError) as error:
+    except (PapError, folders.TreeError) as error:
         raise SystemExit(f"replication.scan: {error}") from None
-    seconds, memory = time.perf_counter() - start, runs.peak_memory_mib()
+    seconds, memory = time.perf_counter() - start, device.peak_memory_mib()
     print(f"{outcome.fields} fields, {seconds:.0f} s, peak memory {memory:,.0f} MiB")
     print(f"Report: {outcome.page}")
     if outcome.unreadable:

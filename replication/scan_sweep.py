@@ -16,8 +16,9 @@ from typing import Any
 from absl import app, flags
 
 from replication.flags import fields as field_flags
-from replication.runs import directory as runs
-from tfds_pap import commands
+from replication.runs import device
+from tfds_pap import commands, files
+from tfds_pap.errors import PapError
 
 _PHANTOM = flags.DEFINE_bool(
     "phantom", False, "Sweep over fields that are drawn on the spot (default: off)."
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
     from tfds_pap import folders
 
     output = Path(_OUTPUT.value)
-    runs.configure_devices(precision="float32")
+    device.configure(precision="float32")
     models = whole_fields.Models(**field_flags.models())
     complete = field_flags.complete_truth() or _PHANTOM.value
     try:
@@ -81,11 +82,11 @@ def main(argv: list[str]) -> None:
                 match_radius=match_radius,
                 advance=bar.update,
             )
-    except (runs.RunError, folders.TreeError, FieldError) as error:
+    except (PapError, folders.TreeError, FieldError) as error:
         raise SystemExit(f"replication.scan_sweep: {error}") from None
-    runs.write_atomically(output / "sweep.csv", sweep.table(rows))
+    files.write_atomically(output / "sweep.csv", sweep.table(rows))
     for form in ("svg", "png"):
-        runs.write_atomically(output / f"sweep.{form}", sweep_figure.sweep_figure(rows, form))
+        files.write_atomically(output / f"sweep.{form}", sweep_figure.sweep_figure(rows, form))
     print(models.announcement(_PHANTOM.value)[1])
     _print(rows)
     if not complete:
@@ -137,7 +138,7 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
         if Path(path).name in tables[table]:
             found.append((path, tables[table][Path(path).name]))
     if not found:
-        raise runs.RunError(f"{', '.join(map(str, tables))}: none of the given fields is annotated")
+        raise PapError(f"{', '.join(map(str, tables))}: none of the given fields is annotated")
     return found
 
 

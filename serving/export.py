@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication.runs import directory as runs
-from tfds_pap import commands
+from replication.runs.directory import RunDirectory
+from tfds_pap import commands, files
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from replication.runs import results
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
     # What can be wrong with the flags is said before TensorFlow is imported, which takes seconds.
     try:
         run, fit = _chosen()
-    except runs.RunError as error:
+    except PapError as error:
         raise SystemExit(f"serving.export: {error}") from None
     commands.prepare_tensorflow()
     from serving.server import errors
@@ -113,23 +114,21 @@ def main(argv: list[str]) -> None:
 
     try:
         _export(run, fit, Path(_SERVING_DIR.value))
-    except (runs.RunError, errors.ServingError, model_config.ConfigError, OSError) as error:
+    except (PapError, errors.ServingError, model_config.ConfigError, OSError) as error:
         raise SystemExit(f"serving.export: {_in_one_line(error)}") from None
 
 
-def _chosen() -> tuple[runs.RunDirectory, "results.Fit"]:
+def _chosen() -> tuple[RunDirectory, "results.Fit"]:
     from replication.runs import results
 
-    run = runs.RunDirectory(Path(_RUN_DIR.value))
+    run = RunDirectory(Path(_RUN_DIR.value))
     fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
     if _STAGE.value not in fits:
-        raise runs.RunError(
-            f"--run_dir={run.path} holds no finished model of --stage={_STAGE.value}"
-        )
+        raise PapError(f"--run_dir={run.path} holds no finished model of --stage={_STAGE.value}")
     return run, fits[_STAGE.value]
 
 
-def _export(run: runs.RunDirectory, fit: "results.Fit", serving_dir: Path) -> None:
+def _export(run: RunDirectory, fit: "results.Fit", serving_dir: Path) -> None:
     from replication.measures import decisions
     from replication.runs import results
     from serving.model import assemble, guard, self_check
@@ -154,7 +153,7 @@ def _export(run: runs.RunDirectory, fit: "results.Fit", serving_dir: Path) -> No
     if "PNG" not in graph.formats and any(
         data.startswith(guard.MAGIC["PNG"]) for data in found.images
     ):
-        raise runs.RunError("--noaccept_png: the images of this run are PNGs")
+        raise PapError("--noaccept_png: the images of this run are PNGs")
     said = []
 
     def write(folder: Path) -> None:
@@ -183,7 +182,7 @@ def _in_one_line(error: Exception) -> str:
     return str(error)
 
 
-def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection | None", str]:
+def _detection(run: RunDirectory, fit: "results.Fit") -> tuple["Detection | None", str]:
     """Returns how fields are searched, or why they are not."""
     from replication.fields.find.dense import Stage1
     from replication.runs import results
@@ -192,13 +191,13 @@ def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection |
     if fit.stage != 2:
         return None, ""
     given = _STAGE1_RUN_DIR.value
-    stage1_run = runs.RunDirectory(Path(given)) if given else run
+    stage1_run = RunDirectory(Path(given)) if given else run
     fits = results.choose_fits(
         stage1_run, fit.protocol, None if given else fit.seed, flag="stage1_run_dir"
     )
     if 1 not in fits:
         if given:
-            raise runs.RunError(f"--stage1_run_dir={given} holds no finished model of stage 1")
+            raise PapError(f"--stage1_run_dir={given} holds no finished model of stage 1")
         return None, f"No signature detect: --run_dir={run.path} holds no stage 1 of this seed"
     model = results.load_model(fits[1])
     about = {key: fits[1].info[key] for key in ("name", "protocol", "seed", "size", "resize")}
@@ -207,7 +206,7 @@ def _detection(run: runs.RunDirectory, fit: "results.Fit") -> tuple["Detection |
         threshold=_THRESHOLD.value,
         radius=_SUPPRESSION_RADIUS.value,
         maximum=_MAX_DETECTIONS.value,
-        about=about | {"sha256": runs.sha256(fits[1].model_path)},
+        about=about | {"sha256": files.sha256(fits[1].model_path)},
     ), ""
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--to_version: expected --label as well")
     if _LABEL.value is not None and not (_ROLLBACK.value or _TO_VERSION.value is not None):
         raise app.UsageError("--label: expected --to_version or --rollback as well")
-    from replication.runs import directory as runs
+    from tfds_pap.errors import PapError
 
     commands.quiet_logs()
     from serving.store import model_config, publish
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             before = config.assign(_LABEL.value, _TO_VERSION.value)
             print(f"{_LABEL.value}: version {before or 'none'} -> {_TO_VERSION.value}")
         labels, pinned = config.labels(), config.pinned()
-    except (model_config.ConfigError, runs.RunError) as error:
+    except (model_config.ConfigError, PapError) as error:
         raise SystemExit(f"serving.labels: {error}") from None
     for version in available:
         names = [label for label, number in sorted(labels.items()) if number == version]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication.runs import directory as runs
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from serving.client import Client, Prediction
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     try:
         paths = folders.given_images(argv[1:])
         output, seconds = _predict_all(paths)
-    except (runs.RunError, folders.TreeError) as error:
+    except (PapError, folders.TreeError) as error:
         raise SystemExit(f"serving.predict: {error}") from None
     if len(paths) <= len(output.rows):
         _print_table(output)
@@ -98,7 +98,7 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
     """Returns what was written, and the seconds that the requests took.
 
     Raises:
-        runs.RunError: In one line, what the server or a file is at fault for, and where the answers
+        PapError: In one line, what the server or a file is at fault for, and where the answers
             until then lie.
         KeyboardInterrupt: With the latter.
     """
@@ -118,7 +118,7 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(until_then) from error
         server = f"{_server()}: " if isinstance(error, ClientError) else ""
-        raise runs.RunError("; ".join(filter(None, [f"{server}{error}", until_then]))) from error
+        raise PapError("; ".join(filter(None, [f"{server}{error}", until_then]))) from error
     return output, seconds
 
 
@@ -209,7 +209,7 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
     for number, path in enumerate(paths):
         try:
             images[number] = _read(Path(path))
-        except runs.RunError as error:
+        except PapError as error:
             found[number] = str(error)
         except OSError as error:
             found[number] = error.strerror or str(error)
@@ -238,9 +238,9 @@ def _read(path: Path) -> bytes:
     from tfds_pap import folders
 
     if not path.is_file():
-        raise runs.RunError("not a file")
+        raise PapError("not a file")
     if path.stat().st_size > _MAX_IMAGE_BYTES.value:
-        raise runs.RunError(
+        raise PapError(
             f"{path.stat().st_size:,} bytes, expected at most "
             f"--max_image_bytes={_MAX_IMAGE_BYTES.value}"
         )
@@ -251,7 +251,7 @@ def _read(path: Path) -> bytes:
         except Exception as error:
             # PIL raises a dozen types on broken files.
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise runs.RunError(f"not a readable image ({why})") from error
+            raise PapError(f"not a readable image ({why})") from error
     return data
 
 

@@ -149,8 +149,8 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
 
     from replication.learning import training
     from replication.report import model_card
-    from replication.runs import directory as runs
-    from replication.runs import experiment
+    from replication.runs import device, experiment
+    from replication.runs.directory import RunDirectory
     from tfds_pap import pipeline
 
     def build(size):
@@ -179,8 +179,8 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
     )
     builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    run = runs.RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
-    policy = runs.configure_devices()
+    run = RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
+    policy = device.configure()
     experiment.describe(run, {2: builder}, policy)
     experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     model_card.write(run)
@@ -193,14 +193,14 @@ def two_stage_run(
 ) -> Path:
     """The run of `tiny_run` with the stage-1 CNN beside it, trained for a moment."""
     from replication.learning import recipes
-    from replication.runs import directory as runs
-    from replication.runs import experiment
+    from replication.runs import device, experiment
+    from replication.runs.directory import RunDirectory
     from tfds_pap import pipeline
 
     folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "two_stages")
     builder = pipeline.prepare("pap_db3", "original", manual_dir, data_dir)
-    run = runs.RunDirectory.open(folder, {"data of stage 1": "tiny"})
-    policy = runs.configure_devices()
+    run = RunDirectory.open(folder, {"data of stage 1": "tiny"})
+    policy = device.configure()
     recipe = recipes.plan("clean", 1, phantoms=True, epochs=3)
     experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     return folder
@@ -212,12 +212,12 @@ def exported_tiny(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     import keras
 
     from replication.measures import decisions
-    from replication.runs import directory as runs
     from replication.runs import results
+    from replication.runs.directory import RunDirectory
     from serving.model import assemble, graph
     from serving.store import publish
 
-    run = runs.RunDirectory(tiny_run)
+    run = RunDirectory(tiny_run)
     fit = results.choose_fits(run, "clean")[2]
     decision, _ = decisions.of_fit(fit)
     built = graph.Graph(keras.saving.load_model(fit.model_path), "bilinear", decision)

@@ -40,7 +40,7 @@ LARGE_SHARE = 0.1
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _FLAGS = ("--file_system_poll_wait_seconds=0.5", "--rest_api_timeout_in_ms=20000")
 _HALF_A_VERSION = (
-    "import pathlib, sys, time; from serving import publish; publish.publish(pathlib.Path("
+    "import pathlib, sys, time; from serving.store import publish; publish.publish(pathlib.Path("
     "sys.argv[1]), lambda folder: ((folder / 'saved_model.pb').write_bytes(b'half'), "
     "print('writing', flush=True), time.sleep(60)))"
 )

@@ -16,7 +16,7 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 
 from finetune.search import cluster, oracles
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 SCORE = keras_tuner.Objective("score", "max")
 LEASE_SECONDS = 2.0
@@ -229,7 +229,7 @@ def test_three_failures_stop_the_workers_and_end_the_chief(oracle, port):
         trial.status = "INVALID"
         client.end_trial(trial)
     assert client.create_trial("worker").status == "STOPPED"
-    with pytest.raises(runs.RunError, match="3 trials in a row failed, 0002 with: see the output"):
+    with pytest.raises(PapError, match="3 trials in a row failed, 0002 with: see the output"):
         chief.end()
 
 
@@ -237,7 +237,7 @@ def test_what_a_tick_raises_ends_the_chief_and_frees_its_port(oracle, port):
     def tick():
         # No trial begins or ends meanwhile.
         assert not other_thread_gets(oracle.lock)
-        raise runs.RunError("every worker ended")
+        raise PapError("every worker ended")
 
     def other_thread_gets(lock):
         got = []
@@ -247,7 +247,7 @@ def test_what_a_tick_raises_ends_the_chief_and_frees_its_port(oracle, port):
         return got[0]
 
     for _ in range(2):
-        with pytest.raises(runs.RunError, match="every worker ended"):
+        with pytest.raises(PapError, match="every worker ended"):
             cluster.serve(oracle, on_tick=tick)
 
 
@@ -255,19 +255,19 @@ def test_a_port_that_another_chief_has_is_refused(oracle, port):
     server = grpc.server(cluster.futures.ThreadPoolExecutor(), options=(("grpc.so_reuseport", 0),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
-    with pytest.raises(runs.RunError, match=rf"127\.0\.0\.1:{port} cannot be listened on"):
+    with pytest.raises(PapError, match=rf"127\.0\.0\.1:{port} cannot be listened on"):
         cluster.serve(oracle)
     server.stop(None).wait()
 
 
 def test_a_worker_gives_up_a_chief_that_is_not_there(oracle, port):
-    with pytest.raises(runs.RunError, match=rf"no chief at 127\.0\.0\.1:{port} for 0\.2 s"):
+    with pytest.raises(PapError, match=rf"no chief at 127\.0\.0\.1:{port} for 0\.2 s"):
         cluster.wait_for_chief(0.2)
     client = client_of(oracle, patience_seconds=0.2)
     # An error of any other kind would only fail the trial.
     with pytest.raises(keras_tuner.errors.FatalError, match=r"did not answer for 0\.2 s"):
         client.create_trial("worker")
-    assert issubclass(cluster.ChiefLost, runs.RunError)
+    assert issubclass(cluster.ChiefLost, PapError)
 
 
 def test_a_worker_is_told_why_the_chief_failed(oracle, port):
@@ -296,14 +296,14 @@ def test_only_who_has_the_secret_is_answered(oracle, port, tmp_path, monkeypatch
 def test_a_chief_that_others_reach_wants_a_secret(oracle, port, tmp_path, monkeypatch):
     for address in ("0.0.0.0", "10.0.0.5", "::", "chief.example"):
         monkeypatch.setenv("KERASTUNER_ORACLE_IP", address)
-        with pytest.raises(runs.RunError, match="expected FINETUNE_SECRET_FILE as well"):
+        with pytest.raises(PapError, match="expected FINETUNE_SECRET_FILE as well"):
             cluster.serve(oracle)
     for content in (None, "too short", "é" * 20):
         path = tmp_path / "secret"
         if content is not None:
             path.write_text(content)
         monkeypatch.setenv("FINETUNE_SECRET_FILE", str(path))
-        with pytest.raises(runs.RunError, match=f"FINETUNE_SECRET_FILE={path}: "):
+        with pytest.raises(PapError, match=f"FINETUNE_SECRET_FILE={path}: "):
             cluster.serve(oracle)
 
 
@@ -396,11 +396,11 @@ def test_a_variable_that_is_wrong_is_named(name, value, message, oracle, port, m
     if value is not None:
         monkeypatch.setenv(name, value)
     for call in (lambda: cluster.serve(oracle), cluster.wait_for_chief):
-        with pytest.raises(runs.RunError, match=message):
+        with pytest.raises(PapError, match=message):
             call()
 
 
 def test_an_id_is_missing(port, monkeypatch):
     monkeypatch.delenv("KERASTUNER_TUNER_ID")
-    with pytest.raises(runs.RunError, match="KERASTUNER_TUNER_ID: missing, though"):
+    with pytest.raises(PapError, match="KERASTUNER_TUNER_ID: missing, though"):
         cluster.is_worker()

@@ -164,10 +164,10 @@ def test_bad_input_is_one_line(folders, data_dir, tmp_path, arguments, message):
 def test_a_directory_of_weights_chooses_the_backbones(tmp_path, tiny_backbone):
     from replication.comparison import steps as comparison_steps
     from replication.learning import models
-    from replication.runs import directory as runs
+    from tfds_pap.errors import PapError
 
     specs = {"": str(tmp_path)}
-    with pytest.raises(runs.RunError, match="none of the published files"):
+    with pytest.raises(PapError, match="none of the published files"):
         comparison_steps.backbone_names(None, specs)
     network = models.backbone(tiny_backbone).build(32)
     network.save_weights(tmp_path / "tiny.weights.h5")

@@ -21,7 +21,7 @@ from replication.comparison.ranking import COSTS, Candidate, Comparison, Cost
 from replication.learning import features, heads
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 BANNER = "Not the papers' images: a tree of class folders."
@@ -81,7 +81,7 @@ def compared(by_image=(), **fields):
 
 
 def written(folder, result, **manifest):
-    run = runs.RunDirectory.open(folder, {"folds": 5})
+    run = RunDirectory.open(folder, {"folds": 5})
     run.update_manifest(**{"source": "stand-in", "announcement": BANNER, **manifest})
     page = comparison_report.write(run, result)
     assert page == run.path / "report.html"
@@ -292,7 +292,7 @@ def test_pictures_for_a_readme(run_dir):
 
 
 def test_same_comparison_gives_the_same_files(both_cuts, run_dir, page):
-    run = runs.RunDirectory(run_dir)
+    run = RunDirectory(run_dir)
     assert comparison_report.write(run, both_cuts).read_text("utf-8") == page
 
 

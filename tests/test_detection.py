@@ -18,13 +18,14 @@ from replication.fields.find import scanner, stages
 from replication.fields.find.dense import Stage1
 from replication.fields.read.field import ArrayField
 from replication.measures import decisions
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
 from serving.model.detection import Detection
 from serving.model.graph import Graph
 from serving.server.errors import ServingError
 from serving.server.servable import Servable
-from tfds_pap import phantom, phantom_set
+from tfds_pap import files, phantom, phantom_set
+from tfds_pap.errors import PapError
 
 #: The briefly trained stage 1 is sure of nothing.
 THRESHOLD, MAXIMUM = 0.4, 12
@@ -36,7 +37,7 @@ def png(pixels):
 
 @pytest.fixture(scope="module")
 def both(two_stage_run):
-    fits = results.choose_fits(runs.RunDirectory(two_stage_run), "clean")
+    fits = results.choose_fits(RunDirectory(two_stage_run), "clean")
     return fits, stages.load(fits[1], fits[2])
 
 
@@ -160,7 +161,7 @@ def test_it_loads_with_tensorflow_alone(version, pictures, servable):
 def test_without_a_dense_form_there_is_no_detect(both):
     fits, _ = both
     model = keras.saving.load_model(fits[1].model_path)
-    with pytest.raises(runs.RunError, match=r"--stride=25: ROIs of 151 px share no samples"):
+    with pytest.raises(PapError, match=r"--stride=25: ROIs of 151 px share no samples"):
         Detection(Stage1(model, "nearest", roi=151))
 
 
@@ -184,7 +185,7 @@ def exported(two_stage_run, tiny_run, data_dir, tmp_path_factory):
 def test_export_adds_and_checks_it(exported):
     said, version = exported
     assert "Checked: detect finds the " in said
-    extra = runs.read_json(version / "assets.extra" / "metadata.json")
+    extra = files.read_json(version / "assets.extra" / "metadata.json")
     assert extra["detection"]["max_detections"] == 40
     assert extra["detection"]["stage1"]["name"] == "stage-1 CNN (P1)"
 

@@ -19,7 +19,7 @@ from replication.measures.evaluation import (
     wilson,
 )
 from replication.measures.intervals import weighted_aucs
-from replication.runs import directory as runs
+from tfds_pap import files
 
 # A figure without images must be NaN, not a warning.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -315,7 +315,7 @@ def test_any_predictions_evaluate(data, n, k):
 def test_json_maps_nan_to_null(tmp_path):
     p = random_predictions(7)
     results = evaluate(p.take(np.flatnonzero(p.labels != 3).tolist()), resamples=50)
-    runs.write_json(
+    files.write_json(
         tmp_path / "metrics.json", jsonable({"test": results, "loss": np.float32("inf")})
     )
     text = (tmp_path / "metrics.json").read_text()

@@ -13,13 +13,14 @@ from commands import command
 from PIL import Image
 
 from replication.measures import calibration, decisions, triage
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
 from serving.model import graph, self_check
 from serving.model.warmup_requests import example
 from serving.server.errors import ServingError
 from serving.server.servable import Servable
 from tfds_pap import pipeline
+from tfds_pap.errors import PapError
 
 OUTPUTS = {"probabilities", "label", "class_id", "hsil_plus", "abstain"}
 
@@ -52,7 +53,7 @@ def servable(exported):
 
 @pytest.fixture(scope="module")
 def fit(tiny_run):
-    return results.choose_fits(runs.RunDirectory(tiny_run), "clean")[2]
+    return results.choose_fits(RunDirectory(tiny_run), "clean")[2]
 
 
 @pytest.fixture(scope="module")
@@ -302,9 +303,9 @@ def test_a_version_that_answers_otherwise_is_not_published(tmp_path, model, fit)
     built.save(tmp_path / "version")
     images = [FILES["JPEG"], FILES["PNG"]]
     found = self_check.Samples(images, np.full((2, 4), 0.25), "images")
-    with pytest.raises(runs.RunError, match="the served probabilities differ by"):
+    with pytest.raises(PapError, match="the served probabilities differ by"):
         self_check.check(tmp_path / "version", model, built, found)
-    with pytest.raises(runs.RunError, match=r"differ by .* from the run's predictions\.csv"):
+    with pytest.raises(PapError, match=r"differ by .* from the run's predictions\.csv"):
         self_check.check(tmp_path / "version", other, built, found)
 
 

@@ -1,5 +1,5 @@
+import contextlib
 import dataclasses
-import functools
 import shutil
 
 import keras
@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from replication.learning import features, models, training, weights
-from replication.runs import directory as runs
+from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
+from tfds_pap.errors import PapError
 
 #: 52 images in batches of 8, the last one filled up.
 PASSES = 56
 
-POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
+POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_features_that_are_not_finite_are_one_line(builder, spec, tmp_path):
         spec, weights=weights.find(spec.backbone, str(tmp_path / "nan.keras"))
     )
     with pytest.raises(
-        runs.RunError, match=r"tiny \(nan.keras\): 52 of 52 images have features that are not"
+        PapError, match=r"tiny \(nan.keras\): 52 of 52 images have features that are not"
     ) as error:
         extract(builder, spec, tmp_path)
     assert "\n" not in str(error.value)

@@ -11,8 +11,8 @@ import tensorflow as tf
 from replication.fields.find.dense import Stage1, roi_pixels
 from replication.fields.find.lattice import Lattice
 from replication.learning import models
-from replication.runs import directory as runs
 from tfds_pap import decoding, phantom
+from tfds_pap.errors import PapError
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +166,14 @@ def _branched(x):
 def test_a_network_without_a_convolutional_form_is_refused(field, body, why):
     images = keras.Input((20, 20, 3))
     model = keras.Model(images, keras.layers.Dense(2, activation="softmax")(body(images)))
-    with pytest.raises(runs.RunError, match=rf"{why}.*--method=crops takes any network"):
+    with pytest.raises(PapError, match=rf"{why}.*--method=crops takes any network"):
         Stage1(model, "nearest")
     crops = Stage1(model, "nearest", method="crops").scores(field)
     np.testing.assert_allclose(crops, naive(model, "nearest", field, 150, 25), atol=1e-5)
 
 
 def test_an_interpolated_roi_smaller_than_the_input_is_refused(networks, field):
-    with pytest.raises(runs.RunError, match="--roi=40: expected at least the network's 50 px"):
+    with pytest.raises(PapError, match="--roi=40: expected at least the network's 50 px"):
         Stage1(networks[50], "bilinear", roi=40, stride=30)
     crops = Stage1(networks[50], "bilinear", roi=40, stride=30, method="crops").scores(field)
     expected = naive(networks[50], "bilinear", field, 40, 30)

@@ -22,7 +22,9 @@ from replication.fields.judge.results import NOT_FOUND
 from replication.fields.judge.truth import LABELS, Nuclei
 from replication.fields.show import figures as field_figures
 from replication.measures import shares
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 RADIUS = 32.0
@@ -356,7 +358,7 @@ def test_what_is_found_and_named_right_throughout():
 
 
 def test_a_nucleus_outside_its_field_is_refused():
-    with pytest.raises(runs.RunError, match=r"a: a nucleus .* \(900, 20\), outside its 640 x 480"):
+    with pytest.raises(PapError, match=r"a: a nucleus .* \(900, 20\), outside its 640 x 480"):
         empty("a", Nuclei.of([5, 900], [10, 20], ["NILM", "NILM"]))
 
 
@@ -365,7 +367,7 @@ def test_a_nucleus_outside_its_field_is_refused():
     [(0, None, "expected annotated fields"), (1, 0.0, "match radius 0"), (1, math.nan, "nan")],
 )
 def test_what_cannot_be_evaluated(fields, count, radius, message):
-    with pytest.raises(runs.RunError, match=message):
+    with pytest.raises(PapError, match=message):
         evaluate(fields[:count], threshold=0.5, complete=True, match_radius=radius)
 
 
@@ -397,7 +399,7 @@ def test_figures_are_the_same_bytes_each_time(evaluation, form):
 def scan_directory(tmp_path, fields):
     """A scan of three fields, of which the last has no truth."""
     rng = np.random.default_rng(0)
-    run = runs.RunDirectory(tmp_path / "scan")
+    run = RunDirectory(tmp_path / "scan")
     rows = ["field,x,y,label"]
     for number, field in enumerate(fields[:3]):
         lattice, folder = field.lattice, run.path / "fields" / f"id{number}"
@@ -415,7 +417,7 @@ def scan_directory(tmp_path, fields):
             "lattice": dataclasses.asdict(lattice),
             "truth": str(tmp_path / "nuclei.csv") if number < 2 else None,
         }
-        runs.write_json(folder / "field.json", info)
+        files.write_json(folder / "field.json", info)
         nuclei = field.nuclei
         rows += [
             f"{number}.jpg,{x},{y},{label}"
@@ -424,13 +426,13 @@ def scan_directory(tmp_path, fields):
     (tmp_path / "nuclei.csv").write_text("\n".join(rows))
     settings = {"threshold": 0.7, "radius": 50.0, "stride": 25}
     manifest = {"fields": ["id0", "id1", "id2"], "settings": settings}
-    runs.write_json(run.manifest_path, manifest)
+    files.write_json(run.manifest_path, manifest)
     return run
 
 
 def test_a_scan_is_measured_from_its_files(scan_directory, fields):
     found = scan_evaluation.evaluate_scan(scan_directory, complete=True)
-    written = runs.read_json(scan_directory.path / "evaluation.json")
+    written = files.read_json(scan_directory.path / "evaluation.json")
     assert written == found.json()
     assert (written["fields"], written["threshold"]) == (2, 0.7)
     assert sum(written["annotated"].values()) == len(fields[0].nuclei) + len(fields[1].nuclei)
@@ -459,5 +461,5 @@ def test_a_scan_without_truth_has_no_evaluation(scan_directory):
 def test_broken_truth_of_a_scan_is_named(scan_directory):
     truth = scan_directory.path.parent / "nuclei.csv"
     truth.write_text("field,x,y,label\n0.jpg,1,2,CIN3\n")
-    with pytest.raises(runs.RunError, match=r"nuclei\.csv, line 2: expected one of the labels"):
+    with pytest.raises(PapError, match=r"nuclei\.csv, line 2: expected one of the labels"):
         scan_evaluation.evaluate_scan(scan_directory, complete=True)

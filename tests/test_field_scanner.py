@@ -15,8 +15,8 @@ from replication.fields.find.stages import Stage2, Stages
 from replication.fields.read.field import ArrayField, FieldError
 from replication.learning import models
 from replication.measures import decisions
-from replication.runs import directory as runs
 from tfds_pap import decoding, phantom
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_field_says_so(stages, pixels, pool):
 
 def test_stage2_must_know_the_four_classes(networks):
     decision = decisions.Decision(("background", "cell"), None, None)
-    with pytest.raises(runs.RunError, match="names background, cell, expected a network of stage"):
+    with pytest.raises(PapError, match="names background, cell, expected a network of stage"):
         Stage2(networks[0], "nearest", decision)
 
 
@@ -162,7 +162,7 @@ def test_an_empty_table_comes_back(tmp_path):
 def test_a_broken_table_is_named(tmp_path, text):
     path = tmp_path / "cells.csv"
     path.write_text(text)
-    with pytest.raises(runs.RunError, match=r"cells\.csv: expected a table of cells"):
+    with pytest.raises(PapError, match=r"cells\.csv: expected a table of cells"):
         Cells.read(path)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from replication.fields.judge import truth
-from replication.runs import directory as runs
 from tfds_pap import phantom, phantom_set
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 
@@ -70,16 +70,16 @@ HEADER = "field,x,y,label\n"
     ],
 )
 def test_a_bad_table_is_refused_in_one_line(tmp_path, text, message):
-    with pytest.raises(runs.RunError, match=message) as caught:
+    with pytest.raises(PapError, match=message) as caught:
         read(tmp_path, text)
     assert "nuclei.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(runs.RunError, match=r"none\.csv: No such file"):
+    with pytest.raises(PapError, match=r"none\.csv: No such file"):
         truth.read_nuclei(tmp_path / "none.csv")
-    with pytest.raises(runs.RunError, match="Is a directory"):
+    with pytest.raises(PapError, match="Is a directory"):
         truth.read_nuclei(tmp_path)
 
 

@@ -7,8 +7,8 @@ from scipy import stats
 
 from replication.learning import gradcam, models
 from replication.learning.gradcam import GradCam, overlay
-from replication.runs.directory import RunError
 from tfds_pap import phantom
+from tfds_pap.errors import PapError
 
 layers = keras.layers
 
@@ -213,7 +213,7 @@ def test_refuses_what_it_cannot_explain(monkeypatch):
     with pytest.raises(ValueError, match="classes: expected 0 to 1"):
         found.maps(images(2, 20), [0, 2])
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(RunError, match="needs KERAS_BACKEND=tensorflow, not jax"):
+    with pytest.raises(PapError, match="needs KERAS_BACKEND=tensorflow, not jax"):
         GradCam(model)
 
 

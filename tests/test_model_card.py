@@ -11,8 +11,10 @@ from replication.measures import evaluation, triage
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
 from replication.report import model_card
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 CLASSES = {1: STAGE1_CLASSES, 2: STAGE2_CLASSES}
@@ -47,7 +49,7 @@ def add_fit(run, stage, protocol, seed, *, groups=True, assess=False):
     metrics = evaluation.evaluate(predictions.select("test"), resamples=50)
     if assess:
         metrics["triage"] = triage.assess(predictions, prevalence=0.02)
-    runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
+    files.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
     info = {
         "stage": stage,
         "protocol": protocol,
@@ -65,7 +67,7 @@ def add_fit(run, stage, protocol, seed, *, groups=True, assess=False):
         "best_epoch": 7,
         "kept": "best",
     }
-    runs.write_json(directory / "fit.json", info)
+    files.write_json(directory / "fit.json", info)
 
 
 def manifest(source="phantom"):
@@ -105,7 +107,7 @@ def finished(tmp_path_factory):
     """Both stages, both protocols, two seeds; triage in stage 2's clean protocol alone."""
     path = tmp_path_factory.mktemp("card") / "run"
     identity = {"source": "phantom", "weights": "/home/somebody/weights/a_b.h5", "epochs": None}
-    run = runs.RunDirectory.open(path, identity)
+    run = RunDirectory.open(path, identity)
     run.update_manifest(**manifest())
     for stage in (1, 2):
         for protocol in ("paper", "clean"):
@@ -118,7 +120,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def small(tmp_path):
     """One fit of stage 2, without groups; a test may change it."""
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     run.update_manifest(**manifest())
     add_fit(run, 2, "clean", 0, groups=False)
     return run
@@ -292,7 +294,7 @@ def test_what_the_manifest_lacks_is_unknown(small, key, item):
     known = items(texts(small)[1])[item][1]
     values = small.manifest()
     del values[key]
-    runs.write_json(small.manifest_path, values)
+    files.write_json(small.manifest_path, values)
     card, claim = texts(small)
     answer = items(claim)[item][1]
     assert "unknown" in answer
@@ -303,7 +305,7 @@ def test_what_the_manifest_lacks_is_unknown(small, key, item):
 def test_without_a_source_nothing_passes_for_a_replication(small):
     values = small.manifest()
     del values["source"], values["announcement"]
-    runs.write_json(small.manifest_path, values)
+    files.write_json(small.manifest_path, values)
     for text in texts(small):
         assert "No figure below may be called a replication" in text[:600]
         assert "not comparable" in text
@@ -332,7 +334,7 @@ def test_how_a_model_was_trained_is_read_from_its_fit(small):
     card, _ = texts(small)
     assert "| bilinear | unknown | 12 |" in card
     how = {"optimizer": "adamw", "learning_rate": 0.003, "batch_size": 32}
-    runs.write_json(path, {**runs.read_json(path), **how})
+    files.write_json(path, {**files.read_json(path), **how})
     card, claim = texts(small)
     path.write_text(before)
     words = "adamw, learning rate 0.003, batches of 32"
@@ -340,11 +342,11 @@ def test_how_a_model_was_trained_is_read_from_its_fit(small):
 
 
 def test_a_run_without_fits_and_metrics(tmp_path, small):
-    empty = runs.RunDirectory.open(tmp_path / "empty", {})
+    empty = RunDirectory.open(tmp_path / "empty", {})
     card, claim = texts(empty)
     assert "No model has been trained" in card
     assert list(items(claim)) == list(range(1, 45))
     (small.fit_directory(2, "clean", 0) / "metrics.json").unlink()
     assert "unknown: metrics.json of this seed is missing" in texts(small)[0]
-    with pytest.raises(runs.RunError, match="not a run directory"):
-        model_card.write(runs.RunDirectory(tmp_path / "nothing"))
+    with pytest.raises(PapError, match="not a run directory"):
+        model_card.write(RunDirectory(tmp_path / "nothing"))

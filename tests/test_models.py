@@ -5,8 +5,8 @@ import pytest
 from conftest import save_image
 
 from replication.learning import models, recipes
-from replication.runs import directory as runs
 from tfds_pap import pipeline
+from tfds_pap.errors import PapError
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_any_name_of_keras_applications_will_do():
 
 
 def test_an_unknown_backbone_offers_the_nearest():
-    with pytest.raises(runs.RunError, match=r"'resnt152'.*did you mean resnet152") as error:
+    with pytest.raises(PapError, match=r"'resnt152'.*did you mean resnet152") as error:
         models.backbone("resnt152")
     assert "\n" not in str(error.value)
 

@@ -16,7 +16,8 @@ from keras_tuner.engine import trial as trial_module
 from finetune import space
 from finetune.search import finite_space, oracles
 from finetune.tuning import Tuning
-from replication.runs import directory as runs
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 TUNERS = ("hyperband", "bayesian", "random", "grid")
 SCORE = keras_tuner.Objective("score", "max")
@@ -205,9 +206,9 @@ def test_every_seed_counts_zero_too(tuner, tmp_path):
 
 
 def test_build_refuses_what_never_ends_and_unknown_names():
-    with pytest.raises(runs.RunError, match="max_trials: expected a number, for tuner=bayesian"):
+    with pytest.raises(PapError, match="max_trials: expected a number, for tuner=bayesian"):
         build("bayesian", endless())
-    with pytest.raises(runs.RunError, match="tuner=best: expected one of hyperband, bayesian"):
+    with pytest.raises(PapError, match="tuner=best: expected one of hyperband, bayesian"):
         build("best", six_points())
 
 
@@ -387,7 +388,7 @@ def test_a_score_that_is_no_number_fails_its_trial_only(tuner, value, tmp_path):
 def ranking_is_readable(directory):
     for path in (directory / "trials").glob("trial_*/trial.json"):
         trial_module.Trial.load(str(path))
-    return runs.read_json(directory / "trials" / "oracle.json")["end_order"]
+    return files.read_json(directory / "trials" / "oracle.json")["end_order"]
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
@@ -403,7 +404,7 @@ def test_three_failures_end_the_search_and_the_same_command_goes_on(tuner, tmp_p
     for expected in (["0000", "0001"], []):
         made = Tuner(build(tuner, six_points(), **options), tmp_path / "broken", broken)
         made.ran += ["before"] * (not expected) * 2
-        with pytest.raises(runs.RunError) as error:
+        with pytest.raises(PapError) as error:
             made.search()
         assert str(error.value) == (
             "3 trials in a row failed, 0004 with: no space left; the same command runs them again"
@@ -438,7 +439,7 @@ def test_a_lock_is_free_after_an_error(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr(runs, "write_atomically", full)
+        context.setattr(files, "write_atomically", full)
         for call in (
             lambda: oracle.create_trial("second"),
             lambda: oracle.update_trial(trial.trial_id, {"score": 1.0}),
@@ -519,10 +520,10 @@ def test_a_search_that_is_killed_over_and_over_comes_to_its_end(tmp_path, monkey
 def test_a_file_that_is_lost_is_named(tmp_path):
     search("grid", six_points(), tmp_path)
     (tmp_path / "trials" / "trial_0003" / "trial.json").unlink()
-    with pytest.raises(runs.RunError, match=r"trial_0003/trial\.json: no such file"):
+    with pytest.raises(PapError, match=r"trial_0003/trial\.json: no such file"):
         ready("grid", six_points(), tmp_path)
     (tmp_path / "trials" / "oracle.json").write_text("{")
-    with pytest.raises(runs.RunError, match=r"oracle\.json: expected JSON"):
+    with pytest.raises(PapError, match=r"oracle\.json: expected JSON"):
         ready("grid", six_points(), tmp_path)
 
 

@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 
 from replication.learning import models, pooling
-from replication.runs import directory as runs
 
 
 def trained(build, *, compiled, steps=3, batches=(8, 3)):
@@ -70,7 +69,7 @@ def test_only_large_windows_of_two_by_two_are_replaced():
 
 def test_what_is_saved_is_plain_keras(tmp_path):
     model = trained(lambda: models.stage2_cnn("clean", 190), compiled=True, steps=1)
-    runs.save_model(model, tmp_path / "model.keras")
+    models.save_model(model, tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as saved:
         config = json.loads(saved.read("config.json"))
     modules = {layer["module"] for layer in config["config"]["layers"]}
@@ -83,7 +82,7 @@ import resource, sys
 import numpy as np
 from tfds_pap import commands
 commands.prepare_tensorflow()
-from replication import models
+from replication.learning import models
 model = models.stage2_cnn("clean", 190)
 model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
 images, labels = np.zeros((32, 190, 190, 3), np.uint8), np.zeros(32, np.int64)

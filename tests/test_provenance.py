@@ -6,9 +6,9 @@ import pytest
 from commands import command
 
 from replication.measures import published
-from replication.runs import directory as runs
 from replication.runs import provenance
 from tfds_pap import pipeline, published_facts
+from tfds_pap.errors import PapError
 from tfds_pap.pap_db4 import pap_db4_dataset_builder as db4
 
 #: Images a class, in place of the published 1,000 and 200.
@@ -79,7 +79,7 @@ def test_a_groups_csv_takes_nothing_from_the_authors_images(trees):
 def test_a_declaration_is_refused_where_a_published_fact_contradicts_it(trees, form, made, phrase):
     builder = trees(form, **made)
     assert any(phrase in found for found in published_facts.contradictions(builder))
-    with pytest.raises(runs.RunError, match="these cannot be the papers' images") as error:
+    with pytest.raises(PapError, match="these cannot be the papers' images") as error:
         provenance.source({2: builder}, "original")
     assert phrase in str(error.value) and "\n" not in str(error.value)
     assert provenance.source({2: builder}, "stand-in")[0] == "stand-in"

@@ -17,7 +17,7 @@ from serving.store import model_config, publish
 # Writes twenty files that name one another, slowly: a half-written version is easy to tell.
 PUBLISHER = """
 import sys, time, pathlib
-from serving import publish
+from serving.store import publish
 def write(folder):
     (folder / "variables").mkdir()
     for number in range(20):

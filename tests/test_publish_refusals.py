@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 
-from replication.runs import directory as runs
 from replication.runs import results
 from serving.store import publish
+from tfds_pap.errors import PapError
 
 
 def test_everybody_may_read_whatever_the_umask(tmp_path):
@@ -94,7 +94,7 @@ def test_a_model_that_holds_code_is_one_line(tmp_path):
     path = tmp_path / "model.keras"
     layers = [keras.Input((2,)), keras.layers.Lambda(lambda x: x + 1)]
     keras.Sequential(layers).save(path)
-    with pytest.raises(runs.RunError, match=r"can be loaded: .*Lambda") as refused:
+    with pytest.raises(PapError, match=r"can be loaded: .*Lambda") as refused:
         results.load_model(fit_of(path))
     assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
 
@@ -104,9 +104,9 @@ def test_a_damaged_model_is_one_line(tmp_path):
     for content in (None, b"", b"no archive"):
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(runs.RunError, match="not a model that can be loaded"):
+        with pytest.raises(PapError, match="not a model that can be loaded"):
             results.load_model(fit_of(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", "{}")
-    with pytest.raises(runs.RunError, match="not a model that can be loaded"):
+    with pytest.raises(PapError, match="not a model that can be loaded"):
         results.load_model(fit_of(path))

@@ -1,15 +1,16 @@
+import contextlib
 import dataclasses
-import functools
 
 import keras
 import numpy as np
 import pytest
 
 from replication.learning import features, heads, models, recipes, training, weights
-from replication.runs import directory as runs
+from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
+from tfds_pap.errors import PapError
 
-POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
+POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_clean_p3_is_a_head_on_stored_views():
 
 
 def test_p3_without_weights_is_one_line(tmp_path):
-    with pytest.raises(runs.RunError, match=r"no file .*resnet50_weights"):
+    with pytest.raises(PapError, match=r"no file .*resnet50_weights"):
         recipes.plan("paper", 2, phantoms=False, stage2="resnet50", weights_spec=str(tmp_path))
 
 

@@ -15,8 +15,9 @@ from replication.measures import triage
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
 from replication.report import page as report
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 BANNER = "Every image of this run is a drawing, not a cell: the figures are no replication."
@@ -84,7 +85,7 @@ def add_fit(run, stage, protocol, seed, predictions, epochs=12):
         "seconds": 84.2,
         "images_per_second": 1520.4,
     }
-    runs.write_json(directory / "fit.json", info)
+    files.write_json(directory / "fit.json", info)
 
 
 def manifest_values():
@@ -130,7 +131,7 @@ def manifest_values():
 
 
 def make_full(path, seeds=3, images=160, epochs=12):
-    run = runs.RunDirectory.open(path, {"source": "phantom", "epochs": epochs, "batch_size": 32})
+    run = RunDirectory.open(path, {"source": "phantom", "epochs": epochs, "batch_size": 32})
     run.update_manifest(**manifest_values())
     for stage in (1, 2):
         for protocol, skill in (("paper", 2.2), ("clean", 2.8)):
@@ -220,7 +221,7 @@ def test_links_within_the_page_have_a_target(full):
 
 
 def test_headline_figures_are_those_of_the_results_module(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     for seed in (0, 1):
         add_fit(run, 2, "paper", seed, fake_predictions(2, seed))
     text = written(run)
@@ -231,14 +232,14 @@ def test_headline_figures_are_those_of_the_results_module(tmp_path):
 
 
 def test_same_run_gives_the_same_page(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 2, "paper", 0, fake_predictions(2, 0, images=30))
     first = report.write(run, fake_pixels).read_bytes()
     assert report.write(run, fake_pixels).read_bytes() == first
 
 
 def test_names_cannot_become_markup(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "<script>alert(1)</script>"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "<script>alert(1)</script>"})
     run.update_manifest(announcement="<script>alert(2)</script>", data={"<b>x": {"notes": ["<i>"]}})
     p = fake_predictions(2, 0, images=20)
     ids = [f'"><script>alert({i})</script>' for i in range(len(p))]
@@ -250,7 +251,7 @@ def test_names_cannot_become_markup(tmp_path):
 
 
 def test_one_seed_one_stage_and_a_class_without_test_image(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 2, "clean", 4, fake_predictions(2, 4, images=60, absent=("SCC",)))
     text = written(run)
     assert "No test image of SCC." in text
@@ -260,7 +261,7 @@ def test_one_seed_one_stage_and_a_class_without_test_image(tmp_path):
 
 
 def test_no_wrong_image_no_severe_image_and_a_class_never_named(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(2, 0, images=30, absent=("HSIL", "SCC"), skill=99)
     add_fit(run, 2, "paper", 0, p)
     flat = np.tile([0.7, 0.3], (10, 1))
@@ -275,7 +276,7 @@ def test_no_wrong_image_no_severe_image_and_a_class_never_named(tmp_path):
 
 
 def test_one_test_image_alone(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "clean", 0, fake_predictions(1, 0, images=2), epochs=1)
     text = written(run)
     assert "nan" not in text.lower() and " · 1 test image No test image of background." in text
@@ -283,13 +284,13 @@ def test_one_test_image_alone(tmp_path):
 
 
 def test_no_fit_yet(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     text = written(run, pixels=lambda stage, ids: pytest.fail("nothing to show"))
     assert "No finished fit" in text and "medical device" in text
 
 
 def test_bare_manifest_says_unknown_and_claims_nothing(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "original"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "original"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     text = written(run)
     assert text.startswith("The manifest does not say what images.")
@@ -298,7 +299,7 @@ def test_bare_manifest_says_unknown_and_claims_nothing(tmp_path):
 
 
 def test_authors_own_images_get_a_verdict_and_no_banner(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "original"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "original"})
     run.update_manifest(source="original", announcement="")
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=60, skill=0.1))
     text = written(run)
@@ -306,7 +307,7 @@ def test_authors_own_images_get_a_verdict_and_no_banner(tmp_path):
 
 
 def test_page_is_whole_or_as_it_was(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     before = report.write(run, fake_pixels).read_bytes()
 
@@ -320,14 +321,14 @@ def test_page_is_whole_or_as_it_was(tmp_path):
 
 
 def test_too_few_pixels_are_an_error_not_a_shifted_gallery(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     with pytest.raises(ValueError):
         report.write(run, lambda stage, ids: fake_pixels(stage, ids)[1:])
 
 
 def test_gallery_shows_the_surest_errors_first(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(2, 0, images=60)
     add_fit(run, 2, "paper", 0, p)
     asked = []
@@ -345,7 +346,7 @@ def test_gallery_shows_the_surest_errors_first(tmp_path):
 
 
 def test_calibration_and_triage_are_those_of_their_modules(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(2, 0)
     add_fit(run, 2, "clean", 0, p)
     text = Page(report.write(run, fake_pixels, prevalence=0.02).read_text("utf-8")).text
@@ -364,7 +365,7 @@ def test_calibration_and_triage_are_those_of_their_modules(tmp_path):
 
 
 def test_no_prevalence_and_no_tune_image(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(1, 0)
     add_fit(run, 1, "paper", 0, p.select("test"))
     text = written(run)
@@ -374,7 +375,7 @@ def test_no_prevalence_and_no_tune_image(tmp_path):
 
 
 def test_heat_maps_explain_the_named_class_of_the_first_seed(tmp_path, full):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     for seed in (0, 1):
         add_fit(run, 2, "paper", seed, fake_predictions(2, seed, images=60))
     asked = []
@@ -393,7 +394,7 @@ def test_heat_maps_explain_the_named_class_of_the_first_seed(tmp_path, full):
 
 
 def test_heat_maps_that_are_no_pictures_are_refused(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     with pytest.raises(ValueError, match=r"expected uint8 \[height, width, 3\], got float64"):
         report.write(
@@ -402,7 +403,7 @@ def test_heat_maps_that_are_no_pictures_are_refused(tmp_path):
 
 
 def test_audit_notes_and_documents_stand_below_the_accuracies(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     run.update_manifest(audit={"pap_db3": {"line": "pap_db3: 2 of 400 images are in two splits"}})
     (run.path / "model_card.md").write_text("# Model card\n")
@@ -422,11 +423,11 @@ def test_audit_notes_and_documents_stand_below_the_accuracies(tmp_path):
     ],
 )
 def test_what_chose_the_epoch_is_said(tmp_path, monitor, words):
-    run = runs.RunDirectory.open(tmp_path / "run", {"source": "phantom"})
+    run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "clean", 0, fake_predictions(1, 0, images=30))
     path = run.fit_directory(1, "clean", 0) / "fit.json"
     if monitor:
-        runs.write_json(path, {**runs.read_json(path), "monitor": monitor})
+        files.write_json(path, {**files.read_json(path), "monitor": monitor})
     page = Page(report.write(run, fake_pixels).read_text("utf-8"))
     assert f"the weights of the epoch with the {words} were scored" in page.text
 

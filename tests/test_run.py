@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from commands import command
 
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap.errors import PapError
 
 # Enough for a report with every part; stage 2 at 250 px is left to the longer runs.
 FLAGS = ("--stages=1", "--epochs=6", "--deterministic", "--batch_size=8")
@@ -153,16 +154,16 @@ def test_killed_run_ends_with_the_same_weights_and_metrics(
 
 
 def test_other_flags_are_refused_with_the_difference(tmp_path):
-    run = runs.RunDirectory.open(tmp_path / "run", {"epochs": 3, "seed": 1})
-    runs.RunDirectory.open(run.path, {"epochs": 3, "data of stage 2": "abc"})
-    with pytest.raises(runs.RunError, match=r"made with epochs=3, not 4; give another --run_dir"):
-        runs.RunDirectory.open(run.path, {"epochs": 4})
-    with pytest.raises(runs.RunError, match="made with data of stage 2=abc, not def"):
-        runs.RunDirectory.open(run.path, {"epochs": 3, "data of stage 2": "def"})
+    run = RunDirectory.open(tmp_path / "run", {"epochs": 3, "seed": 1})
+    RunDirectory.open(run.path, {"epochs": 3, "data of stage 2": "abc"})
+    with pytest.raises(PapError, match=r"made with epochs=3, not 4; give another --run_dir"):
+        RunDirectory.open(run.path, {"epochs": 4})
+    with pytest.raises(PapError, match="made with data of stage 2=abc, not def"):
+        RunDirectory.open(run.path, {"epochs": 3, "data of stage 2": "def"})
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    with pytest.raises(runs.RunError, match=r"is not empty and holds no manifest\.json"):
-        runs.RunDirectory.open(tmp_path / "notes", {})
+    with pytest.raises(PapError, match=r"is not empty and holds no manifest\.json"):
+        RunDirectory.open(tmp_path / "notes", {})
 
 
 @pytest.mark.parametrize(

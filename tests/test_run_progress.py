@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from replication.learning import recipes
-from replication.runs import directory as runs
+from replication.runs import device as devices
 from replication.runs import progress as run_progress
 from replication.runs.progress import Fit, RunProgress
 
@@ -63,7 +63,7 @@ def test_the_work_of_a_fit_is_its_steps(monkeypatch):
 
 
 def test_no_speed_is_measured_elsewhere_than_on_a_cpu(monkeypatch):
-    policy = runs.configure_devices()
+    policy = devices.configure()
     assert run_progress.measure_speed(policy) > 0
     assert run_progress.measure_speed(dataclasses.replace(policy, device="NVIDIA")) is None
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

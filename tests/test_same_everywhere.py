@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from replication.learning import recipes, training
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import phantom_set, pipeline, roles
 
 #: Mean loss over the first one, two and three batches of 8 of a fit with seed 0.
@@ -77,7 +77,7 @@ def test_first_losses_are_the_same_to_a_tolerance(builders, protocol, stage, tmp
         store,
         assigned,
         seed=0,
-        policy=runs.configure_devices(),
+        policy=device.configure(),
         directory=tmp_path,
         label=None,
         callbacks=(seen,),

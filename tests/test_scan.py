@@ -16,8 +16,9 @@ from commands import command
 
 from replication.fields import scan_directory, whole_fields
 from replication.fields.find.cells import Cells
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import phantom, phantom_set
+from tfds_pap.errors import PapError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def scan(run, paths, scan_dir, **changed):
         whole_fields.Models(run, run),
         [str(path) for path in paths],
         settings=scan_directory.Settings(**{"threshold": 0.4, **changed}),
-        policy=runs.configure_devices(),
+        policy=device.configure(),
         workers=2,
         complete_truth=True,
     )
@@ -107,7 +108,7 @@ def test_a_changed_file_is_scanned_again(two_stage_run, fields, tmp_path):
 
 
 def test_other_settings_need_another_directory(scanned, two_stage_run, fields):
-    with pytest.raises(runs.RunError, match=r"--scan_dir=.* was made with stride=25, not 50"):
+    with pytest.raises(PapError, match=r"--scan_dir=.* was made with stride=25, not 50"):
         scan(two_stage_run, [fields], scanned[1], stride=50)
 
 
@@ -188,9 +189,9 @@ def test_usage_errors(arguments, said):
 
 
 def test_models_that_are_not_there(two_stage_run, tiny_run, fields, tmp_path):
-    with pytest.raises(runs.RunError, match=r"--stage1=.* holds no finished model of stage 1"):
+    with pytest.raises(PapError, match=r"--stage1=.* holds no finished model of stage 1"):
         scan(tiny_run, [fields], tmp_path / "scan")
-    with pytest.raises(runs.RunError, match="not a run directory"):
+    with pytest.raises(PapError, match="not a run directory"):
         scan(tmp_path / "none", [fields], tmp_path / "scan")
     assert not (tmp_path / "scan").exists()
 

@@ -16,8 +16,8 @@ from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.read.field import ArrayField
 from replication.fields.show import pictures, scan_report
-from replication.runs import directory as runs
-from tfds_pap import phantom
+from replication.runs.directory import RunDirectory
+from tfds_pap import files, phantom
 
 NAMES = ("plain.jpg", "</script><b onmouseover=x>'\" ü#%.jpg")
 
@@ -25,7 +25,7 @@ NAMES = ("plain.jpg", "</script><b onmouseover=x>'\" ü#%.jpg")
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
     """Two scanned fields with cells at known places."""
-    run = runs.RunDirectory(tmp_path_factory.mktemp("scan"))
+    run = RunDirectory(tmp_path_factory.mktemp("scan"))
     rng = np.random.default_rng(0)
     for number, name in enumerate(NAMES):
         pixels = phantom.draw_field(number, slide=number, width=1200, height=800, cells=20)[0]
@@ -42,7 +42,7 @@ def scan(tmp_path_factory):
         info = {"id": folder.name, "name": name, "path": name, "width": 2400, "height": 1600}
         info |= {"scale": 2.0, "mpp": 0.125, "rois": lattice.rois, "detections": 9, "notes": []}
         info |= {"seconds": {"stage1": 0.1, "stage2": 0.2}, "truth": None}
-        runs.write_json(folder / "field.json", info | summary.summary(cells))
+        files.write_json(folder / "field.json", info | summary.summary(cells))
     about = {"name": "P", "protocol": "clean", "seed": 0, "size": 20, "notes": ["a note"]}
     settings = {"roi": 150, "stride": 25, "threshold": 0.5, "radius": 50.0, "method": "exact"}
     run.update_manifest(
@@ -290,8 +290,8 @@ def test_the_gallery_and_a_link_lead_to_a_cell(browser, scan):
 
 
 def test_without_fields(tmp_path, scan):
-    run = runs.RunDirectory(tmp_path)
+    run = RunDirectory(tmp_path)
     manifest = scan[0].manifest() | {"fields": [], "unreadable": []}
-    runs.write_json(tmp_path / "manifest.json", manifest)
+    files.write_json(tmp_path / "manifest.json", manifest)
     assert "No field was read." in scan_report.write_report(run).read_text()
     assert json.loads((tmp_path / "manifest.json").read_text())["fields"] == []

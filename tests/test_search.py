@@ -21,8 +21,9 @@ from finetune import recipes, space, tuning
 from finetune.search import collect, local_workers, oracles, scoring, trials, tuner
 from replication.learning import features, training, weights
 from replication.measures import evaluation
-from replication.runs import directory as runs
-from tfds_pap import pipeline
+from replication.runs import device
+from tfds_pap import files, pipeline
+from tfds_pap.errors import PapError
 
 #: Six points: two that are trained by hand below, and one learning rate that diverges.
 SPACE = """
@@ -59,7 +60,7 @@ def study(tiny_backbone, manual_dir, data_dir, tmp_path):
         path = tmp_path / "points.py"
         path.write_text(changes.pop("text", SPACE))
         base = tuning.Tuning(backbone=tiny_backbone, epochs=9, patience=0)
-        policy = runs.configure_devices()
+        policy = device.configure()
         spec = recipes.feature_spec(
             base, weights.find(tiny_backbone, "none"), "clean", policy.precision, 1
         )
@@ -98,7 +99,7 @@ def search(study, directory, name="grid", **options):
 
 
 def result(trial):
-    return runs.read_json(trial.directory / "result.json")
+    return files.read_json(trial.directory / "result.json")
 
 
 def test_every_point_is_trained_and_scored(study, tmp_path):
@@ -143,7 +144,7 @@ def test_promoted_trials_go_on_instead_of_starting_again(study, tmp_path):
         assert after[: len(before)] == before
     longest = max(promoted, key=lambda trial: trial.epochs)
     assert longest.epochs == 9
-    key = runs.read_json(longest.directory / "key.json")
+    key = files.read_json(longest.directory / "key.json")
     recipe = recipes.recipe(
         tuning.Tuning().replace(key["tuning"]),
         one.spec,
@@ -200,7 +201,7 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(study, tmp_path, monkeyp
     one = study()
     undisturbed = search(one, tmp_path / "undisturbed")
     written = []
-    write = runs.write_atomically
+    write = files.write_atomically
 
     def full(path, content):
         written.append(path.name)
@@ -208,7 +209,7 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(study, tmp_path, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(runs, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     with pytest.raises(Exception, match="No space left on device"):
         search(one, tmp_path / "search")
     done = collect.read_trials(tmp_path / "search")
@@ -253,7 +254,7 @@ def test_the_command_says_what_it_will_do_and_what_it_found(undisturbed):
     ranked = [row["trial"] for row in rows if row["rank"]]
     assert ranked == [trial.trial_id for trial in trials.rank(found, "min")]
     assert tuning.Tuning.read(directory / "best.json").hidden_units in ((4,), (8,))
-    assert "random weights" in runs.read_json(directory / "manifest.json")["announcement"]
+    assert "random weights" in files.read_json(directory / "manifest.json")["announcement"]
     assert "val_loss" in (directory / "report.html").read_text() or "loss" in words
 
 
@@ -476,7 +477,7 @@ def test_workers_that_all_fail_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["search", "--size=8"])
     with local_workers.LocalWorkers(2, tmp_path) as workers:
         deadline = time.monotonic() + 60
-        with pytest.raises(runs.RunError, match=r"every worker ended: .*see .*worker_0\.log"):
+        with pytest.raises(PapError, match=r"every worker ended: .*see .*worker_0\.log"):
             while time.monotonic() < deadline:
                 workers.check()
                 time.sleep(0.1)

@@ -21,7 +21,7 @@ from finetune.search.trials import Search, Trial
 from replication.drawing import pages
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 BANNER = "Every image is a drawing, not a cell."
@@ -114,7 +114,7 @@ def conditional(count=40):
 
 
 def written(folder, found, **manifest):
-    run = runs.RunDirectory.open(folder, {"tuner": found.tuner})
+    run = RunDirectory.open(folder, {"tuner": found.tuner})
     run.update_manifest(**{"source": "phantom", "announcement": BANNER, **manifest})
     page = search_report.write(run, found)
     assert page == run.path / "report.html"
@@ -230,7 +230,7 @@ def test_search_csv_and_pictures_lie_beside_the_page(run_dir, full):
 
 
 def test_same_search_gives_the_same_page(run_dir, full, page):
-    assert search_report.write(runs.RunDirectory(run_dir), full).read_text("utf-8") == page
+    assert search_report.write(RunDirectory(run_dir), full).read_text("utf-8") == page
 
 
 def test_the_paper_protocol_shows_what_the_defect_costs(tmp_path):

@@ -11,8 +11,8 @@ from replication.measures import evaluation, one_class, published
 from replication.measures.predictions import Predictions
 from replication.report import model_card
 from replication.report import page as report
-from replication.runs import directory as runs
 from replication.runs import experiment, results
+from replication.runs.directory import RunDirectory
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 NAMES = STAGE2_CLASSES
@@ -95,7 +95,7 @@ def test_one_class_for_nearly_every_image_is_said():
 
 
 def test_the_terminal_of_a_run_prints_both_and_what_is_wrong(tmp_path, capsys):
-    run = runs.RunDirectory.open(tmp_path, {})
+    run = RunDirectory.open(tmp_path, {})
     run.update_manifest(announcement="Drawings.", audit={})
     summary = evaluation.summarise_seeds([answers(ALL_SCC, LABELS)], resamples=50)
     remark = one_class.remark(ALL_SCC, NAMES, LABELS)

@@ -8,7 +8,7 @@ import pytest
 from finetune import space, tuning
 from finetune.search import finite_space
 from replication.measures import published
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 BASE = tuning.Tuning(backbone="vgg16", epochs=30)
 
@@ -136,7 +136,7 @@ def test_a_file_of_the_users_own(tmp_path):
 )
 def test_a_file_that_is_wrong_is_one_line(tmp_path, text, message):
     path = write(tmp_path, text)
-    with pytest.raises(runs.RunError) as raised:
+    with pytest.raises(PapError) as raised:
         space.find(path, BASE).hyperparameters()
     said = str(raised.value)
     assert said.startswith(f"--space={path}: ") and message in said and "\n" not in said
@@ -144,7 +144,7 @@ def test_a_file_that_is_wrong_is_one_line(tmp_path, text, message):
 
 @pytest.mark.parametrize("spec", ["papre", "no_such.py", "/"])
 def test_an_unknown_space_is_one_line(spec):
-    with pytest.raises(runs.RunError, match="expected paper, extended, or a Python file"):
+    with pytest.raises(PapError, match="expected paper, extended, or a Python file"):
         space.find(spec, BASE)
 
 

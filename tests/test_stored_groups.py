@@ -1,6 +1,6 @@
 """Groups are kept beside the pixels; features and caches follow the images, not their position."""
 
-import functools
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,10 @@ import pytest
 from conftest import save_image
 
 from replication.learning import features, weights
-from replication.runs import directory as runs
+from replication.runs.device import DevicePolicy
 from tfds_pap import folders, pipeline, stored_groups
 
-POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
+POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
 
 
 @pytest.fixture

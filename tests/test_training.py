@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,8 +12,9 @@ import pytest
 
 from replication.drawing import tensorboard
 from replication.learning import training
-from replication.runs import directory as runs
+from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
+from tfds_pap.errors import PapError
 
 
 def small_network(size):
@@ -39,7 +41,7 @@ RECIPE = training.Recipe(
     patience=None,
     augment="flips",
 )
-POLICY = runs.DevicePolicy("CPU", False, "float32", functools.partial(runs.contextlib.nullcontext))
+POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_half_a_state_file_is_never_left(store, undisturbed, tmp_path, monkeypat
 
 def test_loss_that_is_not_finite_is_one_line(store, tmp_path):
     recipe = dataclasses.replace(RECIPE, build=functools.partial(dense, scale=1e38))
-    with pytest.raises(runs.RunError, match=r"^loss became (nan|inf) in epoch \d"):
+    with pytest.raises(PapError, match=r"^loss became (nan|inf) in epoch \d"):
         fit(store, tmp_path, recipe)
 
 
@@ -170,9 +172,10 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import test_training as t
-from replication import runs
+from replication.runs.device import DevicePolicy
+from tfds_pap.errors import PapError
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-t.POLICY = runs.DevicePolicy("two CPUs", False, "float32", strategy.scope, replicas=2)
+t.POLICY = DevicePolicy("two CPUs", False, "float32", strategy.scope, replicas=2)
 builder = t.pipeline.prepare("pap_db4", "original", {str(manual_dir)!r}, {str(data_dir)!r})
 store = t.pipeline.load_images(builder, 16)
 recipe = dataclasses.replace(t.RECIPE, epochs=2)
@@ -180,7 +183,7 @@ model, outcome = t.fit(store, pathlib.Path({str(tmp_path)!r}), recipe)
 assert outcome["epochs_run"] == 2, outcome
 try:
     t.fit(store, pathlib.Path({str(tmp_path)!r}), dataclasses.replace(recipe, batch_size=7))
-except runs.RunError as error:
+except PapError as error:
     print(error)
 """
     done = subprocess.run(

@@ -11,8 +11,9 @@ import pytest
 from finetune import blocks, optimizers, recipes, tuning
 from finetune.search import scoring
 from replication.learning import features, models, training, weights
-from replication.runs import directory as runs
+from replication.runs import device
 from tfds_pap import pipeline, roles
+from tfds_pap.errors import PapError
 
 SPEC = dict(size=32, preprocessing="torch")
 
@@ -27,7 +28,7 @@ def spec(backbone, views=1):
 
 
 def policy():
-    return runs.configure_devices()
+    return device.configure()
 
 
 def test_the_shipped_file_is_p6():
@@ -67,7 +68,7 @@ def test_a_file_reads_back(tmp_path):
 )
 def test_a_file_that_is_wrong_is_one_line(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(runs.RunError, match=r"a\.json: ") as raised:
+    with pytest.raises(PapError, match=r"a\.json: ") as raised:
         tuning.Tuning.read(tmp_path / "a.json")
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
@@ -89,7 +90,7 @@ def test_unfreezing_leaves_batch_normalisation_alone(tiny_backbone):
     assert [v.path.split("/")[-2] for v in blocks.backbone_variables(model)] == ["top", "top"]
     blocks.unfreeze(model, 2)
     assert {v.path.split("/")[-2] for v in blocks.backbone_variables(model)} == {"stem", "top"}
-    with pytest.raises(runs.RunError, match="tiny_net has 2 blocks"):
+    with pytest.raises(PapError, match="tiny_net has 2 blocks"):
         blocks.unfreeze(model, 3)
 
 
@@ -158,7 +159,7 @@ def test_blocks_train_and_the_rest_stays(tiny_backbone, builder, tmp_path):
     images = pipeline.load_images(builder, 32)
     model, _ = fit(images, recipe(asked, one_spec), tmp_path)
     # The fit builds its own copy; equal seeds give equal weights.
-    runs.set_seed(3)
+    device.set_seed(3)
     fresh = recipe(asked, one_spec).build(32)
     network = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     untouched = next(layer for layer in fresh.layers if isinstance(layer, keras.Model))
@@ -196,7 +197,7 @@ def test_smoothing_and_class_weights_are_keras_own(tiny_backbone, builder, tmp_p
     _, outcome = fit(store, recipe(asked, one_spec), tmp_path / "a")
     assigned = roles.assign_roles(store.index, "clean", stage=2)
     labels = store.index.labels[assigned.train]
-    runs.set_seed(3)
+    device.set_seed(3)
     head = recipe(asked, one_spec).build(8)
     # In training BatchNorm sees the one batch that holds all images.
     said = np.asarray(head(store.features[assigned.train, 0], training=True), np.float64)
@@ -270,6 +271,6 @@ def test_figures_equal_scikit_learns():
 def test_an_objective_without_images_is_one_line(builder):
     index = pipeline.read_index(builder)
     nilm = np.flatnonzero(index.labels == 0)
-    with pytest.raises(runs.RunError, match="no image of HSIL or SCC"):
+    with pytest.raises(PapError, match="no image of HSIL or SCC"):
         scoring.check_objective("val_hsil_plus_sensitivity", index, nilm)
     scoring.check_objective("val_macro_f1", index, nilm)

@@ -8,7 +8,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from replication.learning import models, weights
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 
 def save_official(network, path):
@@ -44,7 +44,7 @@ def test_every_kind_of_file_is_loaded_whole(tiny_backbone, tmp_path, ending):
 
 def test_a_directory_is_searched_by_published_name(tiny_backbone, tmp_path):
     save_official(randomised(models.backbone(tiny_backbone).build(32)), tmp_path / "other.h5")
-    with pytest.raises(runs.RunError, match=r"no file .*tiny_net_notop\.h5 for tiny"):
+    with pytest.raises(PapError, match=r"no file .*tiny_net_notop\.h5 for tiny"):
         weights.find(tiny_backbone, str(tmp_path))
     (tmp_path / "other.h5").rename(tmp_path / "tiny_net_notop.h5")
     assert weights.available(tiny_backbone, str(tmp_path))
@@ -80,7 +80,7 @@ def test_a_file_that_does_not_fit_names_the_first_layer(tiny_backbone, tmp_path,
         x = keras.layers.Conv2D(8, 1, name="more")(x)
     save_official(keras.Model(images, x), tmp_path / "odd.h5")
     found = weights.find(tiny_backbone, str(tmp_path / "odd.h5"))
-    with pytest.raises(runs.RunError, match=message) as error:
+    with pytest.raises(PapError, match=message) as error:
         weights.build(tiny_backbone, found, 32)
     assert "odd.h5 does not fit tiny" in str(error.value) and "\n" not in str(error.value)
 
@@ -89,7 +89,7 @@ def test_a_file_that_does_not_fit_names_the_first_layer(tiny_backbone, tmp_path,
 def test_a_broken_file_is_one_line(tiny_backbone, tmp_path, ending):
     path = tmp_path / f"broken{ending}"
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
-    with pytest.raises(runs.RunError, match="broken") as error:
+    with pytest.raises(PapError, match="broken") as error:
         weights.build(tiny_backbone, weights.find(tiny_backbone, str(path)), 32)
     assert "\n" not in str(error.value)
 
@@ -98,7 +98,7 @@ def test_missing_imagenet_weights_name_the_file_the_place_and_two_ways_out(monke
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with (
         mock.patch("keras.src.utils.file_utils.get_file", side_effect=Exception("no route\nx")),
-        pytest.raises(runs.RunError) as error,
+        pytest.raises(PapError) as error,
     ):
         weights.find("resnet50", "imagenet")
     said = str(error.value)

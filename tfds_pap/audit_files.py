@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 from PIL import Image, ImageDraw, ImageFont
 
-from tfds_pap import audit_page, leak_audit
+from tfds_pap import audit_page, files, leak_audit
+from tfds_pap.errors import PapError
 
 #: Pairs on the contact sheet, pixels of a picture on it, and columns of pairs.
 _SHOWN = 60
@@ -22,7 +22,7 @@ _TEXT_LINES = 5
 _LINE = 15
 
 
-class FileError(ValueError):
+class FileError(PapError):
     """A file that cannot be used; the message is one line."""
 
 
@@ -114,20 +114,14 @@ def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBu
              pair.overlap, *pair.splits, *pair.labels, *pair.groups,
              " ".join(map(str, pair.matrix)))
         )  # fmt: skip
-    _write(directory / "pairs.csv", text.getvalue().encode())
+    files.write_atomically(directory / "pairs.csv", text.getvalue())
     content = {**found.summary(), "images of groups on both sides": found.shared_groups}
-    _write(directory / "audit.json", (json.dumps(content, indent=2) + "\n").encode())
+    files.write_atomically(directory / "audit.json", json.dumps(content, indent=2) + "\n")
     audit_page.write(directory / audit_page.NAME, [(found, builder)])
     if found.pairs:
-        _write(directory / "contact_sheet.png", contact_sheet(found.pairs, builder))
+        files.write_atomically(directory / "contact_sheet.png", contact_sheet(found.pairs, builder))
     else:
         (directory / "contact_sheet.png").unlink(missing_ok=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBuilder) -> bytes:

@@ -1,7 +1,6 @@
 """The page of an audit: what it found, and its pairs side by side, the harmful ones first."""
 
 import base64
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import jinja2
 import numpy as np
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import leak_audit, pipeline
+from tfds_pap import files, leak_audit, pipeline
 
 #: Its name in a run directory.
 NAME = "audit.html"
@@ -35,10 +34,7 @@ def write(path: Path, audits: Sequence[tuple[leak_audit.Audit, tfds.core.Dataset
     )
     sets = [_section(found, builder) for found, builder in audits]
     text = environment.get_template("audit_page.html.j2").render(sets=sets)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    files.write_atomically(path, text)
 
 
 def ordered(pairs: Sequence[leak_audit.Pair]) -> list[leak_audit.Pair]:

@@ -16,6 +16,8 @@ from concurrent import futures
 from etils import epath
 from PIL import Image
 
+from tfds_pap.errors import PapError
+
 #: What a name may end in (any case), and the format its bytes must then have.
 _FORMATS = {
     ".jpg": "JPEG",
@@ -45,7 +47,7 @@ _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", 
 _SHOWN_OFFENDERS = 20
 
 
-class TreeError(ValueError):
+class TreeError(PapError):
     """An image tree that cannot be used; the message lists every offender."""
 
 

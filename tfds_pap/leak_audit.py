@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from tfds_pap import (
     alignment,
     blocks,
     content,
+    files,
     keypoints,
     name_stems,
     near_duplicates,
@@ -356,7 +356,5 @@ def audit_builder(
         builder.name, store.index, np.asarray(store.pixels), features=features, effort=effort
     )
     if features is None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps([dataclasses.asdict(pair) for pair in found.pairs]))
-        partial.replace(path)
+        files.write_atomically(path, json.dumps([dataclasses.asdict(pair) for pair in found.pairs]))
     return found

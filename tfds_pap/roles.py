@@ -12,6 +12,7 @@ import numpy as np
 from sklearn import model_selection
 
 from tfds_pap import pipeline
+from tfds_pap.errors import PapError
 
 PROTOCOLS = ("paper", "clean")
 
@@ -23,7 +24,7 @@ _CLEAN_CUT_TRIES = 10
 _PAPER_CUT_SEED = 1
 
 
-class CutError(ValueError):
+class CutError(PapError):
     """Images that cannot be cut as asked; the message is one line."""
 
 

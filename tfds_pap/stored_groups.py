@@ -6,11 +6,12 @@ added, changed or removed since, the new groups lie in a small file in the same 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import tensorflow_datasets.public_api as tfds
+
+from tfds_pap import files
 
 _NAME = "groups.json"
 
@@ -36,9 +37,7 @@ def renew(builder: tfds.core.DatasetBuilder, groups: Mapping[str, str]) -> None:
     if digest(groups) == builder.info.metadata.get("groups"):
         path.unlink(missing_ok=True)
     elif read(builder) != groups:
-        partial = path.with_name(f".{_NAME}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(dict(groups)))
-        partial.replace(path)
+        files.write_atomically(path, json.dumps(dict(groups)))
 
 
 def read(builder: tfds.core.DatasetBuilder) -> dict[str, str] | None:

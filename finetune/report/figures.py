@@ -19,7 +19,7 @@ from finetune.report import effect_figures, figure_parts
 from finetune.report.effects import Effects
 from finetune.search.trials import Search, configurations
 from replication.drawing import figures
-from replication.runs import directory as runs
+from tfds_pap import files
 
 #: Colours of Hyperband's brackets.
 _BRACKETS = ("#0072B2", "#CC79A7", "#E69F00", "#000000", "#56B4E9")
@@ -47,7 +47,7 @@ def write(directory: Path, search: Search, effects: Effects) -> list[Path]:
     if search.held_out:
         drawings["fold"] = functools.partial(fold_against_held_out, search)
     for name, draw in drawings.items():
-        runs.write_atomically(directory / f"{name}.png", draw(form="png"))
+        files.write_atomically(directory / f"{name}.png", draw(form="png"))
     return [directory / f"{name}.png" for name in drawings]
 
 

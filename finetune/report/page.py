@@ -20,7 +20,8 @@ from replication.drawing import pages, shown
 from replication.measures import class_figures, evaluation
 from replication.measures.intervals import Estimate
 from replication.measures.predictions import Predictions
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 
 __all__ = ["Findings", "Search", "best_rows", "findings", "score", "sentences", "write"]
 
@@ -114,7 +115,7 @@ def _over(answers: Answers, unit: str) -> str:
     return comparison.extent(len(answers.labels), groups, unit)
 
 
-def write(run: runs.RunDirectory, search: Search) -> Path:
+def write(run: RunDirectory, search: Search) -> Path:
     """Writes `report.html`, `search.csv` and `figures/*.png`.
 
     Args:
@@ -126,7 +127,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
         The page; it loads nothing from outside.
 
     Raises:
-        runs.RunError: This is no run directory.
+        PapError: This is no run directory.
         ValueError: As `findings`.
     """
     manifest = run.manifest()
@@ -172,7 +173,7 @@ def write(run: runs.RunDirectory, search: Search) -> Path:
         details=json.dumps(manifest, indent=2),
     )
     path = run.path / "report.html"
-    runs.write_atomically(path, page)
+    files.write_atomically(path, page)
     return path
 
 

@@ -17,8 +17,9 @@ from absl import app, flags
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
 from replication.flags import stage2 as stage2_flags
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 _TUNER = flags.DEFINE_enum(
     "tuner",
@@ -166,7 +167,7 @@ def main(argv: list[str]) -> None:
         }
         plan = oracles.plan(_TUNER.value, hyperparameters, **search)
         if plan.trials > _MOST_TRIALS:
-            raise runs.RunError(
+            raise PapError(
                 f"--tuner={_TUNER.value} --space={_SPACE.value}: {plan.trials:,} trials; give "
                 "--max_trials, or another --tuner"
             )
@@ -180,7 +181,7 @@ def main(argv: list[str]) -> None:
         spec = recipes.feature_spec(
             base, found, _PROTOCOL.value, policy.precision, searched.views(hyperparameters)
         )
-        run = runs.RunDirectory.open(
+        run = RunDirectory.open(
             _search_dir(),
             {
                 "tuner": _TUNER.value,
@@ -254,7 +255,7 @@ def main(argv: list[str]) -> None:
             else:
                 search_tuner.search_alone(shown.update)
         page = steps.publish(run, study, plan, name=_TUNER.value)
-    except (runs.RunError, folders.TreeError, roles.CutError) as error:
+    except (PapError, folders.TreeError, roles.CutError) as error:
         raise SystemExit(f"finetune.search: {error}") from None
     except (keras_tuner.errors.FatalError, OSError) as error:
         raise SystemExit(

@@ -18,7 +18,8 @@ import keras_tuner
 from keras_tuner.engine import trial as trial_module
 
 from finetune.search import cluster, finite_space
-from replication.runs import directory as runs
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 _Status = trial_module.TrialStatus
 
@@ -80,7 +81,7 @@ class SearchOracle(keras_tuner.Oracle):
             left). A tuner is not stopped while others work: it may have to take over from them.
 
         Raises:
-            runs.RunError: If too many trials failed in a row; not at a chief, whose workers are
+            PapError: If too many trials failed in a row; not at a chief, whose workers are
                 stopped instead.
         """
         self._hear(tuner_id)
@@ -89,7 +90,7 @@ class SearchOracle(keras_tuner.Oracle):
             return self._hand_out(self._renewed(self.ongoing_trials[tuner_id]), tuner_id)
         if self.given_up:
             if not cluster.is_chief():
-                raise runs.RunError(self.given_up)
+                raise PapError(self.given_up)
             trial = self._empty(_Status.STOPPED)
         elif self._retry_queue:
             trial = self._renewed(self.trials[self._retry_queue.pop(0)])
@@ -244,7 +245,7 @@ class SearchOracle(keras_tuner.Oracle):
             Whether it does.
 
         Raises:
-            runs.RunError: If one of its files is missing or no JSON.
+            PapError: If one of its files is missing or no JSON.
         """
         if not Path(self._get_oracle_fname()).exists():
             return False
@@ -254,7 +255,7 @@ class SearchOracle(keras_tuner.Oracle):
     @_locked
     def save(self) -> None:
         """Writes the oracle's state; trials are written as they change."""
-        runs.write_atomically(Path(self._get_oracle_fname()), json.dumps(self.get_state()))
+        files.write_atomically(Path(self._get_oracle_fname()), json.dumps(self.get_state()))
 
     @_locked
     def reload(self) -> None:
@@ -264,11 +265,11 @@ class SearchOracle(keras_tuner.Oracle):
         search are run again, for their cause may be gone.
 
         Raises:
-            runs.RunError: If a file is missing or no JSON.
+            PapError: If a file is missing or no JSON.
         """
-        state = runs.read_json(Path(self._get_oracle_fname()))
+        state = files.read_json(Path(self._get_oracle_fname()))
         self.trials = {
-            trial_id: trial_module.Trial.from_state(runs.read_json(self._trial_path(trial_id)))
+            trial_id: trial_module.Trial.from_state(files.read_json(self._trial_path(trial_id)))
             for trial_id in state["start_order"]
         }
         self.set_state(state)
@@ -380,7 +381,7 @@ class SearchOracle(keras_tuner.Oracle):
         return Path(self._project_dir) / f"trial_{trial_id}" / "trial.json"
 
     def _save_trial(self, trial: trial_module.Trial) -> None:
-        runs.write_atomically(self._trial_path(trial.trial_id), json.dumps(trial.get_state()))
+        files.write_atomically(self._trial_path(trial.trial_id), json.dumps(trial.get_state()))
 
 
 def _last_line(message: str | None) -> str:

@@ -33,7 +33,7 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 from keras_tuner.src.engine import conditions
 
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from finetune.search import oracles
@@ -77,7 +77,7 @@ _RETRIES = {
 }
 
 
-class ChiefLost(keras_tuner.errors.FatalError, runs.RunError):
+class ChiefLost(keras_tuner.errors.FatalError, PapError):
     """The chief does not answer; ends the worker, where other errors would end the trial only."""
 
 
@@ -85,7 +85,7 @@ def is_chief() -> bool:
     """Tells whether this process hands out trials to others.
 
     Raises:
-        runs.RunError: If one of KerasTuner's variables is missing.
+        PapError: If one of KerasTuner's variables is missing.
     """
     return _in_cluster() and "chief" in os.environ[_ID]
 
@@ -94,7 +94,7 @@ def is_worker() -> bool:
     """Tells whether this process gets its trials from a chief.
 
     Raises:
-        runs.RunError: If one of KerasTuner's variables is missing.
+        PapError: If one of KerasTuner's variables is missing.
     """
     return _in_cluster() and "chief" not in os.environ[_ID]
 
@@ -115,13 +115,13 @@ def serve(
             the chief.
 
     Raises:
-        runs.RunError: If the port cannot be had, other machines could reach it without a secret, or
+        PapError: If the port cannot be had, other machines could reach it without a secret, or
             too many trials failed in a row.
     """
     _hush()
     address, secret = _address(), _secret()
     if secret is None and not _is_loopback():
-        raise runs.RunError(
+        raise PapError(
             f"{_IP}={os.environ[_IP]}: other machines reach this chief: expected {_SECRET_FILE} as "
             "well, a file with a line that the workers have, too"
         )
@@ -136,7 +136,7 @@ def serve(
     try:
         server.add_insecure_port(address)
     except RuntimeError:
-        raise runs.RunError(
+        raise PapError(
             f"{_IP} and {_PORT}: {address} cannot be listened on; is another chief running?"
         ) from None
     server.start()
@@ -151,7 +151,7 @@ def serve(
         # The last answers are still on their way (keras-tuner #645).
         server.stop(grace=_TICK_SECONDS).wait()
     if oracle.given_up:
-        raise runs.RunError(oracle.given_up)
+        raise PapError(oracle.given_up)
 
 
 def wait_for_chief(patience_seconds: float = START_SECONDS) -> None:
@@ -161,14 +161,14 @@ def wait_for_chief(patience_seconds: float = START_SECONDS) -> None:
         patience_seconds: How long to wait.
 
     Raises:
-        runs.RunError: If there is none for so long.
+        PapError: If there is none for so long.
     """
     address = _address()
     with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=patience_seconds)
         except grpc.FutureTimeoutError:
-            raise runs.RunError(
+            raise PapError(
                 f"{_IP} and {_PORT}: no chief at {address} for {patience_seconds:g} s"
             ) from None
 
@@ -294,17 +294,17 @@ def _in_cluster() -> bool:
         return False
     for name in (_PORT, _ID):
         if name not in os.environ:
-            raise runs.RunError(f"{name}: missing, though {_IP} is set")
+            raise PapError(f"{name}: missing, though {_IP} is set")
     return True
 
 
 def _address() -> str:
     for name in (_IP, _PORT):
         if name not in os.environ:
-            raise runs.RunError(f"{name}: missing; a cluster needs {_ID}, {_IP} and {_PORT}")
+            raise PapError(f"{name}: missing; a cluster needs {_ID}, {_IP} and {_PORT}")
     port = os.environ[_PORT]
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise runs.RunError(f"{_PORT}={port}: expected a number from 1 to 65535")
+        raise PapError(f"{_PORT}={port}: expected a number from 1 to 65535")
     return f"{os.environ[_IP] or _LOOPBACK}:{port}"
 
 
@@ -320,7 +320,7 @@ def _secret() -> str | None:
     """The only line of the secret's file; None where no file is named.
 
     Raises:
-        runs.RunError: If it cannot be read or holds no secret.
+        PapError: If it cannot be read or holds no secret.
     """
     path = os.environ.get(_SECRET_FILE)
     if not path:
@@ -328,9 +328,9 @@ def _secret() -> str | None:
     try:
         secret = Path(path).expanduser().read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise runs.RunError(f"{_SECRET_FILE}={path}: cannot be read: {error}") from None
+        raise PapError(f"{_SECRET_FILE}={path}: cannot be read: {error}") from None
     if len(secret) < _SHORTEST_SECRET or not secret.isprintable():
-        raise runs.RunError(
+        raise PapError(
             f"{_SECRET_FILE}={path}: expected one line of {_SHORTEST_SECRET} characters or more"
         )
     return secret

@@ -9,7 +9,9 @@ import keras_tuner
 
 from finetune.search import scoring, trials
 from finetune.tuning import Tuning
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 #: Where KerasTuner keeps the oracle and the trials, below the search directory.
 PROJECT = "trials"
@@ -33,9 +35,9 @@ def read_trials(directory: Path) -> list[trials.Trial]:
         directory: Of the search.
 
     Raises:
-        runs.RunError: If it holds no search, or one of its files is not readable.
+        PapError: If it holds no search, or one of its files is not readable.
     """
-    oracle = runs.read_json(directory / PROJECT / "oracle.json")
+    oracle = files.read_json(directory / PROJECT / "oracle.json")
     return [
         _trial(directory / PROJECT / f"trial_{trial_id}", trial_id, order)
         for order, trial_id in enumerate(oracle["end_order"])
@@ -61,22 +63,22 @@ class Best:
     data: str
 
 
-def best(run: runs.RunDirectory) -> Best:
+def best(run: RunDirectory) -> Best:
     """Returns the best trial of a search, finished or not.
 
     Args:
         run: The search directory.
 
     Raises:
-        runs.RunError: If it is none, or no trial of it came to its end.
+        PapError: If it is none, or no trial of it came to its end.
     """
     identity = run.manifest()["identity"]
     if "tuner" not in identity:
-        raise runs.RunError(f"{run.path}: not the directory of a search")
+        raise PapError(f"{run.path}: not the directory of a search")
     objective = identity["objective"]
     ranked = trials.rank(read_trials(run.path), scoring.OBJECTIVES[objective])
     if not ranked or ranked[0].status != "completed":
-        raise runs.RunError(f"{run.path}: no trial of this search came to its end")
+        raise PapError(f"{run.path}: no trial of this search came to its end")
     return Best(
         ranked[0],
         tuning(ranked[0]),
@@ -92,13 +94,13 @@ def tuning(trial: trials.Trial) -> Tuning:
     Args:
         trial: One that came to its end.
     """
-    return Tuning().replace(runs.read_json(trial.directory / "key.json")["tuning"])
+    return Tuning().replace(files.read_json(trial.directory / "key.json")["tuning"])
 
 
 def _trial(folder: Path, trial_id: str, order: int) -> trials.Trial:
     trial = keras_tuner.engine.trial.Trial.load(str(folder / "trial.json"))
     values = trial.hyperparameters.values
-    executions = [runs.read_json(path) for path in sorted(folder.glob("execution_*/result.json"))]
+    executions = [files.read_json(path) for path in sorted(folder.glob("execution_*/result.json"))]
     if trial.status != "COMPLETED" or not executions:
         status = "failed"
     else:

@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 _ADDRESS = "127.0.0.1"
 
@@ -68,11 +68,11 @@ class LocalWorkers:
         """Tells whether there is still one that works.
 
         Raises:
-            runs.RunError: If every worker ended with an error.
+            PapError: If every worker ended with an error.
         """
         if all(process.poll() for process in self._processes):
             lines = self._log(0).read_text(errors="replace").strip().splitlines()
-            raise runs.RunError(
+            raise PapError(
                 f"every worker ended: {lines[-1] if lines else 'without a word'} (see "
                 f"{self._log(0)})"
             )

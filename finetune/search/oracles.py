@@ -30,7 +30,7 @@ from keras_tuner.engine import trial as trial_module
 from finetune.search import finite_space
 from finetune.search.base_oracle import SearchOracle
 from finetune.search.finite_space import count_points, finite_points
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 
 __all__ = ["Plan", "SearchOracle", "build", "count_points", "finite_points", "plan"]
 
@@ -269,7 +269,7 @@ def plan(
         factor: Of Hyperband.
 
     Raises:
-        runs.RunError: If the search has no end, or no such tuner.
+        PapError: If the search has no end, or no such tuner.
 
     Example:
         >>> hp = keras_tuner.HyperParameters()
@@ -320,7 +320,7 @@ def build(
         factor: Of Hyperband: one of so many trials goes on.
 
     Raises:
-        runs.RunError: If the search has no end, or no such tuner.
+        PapError: If the search has no end, or no such tuner.
     """
     classes = {
         "hyperband": HyperbandOracle,
@@ -329,10 +329,10 @@ def build(
         "grid": GridOracle,
     }
     if tuner not in classes:
-        raise runs.RunError(f"tuner={tuner}: expected one of {', '.join(classes)}")
+        raise PapError(f"tuner={tuner}: expected one of {', '.join(classes)}")
     endless = tuner in ("bayesian", "random") and count_points(hyperparameters) is None
     if endless and max_trials is None:
-        raise runs.RunError(f"max_trials: expected a number, for tuner={tuner} would never end")
+        raise PapError(f"max_trials: expected a number, for tuner={tuner} would never end")
     return classes[tuner](
         objective=objective,
         hyperparameters=hyperparameters.copy(),

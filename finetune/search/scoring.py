@@ -9,8 +9,8 @@ import numpy as np
 
 from replication.learning import features, training
 from replication.measures import intervals
-from replication.runs import directory as runs
 from tfds_pap import pipeline, roles, taxonomy
+from tfds_pap.errors import PapError
 
 #: Objective -> direction. All are of the tune role, or of the fold that P5 took for one.
 OBJECTIVES = {
@@ -71,12 +71,12 @@ def check_objective(name: str, index: pipeline.Index, positions: np.ndarray) -> 
         positions: Which images are scored.
 
     Raises:
-        runs.RunError: If it is not.
+        PapError: If it is not.
     """
     if name == "val_hsil_plus_sensitivity":
         severe = [index.class_names.index(name) for name in taxonomy.STAGE2_CLASSES[2:]]
         if not np.isin(index.labels[positions], severe).any():
-            raise runs.RunError(f"--objective={name}: no image of HSIL or SCC is scored")
+            raise PapError(f"--objective={name}: no image of HSIL or SCC is scored")
 
 
 def predict(model: keras.Model, store: training.Store, positions: np.ndarray) -> np.ndarray:

@@ -13,9 +13,11 @@ from finetune import space
 from finetune.report import page as search_report
 from finetune.search import collect, oracles, scoring, summary, tuner
 from replication.learning import training
-from replication.runs import directory as runs
-from replication.runs import experiment
+from replication.runs import device, experiment
+from replication.runs.device import DevicePolicy
+from replication.runs.directory import RunDirectory
 from tfds_pap import roles
+from tfds_pap.errors import PapError
 
 _PAPER = (
     "Paper protocol, defects included: the images that score a trial are among those that it was "
@@ -24,9 +26,9 @@ _PAPER = (
 
 
 def describe(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     builder: tfds.core.DatasetBuilder,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     assigned: roles.Roles,
     *,
     untrained: bool,
@@ -100,7 +102,7 @@ def _conditions(parameter: Any) -> str:
     )
 
 
-def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: str) -> Path:
+def publish(run: RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: str) -> Path:
     """Writes search.csv, best.json and the report; prints the summary.
 
     Args:
@@ -113,11 +115,11 @@ def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, n
         The page.
 
     Raises:
-        runs.RunError: If no trial came to its end.
+        PapError: If no trial came to its end.
     """
     direction = scoring.OBJECTIVES[study.objective]
     found = collect.read_trials(run.path)
-    run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
+    run.update_manifest(peak_memory_mib=round(device.peak_memory_mib()))
     search = search_report.Search(
         trials=found,
         objective=study.objective,
@@ -134,7 +136,7 @@ def publish(run: runs.RunDirectory, study: tuner.Study, plan: oracles.Plan, *, n
     )
     page = search_report.write(run, search)
     if search.best is None:
-        raise runs.RunError(f"{run.path}: no trial of this search came to its end")
+        raise PapError(f"{run.path}: no trial of this search came to its end")
     collect.tuning(search.best).write(
         run.path / "best.json",
         _trial=search.best.trial_id,

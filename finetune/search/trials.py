@@ -14,7 +14,7 @@ import numpy as np
 
 from replication.measures.intervals import confusion_counts, confusion_statistics
 from replication.measures.predictions import Predictions
-from replication.runs import directory as runs
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 Value = str | int | float | bool
@@ -455,4 +455,4 @@ def write_csv(
                 "source": source,
             }
         )
-    runs.write_atomically(path, text.getvalue())
+    files.write_atomically(path, text.getvalue())

@@ -29,8 +29,9 @@ from finetune.space import Space
 from finetune.tuning import Tuning
 from replication.learning import features, training
 from replication.measures import evaluation
-from replication.runs import directory as runs
-from tfds_pap import pipeline, roles
+from replication.runs.device import DevicePolicy
+from tfds_pap import files, pipeline, roles
+from tfds_pap.errors import PapError
 
 #: A state is written at most that often; a head takes seconds to train.
 _SECONDS_BETWEEN_WRITES = 10.0
@@ -65,7 +66,7 @@ class Study:
     objective: str
     executions: int
     seed: int
-    policy: runs.DevicePolicy
+    policy: DevicePolicy
 
 
 class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
@@ -154,7 +155,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
     ) -> None:
         try:
             super()._run_and_update_trial(trial, *args, **kwargs)
-        except (OSError, runs.RunError) as error:
+        except (OSError, PapError) as error:
             # A full disk or unfit weights are no property of the trial: the search must stop, and
             # KerasTuner goes on after any error but this kind.
             raise keras_tuner.errors.FatalRuntimeError(str(error)) from error
@@ -191,7 +192,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         study = self._study
         tuning = study.space.tuning(trial.hyperparameters.copy())
         if tuning.views > study.store.features.shape[1]:
-            raise runs.RunError(
+            raise PapError(
                 f"--space={study.space.name}: views={tuning.views}: "
                 f"{study.store.features.shape[1]} stored, as no corner of the space asks for more"
             )
@@ -205,16 +206,16 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         # As it reads back: tuples become lists.
         key = evaluation.jsonable(key)
         directory = Path(self.get_trial_dir(trial.trial_id)) / f"execution_{number}"
-        if not (directory / "key.json").exists() or runs.read_json(directory / "key.json") != key:
+        if not (directory / "key.json").exists() or files.read_json(directory / "key.json") != key:
             shutil.rmtree(directory, ignore_errors=True)
-            runs.write_json(directory / "key.json", key)
+            files.write_json(directory / "key.json", key)
         if (directory / "result.json").exists():
-            return runs.read_json(directory / "result.json")
+            return files.read_json(directory / "result.json")
         if key["inherited"] and not (directory / "state.npz").exists():
             past = Path(self.get_trial_dir(key["inherited"])) / f"execution_{number}"
             training.copy_state(past, directory)
         result = self._fit(tuning, key, directory)
-        runs.write_json(directory / "result.json", result)
+        files.write_json(directory / "result.json", result)
         # Only Hyperband goes on where a trial ended.
         if "tuner/epochs" not in values:
             training.remove_state(directory)

@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox
 
 from replication.comparison.ranking import COSTS, Comparison, told_from_zero
 from replication.drawing import figures
-from replication.runs import directory as runs
+from tfds_pap import files
 
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
 
@@ -64,7 +64,7 @@ def write(directory: Path, result: Comparison) -> list[Path]:
         for metric in ("accuracy", "balanced_accuracy"):
             drawings[f"leak_{metric}.png"] = functools.partial(leak, result, metric)
     for name, draw in drawings.items():
-        runs.write_atomically(directory / name, draw(form="png"))
+        files.write_atomically(directory / name, draw(form="png"))
     return [directory / name for name in drawings]
 
 

@@ -19,7 +19,8 @@ from replication.drawing import figures, pages, shown
 from replication.measures import class_figures, one_class
 from replication.measures.evaluation import SeedSummary
 from replication.measures.intervals import Estimate
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 
 #: Metrics of the ranked table, and their headings.
 _METRICS = {
@@ -35,7 +36,7 @@ _LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 _MANY_PAIRS = 15
 
 
-def write(run: runs.RunDirectory, result: Comparison) -> Path:
+def write(run: RunDirectory, result: Comparison) -> Path:
     """Writes `report.html`, the tables of `write_tables` and `figures/*.png` of a comparison.
 
     Args:
@@ -47,7 +48,7 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         The page; it loads nothing from outside.
 
     Raises:
-        runs.RunError: This is no run directory.
+        PapError: This is no run directory.
     """
     manifest = run.manifest()
     write_tables(run.path, result, manifest)
@@ -91,7 +92,7 @@ def write(run: runs.RunDirectory, result: Comparison) -> Path:
         details=json.dumps(manifest, indent=2),
     )
     path = run.path / "report.html"
-    runs.write_atomically(path, page)
+    files.write_atomically(path, page)
     return path
 
 
@@ -281,7 +282,7 @@ def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any
     for name, rows in (("ranking", ranking), ("pairs", pairs), ("leak", leaks)):
         if rows:
             table = pd.DataFrame(rows).assign(source=manifest.get("source", "unknown"))
-            runs.write_atomically(directory / f"{name}.csv", table.to_csv(index=False))
+            files.write_atomically(directory / f"{name}.csv", table.to_csv(index=False))
 
 
 def _parts(leak: Leak) -> dict[str, Mapping[str, Estimate]]:

@@ -15,9 +15,12 @@ from replication.comparison import ranking, report, tensorboard
 from replication.comparison.candidates import Candidate, Cost
 from replication.learning import features, heads, models, weights, whole_model
 from replication.measures import evaluation
-from replication.runs import directory as runs
-from replication.runs import experiment, provenance
+from replication.runs import device, experiment, provenance
+from replication.runs import environment as run_environment
+from replication.runs.device import DevicePolicy
+from replication.runs.directory import RunDirectory
 from tfds_pap import folds, leak_audit, pipeline
+from tfds_pap.errors import PapError
 
 _THUMBNAIL_PIXELS = 64
 
@@ -68,7 +71,7 @@ def backbone_names(given: Sequence[str] | None, specs: Mapping[str, str]) -> lis
         specs: Where weights are, by name; "" for every other backbone.
 
     Raises:
-        runs.RunError: If a name is unknown, or no weights are found.
+        PapError: If a name is unknown, or no weights are found.
     """
     for name in [*(given or ()), *(name for name in specs if name)]:
         models.backbone(name)
@@ -82,7 +85,7 @@ def backbone_names(given: Sequence[str] | None, specs: Mapping[str, str]) -> lis
     ]
     left_out = [name for name in models.BACKBONES if name not in names]
     if not names:
-        raise runs.RunError(
+        raise PapError(
             f"--weights={specs['']}: none of the published files, such as "
             f"{models.BACKBONES['resnet50'].weights_file}"
         )
@@ -143,10 +146,10 @@ def identity(
 
 
 def describe(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     builder: tfds.core.DatasetBuilder,
     index: pipeline.Index,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     *,
     untrained: Sequence[str],
     images: str | None = None,
@@ -164,7 +167,7 @@ def describe(
         remarks: Sentences that belong above every figure.
 
     Raises:
-        runs.RunError: If the declaration contradicts what is published.
+        PapError: If the declaration contradicts what is published.
     """
     if builder.name == "pap_db4":
         source, announcement = provenance.source({2: builder}, images)
@@ -175,7 +178,7 @@ def describe(
     run.update_manifest(
         source=source,
         announcement=" ".join(filter(None, [announcement.strip(), *remarks])),
-        environment=runs.environment(policy, "replication.compare"),
+        environment=run_environment.describe(policy, "replication.compare"),
         data={builder.name: experiment.describe_images(builder, index)},
     )
 
@@ -203,13 +206,13 @@ def check_cuts(index: pipeline.Index, design: Design) -> None:
 
 
 def score(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     store: features.FeatureStore,
     spec: features.FeatureSpec,
     design: Design,
     recipe: heads.HeadRecipe,
     *,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
 ) -> dict[str, tuple[Candidate, list[evaluation.Predictions]]]:
     """Trains and scores every head of one backbone.
 
@@ -320,7 +323,7 @@ def compare(
 
 
 def publish(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     result: ranking.Comparison,
     builder: tfds.core.DatasetBuilder,
     spec: features.FeatureSpec,
@@ -328,7 +331,7 @@ def publish(
     recipe: heads.HeadRecipe,
     *,
     features_dir: Path,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     found: leak_audit.Audit,
 ) -> Path:
     """Writes tables, page, TensorBoard logs and, of published folders, the winner's whole model.
@@ -371,7 +374,7 @@ def publish(
     )
     if design.cuts[0] == heads.PUBLISHED:
         save_winner(run, store, spec, tested, builder, seed=design.seeds[0])
-    run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
+    run.update_manifest(peak_memory_mib=round(device.peak_memory_mib()))
     page = report.write(run, result)
     report.print_comparison(result, run.manifest())
     if line := experiment.accuracy_without_suspects(winner.runs, found):
@@ -380,7 +383,7 @@ def publish(
 
 
 def save_winner(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     store: features.FeatureStore,
     spec: features.FeatureSpec,
     tested: evaluation.Predictions,
@@ -399,7 +402,7 @@ def save_winner(
         seed: Of the head.
 
     Raises:
-        runs.RunError: If the whole model says something else than the head on stored features.
+        PapError: If the whole model says something else than the head on stored features.
     """
     head_path = run.path / heads.PUBLISHED / spec.backbone / f"seed_{seed}" / "head.keras"
     head = keras.models.load_model(head_path, compile=False, safe_mode=True)
@@ -408,5 +411,5 @@ def save_winner(
         model, spec, builder, tested.take(range(min(_CHECKED_IMAGES, len(tested))))
     )
     path = run.path / "winner.keras"
-    runs.save_model(model, path)
+    models.save_model(model, path)
     return path

@@ -13,7 +13,7 @@ from tensorboard.plugins.projector import projector_config_pb2
 from replication.comparison.candidates import Candidate
 from replication.drawing import tensorboard
 from replication.measures import evaluation
-from replication.runs import directory as runs
+from tfds_pap import files
 
 #: Metrics of the HParams table.
 _SCORES = {
@@ -81,15 +81,15 @@ def write_projector(
     """
     folder = directory / "embedding"
     lines = ("\t".join(f"{value:.6g}" for value in row) for row in features)
-    runs.write_atomically(folder / "features.tsv", "\n".join(lines) + "\n")
+    files.write_atomically(folder / "features.tsv", "\n".join(lines) + "\n")
     names = predictions.class_names
     rows = ["label\tnamed\tright\tid\tgroup"]
     for row, image in enumerate(predictions.ids):
         label, named = predictions.labels[row], predictions.predicted[row]
         cells = (names[label], names[named], str(label == named), image, predictions.groups[row])
         rows.append("\t".join(cell.replace("\t", " ") for cell in cells))
-    runs.write_atomically(folder / "metadata.tsv", "\n".join(rows) + "\n")
-    runs.write_atomically(folder / "sprite.png", _sprite(images))
+    files.write_atomically(folder / "metadata.tsv", "\n".join(rows) + "\n")
+    files.write_atomically(folder / "sprite.png", _sprite(images))
     config = projector_config_pb2.ProjectorConfig()
     embedding = config.embeddings.add()
     embedding.tensor_name = name
@@ -97,7 +97,9 @@ def write_projector(
     embedding.metadata_path = "embedding/metadata.tsv"
     embedding.sprite.image_path = "embedding/sprite.png"
     embedding.sprite.single_image_dim.extend([_SPRITE_PIXELS, _SPRITE_PIXELS])
-    runs.write_atomically(directory / "projector_config.pbtxt", text_format.MessageToString(config))
+    files.write_atomically(
+        directory / "projector_config.pbtxt", text_format.MessageToString(config)
+    )
 
 
 def _sprite(images: Sequence[np.ndarray]) -> bytes:

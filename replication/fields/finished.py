@@ -15,7 +15,8 @@ import numpy as np
 
 from replication.fields.find.cells import Cells
 from replication.measures import one_class
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
@@ -45,17 +46,17 @@ class Finished:
         return np.load(self.folder / "scores.npy")
 
 
-def finished(run: runs.RunDirectory) -> list[Finished]:
+def finished(run: RunDirectory) -> list[Finished]:
     """Returns the fields of the last scan, in the order given.
 
     Args:
         run: A scan directory.
     """
     folders = [run.path / "fields" / name for name in run.manifest().get("fields", ())]
-    return [Finished(folder, runs.read_json(folder / "field.json")) for folder in folders]
+    return [Finished(folder, files.read_json(folder / "field.json")) for folder in folders]
 
 
-def remarks(run: runs.RunDirectory) -> list[str]:
+def remarks(run: RunDirectory) -> list[str]:
     """Returns a sentence where stage 2 gives one class to nearly every cell of the last scan.
 
     Args:

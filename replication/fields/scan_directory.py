@@ -24,7 +24,8 @@ from replication.fields.finished import finished
 from replication.fields.read import reader
 from replication.fields.read.field import Field, FieldError
 from replication.fields.show import pictures
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 
 TRUTH = "nuclei.csv"
 GROUPS = "groups.csv"
@@ -70,7 +71,7 @@ def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
 
 
 def scan(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     paths: Sequence[str],
     stages: Stages,
     settings: Settings,
@@ -163,7 +164,7 @@ def field_id(path: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(path).stem)[:60]}-{digest}"
 
 
-def sum_up(run: runs.RunDirectory) -> pd.DataFrame:
+def sum_up(run: RunDirectory) -> pd.DataFrame:
     """Writes cells.csv (of all fields), fields.csv, and slides.csv where groups are known.
 
     A field belongs to the slide that the `groups.csv` (`file,group`) beside it names.
@@ -187,13 +188,13 @@ def sum_up(run: runs.RunDirectory) -> pd.DataFrame:
         for one in done
     ]
     table = pd.DataFrame(rows)
-    runs.write_atomically(run.path / "fields.csv", table.to_csv(index=False))
+    files.write_atomically(run.path / "fields.csv", table.to_csv(index=False))
     tables = [cells[one.info["id"]].table().assign(field=one.info["path"]) for one in done]
     if tables:
         every = pd.concat(tables)
         every.insert(0, "field", every.pop("field"))
         text = every.to_csv(index=False, float_format="%.6g")
-        runs.write_atomically(run.path / "cells.csv", text)
+        files.write_atomically(run.path / "cells.csv", text)
     slides: dict[str, list[Cells]] = {}
     for one, row in zip(done, rows, strict=True):
         if row["slide"]:
@@ -204,7 +205,7 @@ def sum_up(run: runs.RunDirectory) -> pd.DataFrame:
             | summary.flat(summary.summary(summary.together(some)))
             for name, some in slides.items()
         ]
-        runs.write_atomically(run.path / "slides.csv", pd.DataFrame(lines).to_csv(index=False))
+        files.write_atomically(run.path / "slides.csv", pd.DataFrame(lines).to_csv(index=False))
     return table
 
 
@@ -221,7 +222,7 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
     done = folder / "field.json"
     if not done.exists():
         return False
-    info = runs.read_json(done)
+    info = files.read_json(done)
     return info["file"] == _state(path) and info["truth"] == _truth(path, truth)
 
 
@@ -249,7 +250,7 @@ def _write(
     found.cells.write(folder / "cells.csv")
     scores = io.BytesIO()
     np.save(scores, found.scores)
-    runs.write_atomically(folder / "scores.npy", scores.getvalue())
+    files.write_atomically(folder / "scores.npy", scores.getvalue())
     notes = list(field.notes)
     if not found.lattice.rois:
         notes.append(f"smaller than an ROI of {found.lattice.roi} px: there was nothing to read")
@@ -270,4 +271,4 @@ def _write(
         "truth": _truth(path, truth),
         "notes": notes,
     }
-    runs.write_json(folder / "field.json", info)
+    files.write_json(folder / "field.json", info)

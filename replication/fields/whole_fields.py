@@ -17,9 +17,12 @@ from replication.fields.judge import scan_evaluation
 from replication.fields.read import reader
 from replication.fields.scan_directory import Settings
 from replication.fields.show import scan_report
-from replication.runs import directory as runs
-from replication.runs import results
+from replication.runs import device, results
+from replication.runs import environment as run_environment
+from replication.runs.device import DevicePolicy
+from replication.runs.directory import RunDirectory
 from tfds_pap import phantom_set
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 _TRAINED_ON = {
@@ -53,15 +56,15 @@ class Models:
             settings: Of the scan.
 
         Raises:
-            runs.RunError: If a run does not hold that model.
+            PapError: If a run does not hold that model.
         """
         found = []
         for stage, path in ((1, self.stage1), (2, self.stage2)):
             flag = f"stage{stage}"
-            run = runs.RunDirectory(path)
+            run = RunDirectory(path)
             fits = results.choose_fits(run, self.protocol, self.seed, flag=flag)
             if stage not in fits:
-                raise runs.RunError(f"--{flag}={path} holds no finished model of stage {stage}")
+                raise PapError(f"--{flag}={path} holds no finished model of stage {stage}")
             found.append(fits[stage])
         return stages.load(*found, roi=settings.roi, stride=settings.stride, method=settings.method)
 
@@ -71,9 +74,7 @@ class Models:
         Args:
             phantoms: Whether the fields are drawings.
         """
-        sources = [
-            runs.RunDirectory(p).manifest().get("source") for p in (self.stage1, self.stage2)
-        ]
+        sources = [RunDirectory(p).manifest().get("source") for p in (self.stage1, self.stage2)]
         trained = [_TRAINED_ON.get(source, "images of unknown origin") for source in sources]
         both = trained[0] if trained[0] == trained[1] else f"{trained[0]} and on {trained[1]}"
         if sources == ["original", "original"] and not phantoms:
@@ -107,7 +108,7 @@ def scan_and_report(
     arguments: Sequence[str],
     *,
     settings: Settings,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     phantoms: int = 0,
     workers: int,
     truth: Path | None = None,
@@ -134,11 +135,11 @@ def scan_and_report(
         flag: That names the directory, for messages.
 
     Raises:
-        runs.RunError: If models, directory or truth cannot be used.
+        PapError: If models, directory or truth cannot be used.
         folders.TreeError: If there is no field.
     """
     both = models.load(settings)
-    run = runs.RunDirectory.open(path, scan_directory.identity(both, settings), flag=flag)
+    run = RunDirectory.open(path, scan_directory.identity(both, settings), flag=flag)
     if phantoms:
         arguments = _phantoms(path / "phantoms", phantoms)
     paths = reader.given_fields(arguments)
@@ -146,7 +147,7 @@ def scan_and_report(
     run.update_manifest(
         source=source,
         announcement=announcement,
-        environment=runs.environment(policy, program),
+        environment=run_environment.describe(policy, program),
         settings=dataclasses.asdict(settings) | {"method": both.stage1.method},
         models=both.about,
     )
@@ -160,7 +161,7 @@ def scan_and_report(
     )
     for line in evaluation.lines() if evaluation else ():
         print(line)
-    run.update_manifest(peak_memory_mib=round(runs.peak_memory_mib()))
+    run.update_manifest(peak_memory_mib=round(device.peak_memory_mib()))
     page = scan_report.write_report(run)
     return Outcome(page, len(table), run.manifest()["unreadable"])
 
@@ -174,7 +175,7 @@ def _phantoms(folder: Path, count: int) -> list[str]:
 
 
 def scan_of_run(
-    run: runs.RunDirectory, manual_dir: str | None, count: int, policy: runs.DevicePolicy
+    run: RunDirectory, manual_dir: str | None, count: int, policy: DevicePolicy
 ) -> None:
     """Scans a few fields with a run's own models, so that its report shows the whole method.
 
@@ -186,7 +187,7 @@ def scan_of_run(
         policy: The device policy in force.
 
     Raises:
-        runs.RunError: If the run's scan was made with other models.
+        PapError: If the run's scan was made with other models.
     """
     fits = results.read_fits(run)
     both = [

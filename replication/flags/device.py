@@ -2,7 +2,8 @@
 
 from absl import flags
 
-from replication.runs import directory as runs
+from replication.runs import device as devices
+from replication.runs.device import DevicePolicy
 
 _XLA = flags.DEFINE_enum(
     "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
@@ -18,16 +19,16 @@ _DETERMINISTIC = flags.DEFINE_bool(
 )
 
 
-def policy(*, strategy: str = "none") -> runs.DevicePolicy:
+def policy(*, strategy: str = "none") -> DevicePolicy:
     """Sets this process up as the flags say; see `runs.configure_devices`.
 
     Args:
         strategy: "none", or "mirrored" for every GPU of this machine.
 
     Raises:
-        runs.RunError: If the strategy cannot be had.
+        PapError: If the strategy cannot be had.
     """
-    return runs.configure_devices(
+    return devices.configure(
         xla=_XLA.value,
         precision=_PRECISION.value,
         strategy=strategy,
@@ -35,7 +36,7 @@ def policy(*, strategy: str = "none") -> runs.DevicePolicy:
     )
 
 
-def identity(policy: runs.DevicePolicy) -> dict[str, object]:
+def identity(policy: DevicePolicy) -> dict[str, object]:
     """Returns what results depend on, for `runs.RunDirectory.open`.
 
     Args:
@@ -51,7 +52,7 @@ def identity(policy: runs.DevicePolicy) -> dict[str, object]:
     }
 
 
-def words(policy: runs.DevicePolicy) -> str:
+def words(policy: DevicePolicy) -> str:
     """Returns the line that a command prints before it computes.
 
     Args:

@@ -22,8 +22,9 @@ import tensorflow_datasets.public_api as tfds
 import tqdm
 
 from replication.learning import models, weights
-from replication.runs import directory as runs
-from tfds_pap import augmentation, pipeline
+from replication.runs.device import DevicePolicy
+from tfds_pap import augmentation, files, pipeline
+from tfds_pap.errors import PapError
 
 #: Part of the key: raise it where the same inputs would give other features.
 CODE_VERSION = 1
@@ -146,7 +147,7 @@ def extract(
     spec: FeatureSpec,
     directory: Path,
     *,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     batch_size: int = 32,
 ) -> FeatureStore:
     """Returns the features of every image; computes only what is not stored already.
@@ -159,7 +160,7 @@ def extract(
         batch_size: Images a forward pass.
 
     Raises:
-        runs.RunError: If weights do not fit, or features are not finite.
+        PapError: If weights do not fit, or features are not finite.
     """
     index = pipeline.read_index(builder)
     # The same images in another order are other rows.
@@ -182,11 +183,11 @@ def extract(
     features = np.concatenate(read)
     wrong = ~np.isfinite(features).all(axis=(1, 2))
     if wrong.any():
-        raise runs.RunError(
+        raise PapError(
             f"{spec.backbone} ({spec.weights.label}): {wrong.sum()} of {len(wrong)} images have "
             f"features that are not finite, first {index.ids[wrong.argmax()]}; check the weights"
         )
-    return FeatureStore(index, features, runs.read_json(folder / "about.json"))
+    return FeatureStore(index, features, files.read_json(folder / "about.json"))
 
 
 def _chunk_path(folder: Path, number: int) -> Path:
@@ -224,7 +225,7 @@ def _compute(
     folder: Path,
     key: dict[str, object],
     chunks: list[tuple[int, np.ndarray]],
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     batch_size: int,
 ) -> None:
     with policy.scope():
@@ -265,12 +266,9 @@ def _compute(
         "gflops": models.gflops(extractor),
         "mebibytes": weights.mebibytes(extractor),
     }
-    runs.write_json(folder / "about.json", about)
+    files.write_json(folder / "about.json", about)
 
 
 def _write_chunk(path: Path, features: np.ndarray, ids: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with files.replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, features=features, ids=ids)
-    partial.replace(path)

@@ -15,7 +15,7 @@ import keras
 import matplotlib
 import numpy as np
 
-from replication.runs.directory import RunError
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -44,7 +44,7 @@ class GradCam:
         variant: "gradcam" or "gradcam++".
 
     Raises:
-        RunError: Keras runs on another backend than TensorFlow.
+        PapError: Keras runs on another backend than TensorFlow.
         ValueError: The variant is unknown, or the model has no such input, no convolutional map or
             no such output.
 
@@ -58,7 +58,7 @@ class GradCam:
         if variant not in VARIANTS:
             raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
         if keras.backend.backend() != "tensorflow":
-            raise RunError(
+            raise PapError(
                 f"Grad-CAM needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}"
             )
         self._variant = variant

@@ -10,8 +10,8 @@ import numpy as np
 
 from replication.learning import features, models, training
 from replication.measures import evaluation
-from replication.runs import directory as runs
-from tfds_pap import folds, pipeline, roles
+from replication.runs.device import DevicePolicy
+from tfds_pap import files, folds, pipeline, roles
 
 #: Name of the cut that the authors published: folders train and validation.
 PUBLISHED = "published"
@@ -109,7 +109,7 @@ def fit_and_score(
     *,
     protocol: str,
     seed: int,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     directory: Path,
 ) -> evaluation.Predictions:
     """Trains a head for each fold and scores what it did not train on; reads it where it is done.
@@ -147,10 +147,10 @@ def fit_and_score(
         said.append(training.predict(head, store, scored))
         outcomes.append(outcome)
         if len(fits) == 1:
-            runs.save_model(head, directory / "head.keras")
+            models.save_model(head, directory / "head.keras")
     predictions = evaluation.Predictions.of(store.index, parts, np.concatenate(said))
     predictions.write(directory / "predictions.csv")
-    runs.write_json(
+    files.write_json(
         directory / "fit.json",
         {
             "seed": seed,

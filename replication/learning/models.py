@@ -9,12 +9,14 @@ import difflib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from replication.runs import directory as runs
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 #: Input size in pixels of the original stage-2 CNN (P2).
 STAGE2_SIZE = 250
@@ -156,7 +158,7 @@ def backbone(name: str) -> Backbone:
         name: For example "resnet152" or "Xception"; case does not matter.
 
     Raises:
-        runs.RunError: If there is none; the message offers the nearest names.
+        PapError: If there is none; the message offers the nearest names.
 
     Example:
         >>> backbone("vgg16").size
@@ -173,7 +175,7 @@ def backbone(name: str) -> Backbone:
         return _other_backbone(constructors[name.lower()])
     near = difflib.get_close_matches(name.lower(), {*BACKBONES, *constructors}, n=3)
     offered = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise runs.RunError(
+    raise PapError(
         f"backbone {name!r}: expected one of {', '.join(BACKBONES)}, or a name of "
         f"keras.applications{offered}"
     )
@@ -190,7 +192,7 @@ def _other_backbone(constructor: str) -> Backbone:
         pixels = probe[0, 0, :, ::-1] if flip else probe[0, 0]
         if np.allclose(pixels * scale + offset, wanted, atol=1e-3):
             return Backbone(constructor, 224, mode)
-    raise runs.RunError(f"backbone {constructor}: its preprocess_input is none that is known here")
+    raise PapError(f"backbone {constructor}: its preprocess_input is none that is known here")
 
 
 def feature_extractor(network: keras.Model, size: int, preprocessing: str) -> keras.Model:
@@ -324,3 +326,13 @@ def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield from leaf_layers(layer)
         else:
             yield layer
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Saves a functional Keras model, without optimizer and loss, beside its path; renames it.
+
+    What was only needed for training might not load where this package is not installed.
+    """
+    # Keras insists on the ending.
+    with files.replacing(path, ".keras") as partial:
+        keras.Model(model.inputs, model.outputs, name=model.name).save(partial)

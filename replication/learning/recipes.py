@@ -148,7 +148,7 @@ def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
         spec: See `weights.find`.
 
     Raises:
-        runs.RunError: If the weights are not there or do not fit.
+        PapError: If the weights are not there or do not fit.
     """
     found = weights.find("resnet50", spec)
     shared = dataclasses.replace(

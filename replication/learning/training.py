@@ -15,8 +15,10 @@ import tqdm
 from sklearn.utils import class_weight
 
 from replication.learning import models, pooling
-from replication.runs import directory as runs
-from tfds_pap import augmentation, pipeline, roles
+from replication.runs import device
+from replication.runs.device import DevicePolicy
+from tfds_pap import augmentation, files, pipeline, roles
+from tfds_pap.errors import PapError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Recipe:
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
 
 
-class Diverged(runs.RunError):
+class Diverged(PapError):
     """A fit whose loss is no longer finite."""
 
 
@@ -213,9 +215,8 @@ def copy_state(source: Path, target: Path) -> None:
     """Lets a fit go on where another one ended; the state comes last, so that it lacks nothing."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.glob("*.npz")):
-        partial = target / f".{path.name}.partial"
-        shutil.copyfile(path, partial)
-        partial.replace(target / path.name)
+        with files.replacing(target / path.name) as partial:
+            shutil.copyfile(path, partial)
 
 
 def _changing(model: keras.Model) -> list[keras.Variable]:
@@ -242,11 +243,8 @@ def _arrays(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray], **extra: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with files.replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays, **extra)
-    partial.replace(path)
 
 
 def _assign(variables: list[keras.Variable], stored: Any) -> None:
@@ -297,7 +295,7 @@ def fit(
     assigned: roles.Roles,
     *,
     seed: int,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     directory: Path,
     label: str | None,
     callbacks: tuple[keras.callbacks.Callback, ...] = (),
@@ -325,15 +323,15 @@ def fit(
 
     Raises:
         Diverged: If the loss is no longer finite.
-        runs.RunError: If a batch cannot be shared evenly.
+        PapError: If a batch cannot be shared evenly.
     """
     if recipe.batch_size % policy.replicas:
-        raise runs.RunError(
+        raise PapError(
             f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
             "--strategy=mirrored"
         )
     steps = math.ceil(len(assigned.train) / recipe.batch_size)
-    runs.set_seed(seed)
+    device.set_seed(seed)
     with policy.scope():
         model = recipe.build(store.input_size)
         trained = pooling.for_training(model) if policy.compiled_pooling else model

@@ -15,7 +15,9 @@ import keras
 import numpy as np
 
 from replication.learning import models
-from replication.runs import directory as runs
+from replication.runs import device
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 #: What `--weights` may say besides a path.
 IMAGENET, NONE = "imagenet", "none"
@@ -60,25 +62,25 @@ def find(name: str, spec: str) -> Weights:
             `.weights.h5` or `.keras` file or of a directory of files under their published names.
 
     Raises:
-        runs.RunError: If there is no such file.
+        PapError: If there is no such file.
     """
     backbone = models.backbone(name)
     if spec == NONE:
         return Weights(UNTRAINED, None, f"{UNTRAINED}-{_UNTRAINED_SEED}-keras-{keras.__version__}")
     if spec == IMAGENET:
         path = _download(name, backbone)
-        return Weights(IMAGENET, path, runs.sha256(path))
+        return Weights(IMAGENET, path, files.sha256(path))
     path = Path(spec).expanduser()
     if path.is_dir():
         if not backbone.weights_file:
-            raise runs.RunError(
+            raise PapError(
                 f"--weights={spec}: the published file name of {name} is not known here; give the "
                 "file itself"
             )
         path = path / backbone.weights_file
     if not path.is_file():
-        raise runs.RunError(f"--weights={spec}: no file {path} for {name}")
-    return Weights(path.name, path, runs.sha256(path))
+        raise PapError(f"--weights={spec}: no file {path} for {name}")
+    return Weights(path.name, path, files.sha256(path))
 
 
 def available(name: str, directory: str) -> bool:
@@ -96,7 +98,7 @@ def _download(name: str, backbone: models.Backbone) -> Path:
             backbone.build(backbone.size, weights="imagenet")
         # Keras raises a plain Exception for every way in which a download can fail.
         except Exception as error:
-            raise runs.RunError(
+            raise PapError(
                 f"{name}: Keras has no {path.name} in {cache_dir()} and could not download it "
                 f"({_first_line(error)}); put the file there or give --weights=PATH, or take "
                 "--weights=none for an untrained backbone"
@@ -123,10 +125,10 @@ def build(name: str, weights: Weights, size: int) -> keras.Model:
         Model from preprocessed pixels `[b, size, size, 3]` to a map `[b, h, w, d]`.
 
     Raises:
-        runs.RunError: If the file does not fit; the message names the first layer that differs.
+        PapError: If the file does not fit; the message names the first layer that differs.
     """
     if weights.path is None:
-        runs.set_seed(_UNTRAINED_SEED)
+        device.set_seed(_UNTRAINED_SEED)
     network = models.backbone(name).build(size)
     if weights.path is None:
         return network
@@ -147,7 +149,7 @@ def _load_keras(path: Path) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError) as error:
-        raise runs.RunError(f"{path}: not a Keras model ({_first_line(error)})") from None
+        raise PapError(f"{path}: not a Keras model ({_first_line(error)})") from None
 
 
 def _load_h5(name: str, network: keras.Model, path: Path) -> None:
@@ -156,12 +158,12 @@ def _load_h5(name: str, network: keras.Model, path: Path) -> None:
             root = file.get("model_weights", file)
             stored = list(_stored_layers(root)) or None
     except (OSError, KeyError) as error:
-        raise runs.RunError(f"{path}: not an HDF5 file of weights ({_first_line(error)})") from None
+        raise PapError(f"{path}: not an HDF5 file of weights ({_first_line(error)})") from None
     if stored is None:
         try:
             network.load_weights(path)
         except (ValueError, KeyError) as error:
-            raise runs.RunError(f"{path} does not fit {name}: {_first_line(error)}") from None
+            raise PapError(f"{path} does not fit {name}: {_first_line(error)}") from None
     else:
         _check_fit(name, path, stored, _layers_with_weights(network))
         network.load_weights(path)
@@ -203,14 +205,14 @@ def _check_fit(name: str, path: Path, stored: list, wanted: list) -> None:
     """Compares a file with a network layer by layer; Keras's own message names no file."""
     for (found_name, found), (layer, shapes) in zip(stored, wanted, strict=False):
         if found != shapes:
-            raise runs.RunError(
+            raise PapError(
                 f"{path} does not fit {name}: first at layer {layer!r}, which has weights "
                 f"{shapes}, where the file has {found} ({found_name!r})"
             )
     if len(stored) != len(wanted):
         longer, where = (stored, "file") if len(stored) > len(wanted) else (wanted, "network")
         first = longer[min(len(stored), len(wanted))][0]
-        raise runs.RunError(
+        raise PapError(
             f"{path} does not fit {name}: {len(stored)} layers with weights, expected "
             f"{len(wanted)}; first at layer {first!r}, which only the {where} has"
         )

@@ -8,8 +8,8 @@ import tensorflow_datasets.public_api as tfds
 
 from replication.learning import features, models
 from replication.measures import evaluation
-from replication.runs import directory as runs
 from tfds_pap import pipeline
+from tfds_pap.errors import PapError
 
 #: How far a probability may differ: batches of other sizes are summed in another order, and XLA
 #: fuses what it can.
@@ -47,7 +47,7 @@ def largest_difference(
         Largest absolute difference of any probability.
 
     Raises:
-        runs.RunError: If it is above `TOLERANCE`.
+        PapError: If it is above `TOLERANCE`.
     """
     worst = 0.0
     for first in range(0, len(predictions), _CHUNK):
@@ -57,7 +57,7 @@ def largest_difference(
         expected = predictions.probabilities[first : first + _CHUNK]
         worst = max(worst, float(np.abs(said - expected).max()))
     if worst > TOLERANCE:
-        raise runs.RunError(
+        raise PapError(
             f"{spec.backbone}: the whole model differs from the head on features by {worst:.2g} in "
             f"probability, expected at most {TOLERANCE:g}"
         )

@@ -9,8 +9,9 @@ import numpy as np
 from replication.drawing import shown
 from replication.measures import calibration, one_class
 from replication.measures.positive import positive_members
-from replication.runs import directory as runs
 from replication.runs import results
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 #: Confidences are compared with this slack, as the threshold is itself an image's confidence.
 ROUNDING = 1e-9
@@ -66,7 +67,7 @@ def of_fit(fit: results.Fit) -> tuple[Decision, list[str]]:
         fit: A finished fit; calibration and threshold were chosen on its tune images.
 
     Raises:
-        runs.RunError: Its metrics hold neither.
+        PapError: Its metrics hold neither.
     """
     triage = metrics(fit)["triage"]
     temperature = triage["calibration"]["temperature"]
@@ -95,7 +96,7 @@ def scored(fit: results.Fit) -> list[str]:
         fit: A finished fit.
 
     Raises:
-        runs.RunError: Its metrics hold no calibration.
+        PapError: Its metrics hold no calibration.
     """
     found, test = metrics(fit), fit.predictions.select("test")
     figures = [
@@ -127,10 +128,10 @@ def metrics(fit: results.Fit) -> dict[str, Any]:
         fit: A finished fit.
 
     Raises:
-        runs.RunError: They hold no calibration.
+        PapError: They hold no calibration.
     """
     path = fit.directory / "metrics.json"
-    found = runs.read_json(path)
+    found = files.read_json(path)
     if "triage" not in found:
-        raise runs.RunError(f"{path}: expected calibration and threshold; run the command again")
+        raise PapError(f"{path}: expected calibration and threshold; run the command again")
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from replication.runs import directory as runs
+from tfds_pap import files
 
 if TYPE_CHECKING:
     # Imports TensorFlow, which nothing here needs.
@@ -191,7 +191,7 @@ class Predictions:
                     *(repr(float(value)) for value in self.probabilities[row]),
                 ]
             )
-        runs.write_atomically(Path(path), text.getvalue())
+        files.write_atomically(Path(path), text.getvalue())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:

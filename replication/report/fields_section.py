@@ -7,14 +7,15 @@ from PIL import Image
 
 from replication.drawing import shown
 from replication.fields import finished
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Longer side of an overlay on the page, pixels; the whole one lies beside the scan's own report.
 _OVERLAY = 560
 
 
-def section(run: runs.RunDirectory) -> dict[str, Any] | None:
+def section(run: RunDirectory) -> dict[str, Any] | None:
     """Returns what the template shows; None where no field was scanned.
 
     Args:
@@ -25,7 +26,7 @@ def section(run: runs.RunDirectory) -> dict[str, Any] | None:
     found = [folder for folder in folders if (folder / "report.html").exists()]
     if not found:
         return None
-    scan = runs.RunDirectory(found[0])
+    scan = RunDirectory(found[0])
     manifest = scan.manifest()
     evaluation = scan.path / "evaluation.json"
     return {
@@ -35,7 +36,7 @@ def section(run: runs.RunDirectory) -> dict[str, Any] | None:
         "remarks": finished.remarks(scan),
         "classes": STAGE2_CLASSES,
         "fields": [_field(one) for one in finished.finished(scan)],
-        "evaluation": runs.read_json(evaluation) if evaluation.exists() else None,
+        "evaluation": files.read_json(evaluation) if evaluation.exists() else None,
     }
 
 

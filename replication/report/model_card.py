@@ -16,8 +16,9 @@ from typing import Any
 import jinja2
 
 from replication.measures import class_figures, published
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
+from tfds_pap import files as file_writing
 
 #: File name and template of each document.
 _DOCUMENTS = {
@@ -55,7 +56,7 @@ _BY_CLASS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 _KEPT = {"last": "of the last epoch", "best": "of the best epoch on the tune images"}
 
 
-def write(run: runs.RunDirectory) -> list[Path]:
+def write(run: RunDirectory) -> list[Path]:
     """Writes `model_card.md` and `claim_checklist.md` into a run directory.
 
     Args:
@@ -65,7 +66,7 @@ def write(run: runs.RunDirectory) -> list[Path]:
         The paths of the two files: CommonMark with tables, the same for the same run.
 
     Raises:
-        runs.RunError: This is no run directory, or one of its files is not readable.
+        PapError: This is no run directory, or one of its files is not readable.
         ValueError: Predictions are not readable, or the seeds were tested on different images.
     """
     context = _context(run)
@@ -83,11 +84,11 @@ def write(run: runs.RunDirectory) -> list[Path]:
         text = templates.joinpath(template).read_text("utf-8")
         rendered = environment.from_string(text).render(context)
         paths.append(run.path / name)
-        runs.write_atomically(paths[-1], re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n")
+        file_writing.write_atomically(paths[-1], re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n")
     return paths
 
 
-def _context(run: runs.RunDirectory) -> dict[str, Any]:
+def _context(run: RunDirectory) -> dict[str, Any]:
     """Everything that the templates show; texts from outside are escaped."""
     manifest = run.manifest()
     fits = results.read_fits(run)
@@ -214,7 +215,7 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
 
 def _metrics(fit: results.Fit) -> Mapping[str, Any]:
     path = fit.directory / "metrics.json"
-    return runs.read_json(path) if path.exists() else {}
+    return file_writing.read_json(path) if path.exists() else {}
 
 
 def _roles(fit: results.Fit) -> dict[str, Any]:

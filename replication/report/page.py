@@ -25,8 +25,9 @@ from replication.measures import class_figures, evaluation, published
 from replication.measures.predictions import ROLES
 from replication.report import fields_section, triage_section
 from replication.report.gallery import HeatMaps, Pixels, gallery
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 _UNKNOWN = "unknown"
@@ -59,7 +60,7 @@ _ANNOUNCEMENTS = {
 
 
 def write(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     pixels: Pixels,
     predictions_limit: int = 6,
     *,
@@ -87,7 +88,7 @@ def write(
         The path of the page. It loads nothing from outside.
 
     Raises:
-        runs.RunError: This is no run directory, or one of its files is not readable.
+        PapError: This is no run directory, or one of its files is not readable.
         ValueError: Predictions are not readable, the seeds were tested on different images, the
             prevalence is not between 0 and 1, or pictures are missing or no uint8 RGB ones.
     """
@@ -149,7 +150,7 @@ def write(
         manifest=json.dumps(manifest, indent=2),
     )
     path = run.path / "report.html"
-    runs.write_atomically(path, page)
+    files.write_atomically(path, page)
     return path
 
 

@@ -15,13 +15,17 @@ import rich.table
 import tensorflow_datasets.public_api as tfds
 
 from replication.drawing import shown, tensorboard
-from replication.learning import features, gradcam, training, whole_model
+from replication.learning import features, gradcam, models, training, whole_model
 from replication.measures import evaluation, triage
 from replication.report import model_card
 from replication.report import page as report
-from replication.runs import directory as runs
+from replication.runs import device as devices
+from replication.runs import environment as run_environment
 from replication.runs import provenance, results
-from tfds_pap import audit_page, leak_audit, pipeline, roles
+from replication.runs.device import DevicePolicy
+from replication.runs.directory import RunDirectory
+from tfds_pap import audit_page, files, leak_audit, pipeline, roles
+from tfds_pap.errors import PapError
 
 #: From examples and the positions of the tune role to what scores an epoch.
 Validator = Callable[[training.Store, np.ndarray], Callable[[keras.Model], dict[str, float]]]
@@ -41,9 +45,9 @@ _LONGER = (
 
 
 def describe(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     builders: Mapping[int, tfds.core.DatasetBuilder],
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     *,
     program: str = "replication.run",
     images: str | None = None,
@@ -64,7 +68,7 @@ def describe(
         blocks: What roles keep together, by data set and id.
 
     Raises:
-        runs.RunError: If the declaration contradicts what is published.
+        PapError: If the declaration contradicts what is published.
     """
     source, announcement = provenance.source(builders, images)
     data = run.manifest().get("data", {})
@@ -85,7 +89,7 @@ def describe(
     run.update_manifest(
         source=source,
         announcement=" ".join(filter(None, [announcement, *remarks])),
-        environment=runs.environment(policy, program),
+        environment=run_environment.describe(policy, program),
         data=data,
     )
 
@@ -109,7 +113,7 @@ def describe_images(builder: tfds.core.DatasetBuilder, index: pipeline.Index) ->
 
 
 def audit(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     builders: Iterable[tfds.core.DatasetBuilder],
     effort: str = "fast",
     notes: Callable[[Mapping[str, leak_audit.Audit]], Sequence[str]] = lambda audits: (),
@@ -179,7 +183,7 @@ def class_counts(index: pipeline.Index, positions: np.ndarray) -> dict[str, int]
 def store(
     builder: tfds.core.DatasetBuilder,
     recipe: training.Recipe,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     features_dir: Path = features.DIRECTORY,
 ) -> training.Store:
     """Returns what a recipe trains on: stored features, or decoded images.
@@ -212,27 +216,27 @@ def label(stage: int, protocol: str, seed: int) -> str:
     return f"stage {stage}, {protocol} protocol, seed {seed}"
 
 
-def check_size(run: runs.RunDirectory, recipe: training.Recipe, protocol: str, seed: int) -> None:
+def check_size(run: RunDirectory, recipe: training.Recipe, protocol: str, seed: int) -> None:
     """Refuses a finished fit of another input size than the recipe's.
 
     Raises:
-        runs.RunError: In one line.
+        PapError: In one line.
     """
     directory = run.fit_directory(recipe.stage, protocol, seed)
-    if (size := runs.read_json(directory / "fit.json")["size"]) != recipe.size:
-        raise runs.RunError(
+    if (size := files.read_json(directory / "fit.json")["size"]) != recipe.size:
+        raise PapError(
             f"{directory} was trained at {size} px, not {recipe.size}; give another --run_dir"
         )
 
 
 def run_fit(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     recipe: training.Recipe,
     protocol: str,
     seed: int,
     *,
     builder: tfds.core.DatasetBuilder,
-    policy: runs.DevicePolicy,
+    policy: DevicePolicy,
     profile: bool = False,
     prevalence: float | None = None,
     features_dir: Path = features.DIRECTORY,
@@ -259,7 +263,7 @@ def run_fit(
         progress: Shows how far training is, instead of a line of the fit's own.
 
     Raises:
-        runs.RunError: If it was trained at another size.
+        PapError: If it was trained at another size.
     """
     directory = run.fit_directory(recipe.stage, protocol, seed)
     words = label(recipe.stage, protocol, seed)
@@ -303,14 +307,14 @@ def run_fit(
     predictions.write(directory / "predictions.csv")
     metrics = evaluation.evaluate(predictions.select("test"))
     metrics["triage"] = triage.assess(predictions, prevalence)
-    runs.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
+    files.write_json(directory / "metrics.json", evaluation.jsonable(metrics))
     if recipe.features is not None:
         model = whole_model.join(recipe.features, model)
         outcome["whole_model_differs_by"] = whole_model.largest_difference(
             model, recipe.features, builder, predictions.select("test")
         )
-    runs.save_model(model, directory / "model.keras")
-    runs.write_json(
+    models.save_model(model, directory / "model.keras")
+    files.write_json(
         directory / "fit.json",
         {
             "stage": recipe.stage,
@@ -331,7 +335,7 @@ def run_fit(
                 role: class_counts(index, positions) for role, positions in assigned.items()
             },
             "device": policy.device,
-            "git_commit": runs.git_commit(),
+            "git_commit": run_environment.git_commit(),
             **outcome,
             **(about or {}),
         },
@@ -339,10 +343,10 @@ def run_fit(
     training.remove_state(directory)
     durations = run.manifest().get("durations", {})
     durations[words] = round(time.perf_counter() - start, 1)
-    run.update_manifest(durations=durations, peak_memory_mib=round(runs.peak_memory_mib()))
+    run.update_manifest(durations=durations, peak_memory_mib=round(devices.peak_memory_mib()))
 
 
-def summarise(run: runs.RunDirectory) -> list[results.Row]:
+def summarise(run: RunDirectory) -> list[results.Row]:
     """Sets the run beside the papers; writes `summary.csv`."""
     rows = results.summary_rows(results.read_fits(run), run.manifest()["source"])
     table = pd.DataFrame(
@@ -366,7 +370,7 @@ def summarise(run: runs.RunDirectory) -> list[results.Row]:
         for row in rows
         for metric, summary in row.summary.items()
     )
-    runs.write_atomically(run.path / "summary.csv", table.to_csv(index=False))
+    files.write_atomically(run.path / "summary.csv", table.to_csv(index=False))
     return rows
 
 
@@ -406,7 +410,7 @@ def _model(path: Path) -> keras.Model:
 
 
 def suspect_notes(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     rows: Sequence[results.Row],
     audits: Mapping[int, leak_audit.Audit],
 ) -> list[str]:
@@ -430,7 +434,7 @@ def suspect_notes(
 
 
 def publish(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     builders: Mapping[int, tfds.core.DatasetBuilder],
     audits: Mapping[str, leak_audit.Audit],
     *,
@@ -453,7 +457,7 @@ def publish(
 
 
 def write_page(
-    run: runs.RunDirectory,
+    run: RunDirectory,
     builders: Mapping[int, tfds.core.DatasetBuilder],
     audits: Mapping[str, leak_audit.Audit],
     *,
@@ -489,7 +493,7 @@ def write_page(
 
 
 def print_summary(
-    rows: Sequence[results.Row], run: runs.RunDirectory, notes: Sequence[str] = ()
+    rows: Sequence[results.Row], run: RunDirectory, notes: Sequence[str] = ()
 ) -> None:
     """Prints published, paper protocol, clean protocol, interval, verdict, and the audit."""
     manifest = run.manifest()

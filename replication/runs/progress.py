@@ -14,7 +14,7 @@ import tqdm
 
 from replication.drawing import pages
 from replication.learning import models, training
-from replication.runs import directory as runs
+from replication.runs.device import DevicePolicy
 
 #: A convolution like those of stage 2, whose speed stands for that of a step: images, side,
 #: channels and filters.
@@ -61,7 +61,7 @@ class Fit:
         return cls(label, recipe.epochs, step * images * recipe.epochs)
 
 
-def measure_speed(policy: runs.DevicePolicy) -> float | None:
+def measure_speed(policy: DevicePolicy) -> float | None:
     """Measures for a moment what this processor computes, in GFLOP a second.
 
     Args:

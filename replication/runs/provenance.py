@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import tensorflow_datasets.public_api as tfds
 
 from replication.measures import published
-from replication.runs import directory as runs
 from tfds_pap import published_facts
+from tfds_pap.errors import PapError
 
 _PHANTOM = (
     "Synthetic images, drawn by this package. No figure below says anything about real smears or "
@@ -47,7 +47,7 @@ def source(
         declared: "original", "stand-in" or None, the word of whoever gave the images.
 
     Raises:
-        runs.RunError: If images that are declared to be the authors' own cannot be.
+        PapError: If images that are declared to be the authors' own cannot be.
     """
     if any(builder.builder_config.phantom_counts for builder in builders.values()):
         return "phantom", SENTENCES["phantom"]
@@ -58,7 +58,7 @@ def source(
             for phrase in published_facts.contradictions(builder)
         ]
         if found:
-            raise runs.RunError(
+            raise PapError(
                 f"--images=original: these cannot be the papers' images: {'; '.join(found)}; "
                 "give --images=stand-in for images of others"
             )

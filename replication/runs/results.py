@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replication.measures import evaluation, one_class, published
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     import keras
@@ -65,14 +67,14 @@ class Fit:
         return self.info["seed"]
 
 
-def read_fits(run: runs.RunDirectory) -> list[Fit]:
+def read_fits(run: RunDirectory) -> list[Fit]:
     """Returns the finished fits of a run, by stage, protocol (paper first) and seed."""
-    fits = [Fit(path, runs.read_json(path / "fit.json")) for path in run.fits()]
+    fits = [Fit(path, files.read_json(path / "fit.json")) for path in run.fits()]
     return sorted(fits, key=lambda fit: (fit.stage, fit.protocol != "paper", fit.seed))
 
 
 def choose_fits(
-    run: runs.RunDirectory, protocol: str, seed: int | None = None, *, flag: str = "run_dir"
+    run: RunDirectory, protocol: str, seed: int | None = None, *, flag: str = "run_dir"
 ) -> dict[int, Fit]:
     """Returns the finished fit of each stage.
 
@@ -83,14 +85,14 @@ def choose_fits(
         flag: That names the run, for messages.
 
     Raises:
-        runs.RunError: This is no run, or there is no such fit in it.
+        PapError: This is no run, or there is no such fit in it.
     """
     run.manifest()
     fits = [fit for fit in read_fits(run) if fit.protocol == protocol]
     if seed is not None:
         fits = [fit for fit in fits if fit.seed == seed]
     if not fits:
-        raise runs.RunError(
+        raise PapError(
             f"--{flag}={run.path} holds no finished model of --protocol={protocol}"
             + (f" --seed={seed}" if seed is not None else "")
         )
@@ -105,7 +107,7 @@ def load_model(fit: Fit) -> "keras.Model":
         fit: Whose.
 
     Raises:
-        runs.RunError: In one line, if the file is damaged, or holds code that safe mode refuses.
+        PapError: In one line, if the file is damaged, or holds code that safe mode refuses.
     """
     import keras
 
@@ -113,7 +115,7 @@ def load_model(fit: Fit) -> "keras.Model":
         return keras.saving.load_model(fit.model_path, compile=False, safe_mode=True)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         why = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise runs.RunError(f"{fit.model_path}: not a model that can be loaded: {why}") from error
+        raise PapError(f"{fit.model_path}: not a model that can be loaded: {why}") from error
 
 
 @dataclasses.dataclass(frozen=True)

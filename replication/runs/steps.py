@@ -9,10 +9,11 @@ import tensorflow_datasets.public_api as tfds
 
 from replication.flags import audit as audit_flags
 from replication.learning import recipes, training
-from replication.runs import directory as runs
 from replication.runs import experiment, results
 from replication.runs import progress as run_progress
-from tfds_pap import leak_audit, pipeline
+from replication.runs.device import DevicePolicy
+from replication.runs.directory import RunDirectory
+from tfds_pap import files, leak_audit, pipeline
 
 
 @dataclasses.dataclass
@@ -39,7 +40,7 @@ class Steps:
     manual_dir: str | None
     data_dir: str | None
     images: Any
-    policy: runs.DevicePolicy
+    policy: DevicePolicy
     identity: Mapping[str, Any]
     planned: Mapping[tuple[str, int], training.Recipe]
     prevalence: float | None = None
@@ -50,9 +51,9 @@ class Steps:
     audits: dict[str, leak_audit.Audit] = dataclasses.field(default_factory=dict)
 
     @property
-    def run(self) -> runs.RunDirectory:
+    def run(self) -> RunDirectory:
         """The run directory."""
-        return runs.RunDirectory(self.path)
+        return RunDirectory(self.path)
 
     def missing(self, seeds: Sequence[int], stages: Sequence[int]) -> list[tuple[int, int, str]]:
         """Returns (seed, stage, protocol) of what is not trained yet, in order.
@@ -109,7 +110,7 @@ class Steps:
             stages: Whose images are needed now.
 
         Raises:
-            runs.RunError: If the directory belongs to other flags or data.
+            PapError: If the directory belongs to other flags or data.
             folders.TreeError: If a tree cannot be used.
         """
         new = [stage for stage in stages if stage not in self.builders]
@@ -123,7 +124,7 @@ class Steps:
             f"data of stage {stage}": pipeline.identity(builder)
             for stage, builder in self.builders.items()
         }
-        run = runs.RunDirectory.open(self.path, {**self.identity, **data})
+        run = RunDirectory.open(self.path, {**self.identity, **data})
         # What was audited before is kept beside the data; the page of pairs shows every stage.
         self.audits |= experiment.audit(run, self.builders.values(), self.effort, audit_flags.note)
         self.blocks |= audit_flags.blocks(self.audits)
@@ -153,7 +154,7 @@ class Steps:
             progress=progress.callback(recipe.epochs, self._train_images(stage)),
         )
         progress.finished()
-        accuracy = runs.read_json(self.run.fit_directory(stage, protocol, seed) / "metrics.json")[
+        accuracy = files.read_json(self.run.fit_directory(stage, protocol, seed) / "metrics.json")[
             "accuracy"
         ]
         name = experiment.label(stage, protocol, seed)

@@ -139,7 +139,7 @@ def _refuse_to_replace(output_dir: Path, files: dict[str, str]) -> None:
 
 def _ensure_listed(serving_dir: Path) -> None:
     """Makes sure that models.config lists the model where the server will find it."""
-    from replication.runs import directory as runs
+    from tfds_pap.errors import PapError
 
     commands.quiet_logs()
     from serving.store import model_config, publish
@@ -166,7 +166,7 @@ def _ensure_listed(serving_dir: Path) -> None:
                 f"are mounted at {model_config.SERVER_MODELS_DIR}, got {listed[config.name]!r}"
             )
         labels, pinned = config.labels(), config.pinned()
-    except (model_config.ConfigError, runs.RunError) as error:
+    except (model_config.ConfigError, PapError) as error:
         raise DeployError(str(error)) from None
     served = f"versions {', '.join(map(str, pinned))}" if pinned else "its own policy"
     named = "".join(f", {label} = {version}" for label, version in sorted(labels.items()))
@@ -174,13 +174,13 @@ def _ensure_listed(serving_dir: Path) -> None:
 
 
 def _write(output_dir: Path, files: dict[str, str]) -> None:
-    from replication.runs import directory as runs
+    from tfds_pap import files as file_writing
 
     for name, text in files.items():
         path = output_dir / name
         unchanged = path.exists() and path.read_bytes() == text.encode()
         if not unchanged:
-            runs.write_atomically(path, text)
+            file_writing.write_atomically(path, text)
         print(f"{path}: {'unchanged' if unchanged else 'written'}")
 
 

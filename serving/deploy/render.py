@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 
 from serving.store import model_config
+from tfds_pap.errors import PapError
 
 #: In this order: the last one holds the first two.
 FILES = ("batching.config", "monitoring.config", "docker-compose.yaml", "kubernetes.yaml")
@@ -24,7 +25,7 @@ _CLAIM_NAME = re.compile(
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 
 
-class DeployError(ValueError):
+class DeployError(PapError):
     """A setting that cannot be used; the message is one line and begins with the flag."""
 
 

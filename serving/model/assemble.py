@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
 from serving.model import metadata, warmup, warmup_requests
 from serving.model.graph import Graph
 
 
 def write_version(
-    folder: Path, run: runs.RunDirectory, fit: results.Fit, graph: Graph, model_name: str
+    folder: Path, run: RunDirectory, fit: results.Fit, graph: Graph, model_name: str
 ) -> None:
     """Writes the SavedModel, what it says of itself, and the requests that warm it up.
 

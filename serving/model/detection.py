@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from replication.fields.find import suppression
 from replication.fields.find.dense import Stage1
-from replication.runs import directory as runs
 from tfds_pap import decoding
+from tfds_pap.errors import PapError
 
 #: Cells of a field that are answered, unless `--max_detections` says otherwise.
 MAX_DETECTIONS = 256
@@ -35,7 +35,7 @@ class Detection:
         about: What metadata says of stage 1.
 
     Raises:
-        runs.RunError: If stage 1 has no dense form at this ROI and stride.
+        PapError: If stage 1 has no dense form at this ROI and stride.
     """
 
     stage1: Stage1
@@ -46,7 +46,7 @@ class Detection:
 
     def __post_init__(self) -> None:
         if self.stage1.method != "exact":
-            raise runs.RunError(
+            raise PapError(
                 f"--stride={self.stage1.stride}: ROIs of {self.stage1.roi} px share no samples at "
                 "this stride, expected one such as 25 for which stage 1 can run densely"
             )

@@ -7,9 +7,11 @@ from typing import Any
 from replication.drawing import pages
 from replication.measures import decisions, one_class
 from replication.report import model_card
-from replication.runs import directory as runs
+from replication.runs import environment as run_environment
 from replication.runs import results
+from replication.runs.directory import RunDirectory
 from serving.model.graph import Graph
+from tfds_pap import files
 
 FILE_NAME = "metadata.json"
 FORMAT = 1
@@ -21,7 +23,7 @@ INTENDED_USE = (
 )
 
 
-def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any]:
+def describe(run: RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any]:
     """Returns the content of `assets.extra/metadata.json`.
 
     Args:
@@ -69,13 +71,13 @@ def describe(run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> dict[str
         "run": {**manifest, "environment": environment},
         "exported": {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": runs.versions(),
-            "git_commit": runs.git_commit(),
+            "versions": run_environment.versions(),
+            "git_commit": run_environment.git_commit(),
         },
     }
 
 
-def write(version: Path, run: runs.RunDirectory, fit: results.Fit, graph: Graph) -> None:
+def write(version: Path, run: RunDirectory, fit: results.Fit, graph: Graph) -> None:
     """Writes `metadata.json`, and the run's model card where it has one.
 
     Args:
@@ -85,7 +87,7 @@ def write(version: Path, run: runs.RunDirectory, fit: results.Fit, graph: Graph)
         graph: How it is served.
     """
     extra = version / "assets.extra"
-    runs.write_json(extra / FILE_NAME, describe(run, fit, graph))
+    files.write_json(extra / FILE_NAME, describe(run, fit, graph))
     card = run.path / "model_card.md"
     if card.exists():
-        runs.write_atomically(extra / card.name, card.read_bytes())
+        files.write_atomically(extra / card.name, card.read_bytes())

@@ -12,12 +12,13 @@ from replication.fields.find import scanner
 from replication.fields.find.stages import Stage2, Stages
 from replication.fields.read.field import ArrayField
 from replication.learning import whole_model
-from replication.runs import directory as runs
 from replication.runs import results
+from replication.runs.directory import RunDirectory
 from serving.model.graph import Graph
 from serving.model.warmup_requests import example
 from serving.server.servable import Servable
 from tfds_pap import decoding, phantom, phantom_set, pipeline, taxonomy
+from tfds_pap.errors import PapError
 
 #: How far a served probability may be from the `.keras` model's on the same machine.
 TOLERANCE = 1e-5
@@ -41,7 +42,7 @@ class Samples:
 
 
 def samples(
-    run: runs.RunDirectory, fit: results.Fit, count: int, data_dir: str | None = None
+    run: RunDirectory, fit: results.Fit, count: int, data_dir: str | None = None
 ) -> Samples:
     """Returns test images of the run where its data are at hand, else phantoms.
 
@@ -76,7 +77,7 @@ def check(path: Path, model: keras.Model, graph: Graph, found: Samples) -> list[
         What was compared and found, a sentence each.
 
     Raises:
-        runs.RunError: An answer is not what it must be.
+        PapError: An answer is not what it must be.
         serving.server.errors.ServingError: The version cannot be loaded or run.
     """
     servable = Servable.load(path.name, 0, path)
@@ -109,16 +110,14 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
         answer = servable.run(name, inputs[name])
         for output, values in answer.items():
             if len(values) != len(encoded):
-                raise runs.RunError(
-                    f"{name}: {output} has {len(values)} rows, expected {len(encoded)}"
-                )
+                raise PapError(f"{name}: {output} has {len(values)} rows, expected {len(encoded)}")
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise runs.RunError(f"{name}: {output} holds values that are not finite")
+                raise PapError(f"{name}: {output} holds values that are not finite")
         probabilities = answer.get("scores" if name == "classify" else "probabilities")
         if probabilities is not None:
             worst = max(worst, float(np.abs(probabilities - expected).max()))
     if not worst <= TOLERANCE:
-        raise runs.RunError(
+        raise PapError(
             f"the served probabilities differ by {worst:.2g} from the model's, expected at most "
             f"{TOLERANCE:g}"
         )
@@ -129,7 +128,7 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
     if found.reported is not None:
         far = float(np.abs(expected - found.reported).max())
         if far > whole_model.TOLERANCE:
-            raise runs.RunError(
+            raise PapError(
                 f"the model's probabilities differ by {far:.2g} from the run's predictions.csv, "
                 f"expected at most {whole_model.TOLERANCE:g}"
             )
@@ -156,18 +155,18 @@ def _check_detection(servable: Servable, model: keras.Model, graph: Graph) -> st
     answer = servable.run("detect", {"image_bytes": np.array([encoded], object)})
     count = int(answer["count"][0])
     if count != min(len(cells), detection.maximum) or int(answer["found"][0]) != len(cells):
-        raise runs.RunError(f"detect: {count} cells of a drawn field, expected {len(cells)}")
+        raise PapError(f"detect: {count} cells of a drawn field, expected {len(cells)}")
     # Those with the highest scores are answered.
     chosen = cells.select(np.argsort(-cells.scores, kind="stable")[:count]).sorted()
     found = np.sort(answer["hsil_plus"][0][:count])
     worst = float(np.abs(found - np.sort(chosen.hsil_plus)).max(initial=0))
     if not worst <= TOLERANCE:
-        raise runs.RunError(f"detect: HSIL+ differs by {worst:.2g} from the scan's")
+        raise PapError(f"detect: HSIL+ differs by {worst:.2g} from the scan's")
     return f"detect finds the {count} cells that a scan of a drawn field finds"
 
 
 def _prepared(
-    run: runs.RunDirectory, name: str, data_dir: str | None
+    run: RunDirectory, name: str, data_dir: str | None
 ) -> tfds.core.DatasetBuilder | None:
     """The run's own data set, unless it is not prepared here or has changed since."""
     described = run.manifest().get("data", {}).get(name, {})

@@ -4,7 +4,6 @@ The file is TensorFlow Serving's: TFRecords of `tensorflow.serving.PredictionLog
 assets.extra/tf_serving_warmup_requests.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.server import handlers
 from serving.server.errors import ServingError
+from tfds_pap import files
 
 if TYPE_CHECKING:
     from serving.server.servable import Servable
@@ -85,16 +85,9 @@ def write(path: str | Path, logs: Iterable[prediction_log_pb2.PredictionLog]) ->
         path: Usually <version>/assets.extra/tf_serving_warmup_requests; directories are made.
         logs: Predict, classify and regress requests, at most `MAX_RECORDS`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with tf.io.TFRecordWriter(str(partial)) as writer:
-            for log in logs:
-                writer.write(log.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(Path(path)) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+        for log in logs:
+            writer.write(log.SerializeToString())
 
 
 def _run(servable: "Servable", log: prediction_log_pb2.PredictionLog) -> None:

@@ -3,8 +3,10 @@
 import hmac
 from pathlib import Path
 
+from tfds_pap.errors import PapError
 
-class TokenError(ValueError):
+
+class TokenError(PapError):
     """A token file that cannot be used; the message is one line."""
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from replication.runs import directory as runs
 from serving.store import publish
+from tfds_pap import files
+from tfds_pap.errors import PapError
 
 FILE_NAME = "models.config"
 _HISTORY = ".models.history.json"
@@ -27,7 +28,7 @@ _COMMENT = (
 SERVER_MODELS_DIR = "/models"
 
 
-class ConfigError(ValueError):
+class ConfigError(PapError):
     """A models.config, label or version that cannot be used; the message is one line."""
 
 
@@ -163,11 +164,11 @@ class ModelConfig:
             fcntl.flock(lock, fcntl.LOCK_EX)
             config = self._read()
             entry = self._entry(config)
-            histories = runs.read_json(self._history_path) if self._history_path.exists() else {}
+            histories = files.read_json(self._history_path) if self._history_path.exists() else {}
             yield entry, histories.setdefault(self.name, {})
             # The history first: a kill in between costs one step of the way back at most.
-            runs.write_json(self._history_path, histories)
-            runs.write_atomically(self.path, _COMMENT + text_format.MessageToString(config))
+            files.write_json(self._history_path, histories)
+            files.write_atomically(self.path, _COMMENT + text_format.MessageToString(config))
             # A server in a container is another user, whatever the umask here.
             self.path.chmod(0o644)
         finally:

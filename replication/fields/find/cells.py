@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from replication.runs import directory as runs
+from tfds_pap import files
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Columns before the probabilities, which have the names of their classes, and after them.
@@ -83,7 +84,7 @@ class Cells:
         Args:
             path: The file.
         """
-        runs.write_atomically(path, self.table().to_csv(index=False, float_format="%.6g"))
+        files.write_atomically(path, self.table().to_csv(index=False, float_format="%.6g"))
 
     @classmethod
     def read(cls, path: Path) -> "Cells":
@@ -93,7 +94,7 @@ class Cells:
             path: The file.
 
         Raises:
-            runs.RunError: If it is no such table.
+            PapError: If it is no such table.
         """
         try:
             table = pd.read_csv(io.BytesIO(path.read_bytes()))
@@ -108,6 +109,6 @@ class Cells:
                 table["abstain"].to_numpy() > 0,
             )
         except (OSError, ValueError) as error:
-            raise runs.RunError(
+            raise PapError(
                 f"{path}: expected a table of cells ({str(error).splitlines()[0]})"
             ) from None

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from replication.runs import directory as runs
 from tfds_pap import decoding
+from tfds_pap.errors import PapError
 
 METHODS = ("exact", "fast", "crops")
 
@@ -65,7 +65,7 @@ class Stage1:
         phases: Images that the field is resized to; 0 for crops.
 
     Raises:
-        runs.RunError: If the network has no convolutional form, or the ROI is smaller than its
+        PapError: If the network has no convolutional form, or the ROI is smaller than its
             input and interpolated, so that an ROI's samples depend on where it ends.
 
     Example:
@@ -105,7 +105,7 @@ class Stage1:
         """Finds the phases; falls back to crops where ROIs of a phase would not overlap."""
         self._local, self._kernel, self._bias, self._rest, pooling = _convolutional(self._model)
         if self.roi < self._size and self._resize != "nearest":
-            raise runs.RunError(
+            raise PapError(
                 f"--roi={self.roi}: expected at least the network's {self._size} px for "
                 f"--method={self.method}; --method=crops takes any"
             )
@@ -310,11 +310,11 @@ def _convolutional(
 def _steps(layer: keras.layers.Layer) -> int:
     across = set(getattr(layer, "strides", (1, 1)))
     if len(across) != 1:
-        raise runs.RunError(f"layer {layer.name}: expected the same stride in both directions")
+        raise PapError(f"layer {layer.name}: expected the same stride in both directions")
     return across.pop()
 
 
-def _no_form(model: keras.Model, why: str) -> runs.RunError:
-    return runs.RunError(
+def _no_form(model: keras.Model, why: str) -> PapError:
+    return PapError(
         f"{model.name} has no convolutional form ({why}); --method=crops takes any network"
     )

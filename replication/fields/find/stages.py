@@ -9,9 +9,9 @@ import tensorflow as tf
 from replication.fields.find.dense import Stage1
 from replication.fields.read.field import Field
 from replication.measures import decisions
-from replication.runs import directory as runs
 from replication.runs import results
-from tfds_pap import decoding
+from tfds_pap import decoding, files
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Side of the ROI in the papers, pixels.
@@ -35,14 +35,14 @@ class Stage2:
         decision: As given.
 
     Raises:
-        runs.RunError: If it knows other classes.
+        PapError: If it knows other classes.
     """
 
     def __init__(
         self, model: keras.Model, resize: str, decision: decisions.Decision, *, roi: int = ROI
     ) -> None:
         if decision.labels != STAGE2_CLASSES:
-            raise runs.RunError(
+            raise PapError(
                 f"{model.name} names {', '.join(decision.labels)}, expected a network of stage 2: "
                 + ", ".join(STAGE2_CLASSES)
             )
@@ -112,7 +112,7 @@ def load(
         method: One of `dense.METHODS`.
 
     Raises:
-        runs.RunError: If one is not of that stage, or has no form for this method.
+        PapError: If one is not of that stage, or has no form for this method.
     """
     decision, missing = decisions.of_fit(fit2)
     models = [results.load_model(fit) for fit in (fit1, fit2)]
@@ -125,4 +125,4 @@ def load(
 
 def _about(fit: results.Fit) -> dict[str, object]:
     keys = ("name", "protocol", "seed", "size", "resize", "parameters")
-    return {**{key: fit.info[key] for key in keys}, "sha256": runs.sha256(fit.model_path)}
+    return {**{key: fit.info[key] for key in keys}, "sha256": files.sha256(fit.model_path)}

@@ -10,7 +10,7 @@ from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.judge import matching
 from replication.fields.judge.truth import LABELS, Nuclei
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Farthest that a nucleus may lie from the middle of the ROI that found it, pixels as read. Half
@@ -90,7 +90,7 @@ class AnnotatedField:
         cells: The detections that a scan kept and named; None without stage 2.
 
     Raises:
-        runs.RunError: If a nucleus lies outside the field.
+        PapError: If a nucleus lies outside the field.
     """
 
     name: str
@@ -107,7 +107,7 @@ class AnnotatedField:
         if len(outside):
             x, y = (float(axis[outside[0]]) for axis in (self.nuclei.x, self.nuclei.y))
             size = " x ".join(f"{side * self.scale:.0f}" for side in self._size)
-            raise runs.RunError(
+            raise PapError(
                 f"{self.name}: a nucleus is annotated at ({x:g}, {y:g}), outside its {size} px"
             )
 

@@ -30,7 +30,7 @@ from replication.fields.judge.results import (
 from replication.fields.judge.truth import LABELS
 from replication.measures import shares
 from replication.measures.intervals import Interval, percentile_bootstrap
-from replication.runs import directory as runs
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: False positives per field at which recall is read off. LUNA16's 1/8 to 8 suit scans with one
@@ -76,12 +76,12 @@ def evaluate(
         seed: Of the bootstrap.
 
     Raises:
-        runs.RunError: If there are no fields, or the radius is not above 0.
+        PapError: If there are no fields, or the radius is not above 0.
     """
     if not fields:
-        raise runs.RunError("evaluation: expected annotated fields, got none")
+        raise PapError("evaluation: expected annotated fields, got none")
     if match_radius is not None and not match_radius > 0:
-        raise runs.RunError(f"match radius {match_radius:g}: expected pixels above 0")
+        raise PapError(f"match radius {match_radius:g}: expected pixels above 0")
     counts = [field_counts(field, threshold, match_radius) for field in fields]
     at_threshold = figures_at_threshold(counts, complete=complete, resamples=resamples, seed=seed)
     over_thresholds, curve = _over_thresholds(

@@ -9,14 +9,15 @@ from replication.fields.judge.evaluation import evaluate
 from replication.fields.judge.results import Evaluation
 from replication.fields.judge.truth import Nuclei, read_nuclei
 from replication.fields.show import figures as field_figures
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 
 #: What is written beside the scan's report.
 EVALUATION = "evaluation.json"
 
 
 def evaluate_scan(
-    run: runs.RunDirectory, *, complete: bool, match_radius: float | None = None
+    run: RunDirectory, *, complete: bool, match_radius: float | None = None
 ) -> Evaluation | None:
     """Measures a scan, and writes evaluation.json and its figures.
 
@@ -32,7 +33,7 @@ def evaluate_scan(
         from an evaluation before.
 
     Raises:
-        runs.RunError: If a file of truth cannot be used.
+        PapError: If a file of truth cannot be used.
     """
     settings = run.manifest()["settings"]
     truths: dict[str, dict[str, Nuclei]] = {}
@@ -54,8 +55,8 @@ def evaluate_scan(
         fields, threshold=settings["threshold"], complete=complete, match_radius=match_radius
     )
     for name, picture in field_figures.pictures(found).items():
-        runs.write_atomically(run.path / f"{name}.svg", picture)
-    runs.write_json(run.path / EVALUATION, found.json())
+        files.write_atomically(run.path / f"{name}.svg", picture)
+    files.write_json(run.path / EVALUATION, found.json())
     return found
 
 

@@ -123,7 +123,7 @@ def sweep(
 
     Raises:
         FieldError: If a field is damaged.
-        runs.RunError: If a nucleus lies outside its field.
+        PapError: If a nucleus lies outside its field.
     """
     sweeper = _Sweeper(stages, sorted(set(radii)), sorted(set(thresholds)), pool, match_radius)
     for field, nuclei in fields:

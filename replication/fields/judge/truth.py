@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from replication.runs import directory as runs
 from tfds_pap import phantom
+from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Atypical squamous cells: stage 1 should find them, and no class of stage 2 stands for them.
@@ -76,15 +76,15 @@ def read_nuclei(path: Path) -> dict[str, Nuclei]:
         Those of each field, in the order of the file. A field without a line is not annotated.
 
     Raises:
-        runs.RunError: If it is no such table, names a place twice, or has no nucleus; the message
+        PapError: If it is no such table, names a place twice, or has no nucleus; the message
             gives the line.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise runs.RunError(f"{path}: {error.strerror}") from None
+        raise PapError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise runs.RunError(f"{path}: expected UTF-8 text") from None
+        raise PapError(f"{path}: expected UTF-8 text") from None
     rows: dict[str, list[tuple[float, float, str]]] = {}
     lines: dict[tuple[str, float, float], int] = {}
     for line, (field, x, y, label) in _rows(path, text):
@@ -93,7 +93,7 @@ def read_nuclei(path: Path) -> dict[str, Nuclei]:
             raise _problem(path, line, f"the same field, x and y as in line {first}")
         rows.setdefault(field, []).append((x, y, label))
     if not rows:
-        raise runs.RunError(f"{path}: expected a line for each annotated nucleus, got none")
+        raise PapError(f"{path}: expected a line for each annotated nucleus, got none")
     return {field: Nuclei.of(*zip(*found, strict=True)) for field, found in rows.items()}
 
 
@@ -137,5 +137,5 @@ def _pixels(path: Path, line: int, name: str, text: str) -> float:
     return value
 
 
-def _problem(path: Path, line: int, what: str) -> runs.RunError:
-    return runs.RunError(f"{path}, line {line}: {what}")
+def _problem(path: Path, line: int, what: str) -> PapError:
+    return PapError(f"{path}, line {line}: {what}")

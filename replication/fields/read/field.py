@@ -7,11 +7,13 @@ from types import TracebackType
 import cv2
 import numpy as np
 
+from tfds_pap.errors import PapError
+
 #: Side of what is read at a time where all of a field is looked at, pixels.
 _BLOCK = 1024
 
 
-class FieldError(ValueError):
+class FieldError(PapError):
     """A field that cannot be read; the message is one line that names the file."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from replication.drawing.palette import COLOURS
 from replication.fields.find.cells import Cells
-from replication.runs import directory as runs
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Of the ids of cells, so that the same cell has the same id in every scan.
@@ -32,7 +32,7 @@ def write(path: Path, cells: Cells, side: float, name: str) -> None:
         for number in range(len(cells))
     )
     text = f'{{"type": "FeatureCollection", "features": [\n{features}\n]}}\n'
-    runs.write_atomically(path, text)
+    files.write_atomically(path, text)
 
 
 def _feature(cells: Cells, number: int, class_id: int, side: float, name: str) -> dict[str, object]:

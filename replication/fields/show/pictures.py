@@ -11,7 +11,7 @@ from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.read.field import Field
 from replication.fields.show import geojson, pyramid
-from replication.runs import directory as runs
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Longer side of the overlay and the heat map, pixels.
@@ -299,12 +299,12 @@ def _write_data(
     }
     # The name is that of a folder that was made safe; the rest is numbers.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    runs.write_atomically(path, f"scanned({json.dumps(name)}, {text});\n")
+    files.write_atomically(path, f"scanned({json.dumps(name)}, {text});\n")
 
 
 def _write(path: Path, picture: np.ndarray) -> None:
     code = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
     quality = _QUALITY if path.suffix == ".jpg" else []
-    runs.write_atomically(
+    files.write_atomically(
         path, cv2.imencode(path.suffix, cv2.cvtColor(picture, code), quality)[1].tobytes()
     )

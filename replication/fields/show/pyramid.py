@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from replication.fields.read.field import Field
-from replication.runs import directory as runs
+from tfds_pap import files as file_writing
 
 #: Side of a tile, pixels.
 TILE = 256
@@ -58,7 +58,9 @@ def write(folder: Path, field: Field) -> np.ndarray:
                 path.write_bytes(cv2.imencode(".jpg", tile, _QUALITY)[1].tobytes())
         half = tuple(-(-side // 2) for side in pixels.shape[1::-1])
         pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA)
-    runs.write_atomically(folder / "tiles.dzi", _DZI.format(tile=TILE, width=width, height=height))
+    file_writing.write_atomically(
+        folder / "tiles.dzi", _DZI.format(tile=TILE, width=width, height=height)
+    )
     return largest
 
 

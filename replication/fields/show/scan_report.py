@@ -15,7 +15,8 @@ from replication.fields.finished import Finished, finished, remarks
 from replication.fields.judge.scan_evaluation import EVALUATION
 from replication.fields.show.figures import NAMES
 from replication.fields.show.pictures import THUMBNAILS
-from replication.runs import directory as runs
+from replication.runs.directory import RunDirectory
+from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Cells of the gallery.
@@ -28,7 +29,7 @@ _FIGURES = {
 }
 
 
-def write_report(run: runs.RunDirectory) -> Path:
+def write_report(run: RunDirectory) -> Path:
     """Writes `report.html` of a scan directory, whole or not at all.
 
     Args:
@@ -38,11 +39,11 @@ def write_report(run: runs.RunDirectory) -> Path:
         The path of the page.
 
     Raises:
-        runs.RunError: If one of its files is not readable.
+        PapError: If one of its files is not readable.
     """
     manifest, fields = run.manifest(), finished(run)
     evaluation = run.path / EVALUATION
-    found = runs.read_json(evaluation) if evaluation.exists() else None
+    found = files.read_json(evaluation) if evaluation.exists() else None
     page = pages.template("replication.fields.show", "scan_report.html.j2").render(
         announcement=pages.announcement(manifest),
         settings=manifest["settings"],
@@ -77,7 +78,7 @@ def write_report(run: runs.RunDirectory) -> Path:
         },
     )
     path = run.path / "report.html"
-    runs.write_atomically(path, page)
+    files.write_atomically(path, page)
     return path
 
 
