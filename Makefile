@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint soak clean
+.PHONY: run test check lint docs soak clean
 
 # The stamp is renewed whenever the declared dependencies change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -25,6 +25,13 @@ test: lint
 
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# The site, strictly: a dead link or an unlisted page is an error. Needs no network once installed.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

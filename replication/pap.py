@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 
 #: `pap predict` where another process has the model; it needs no TensorFlow.
-_ASKS_A_SERVER = "serving.predict"
+ASKS_A_SERVER = "serving.predict"
 
 _HELP = {"--help", "--helpshort", "--helpfull", "-help"}
 
@@ -69,7 +69,7 @@ def main() -> None:
     del sys.argv[1]
     module = modules[name]
     if name == "predict" and any(each.startswith("--server") for each in sys.argv):
-        module = _ASKS_A_SERVER
+        module = ASKS_A_SERVER
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit:

@@ -31,6 +31,7 @@ SLOW = frozenset(
         "test_commands",
         "test_compare",
         "test_detection",
+        "test_docs",
         "test_comparison_report",
         "test_export",
         "test_field_sweep",

@@ -17,7 +17,7 @@ def modules():
 
 
 def test_every_command_is_a_module_that_can_be_run():
-    for module in [*modules().values(), pap._ASKS_A_SERVER]:
+    for module in [*modules().values(), pap.ASKS_A_SERVER]:
         spec = importlib.util.find_spec(module)
         assert spec is not None, module
         if spec.submodule_search_locations:

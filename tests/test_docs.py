@@ -1,0 +1,27 @@
+"""What the documentation takes from the code is what the code says."""
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_of_flags_is_that_of_the_code():
+    made = generator()
+    assert made.FLAGS.read_text() == made.flag_reference(), "run python docs/generate.py"
+
+
+def test_the_drawn_cells_of_the_glossary_are_those_of_the_code():
+    for path, picture in generator().pictures():
+        shown = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        assert np.array_equal(shown, picture), "run python docs/generate.py"
