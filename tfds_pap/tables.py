@@ -180,7 +180,7 @@ class Names:
 
         Example:
             >>> names = Names(["train/1/a.png", "train/2/a.png", "train/2/b.png"])
-            >>> names.find("train\\\\1\\\\a.png"), names.find("b.png"), len(names.find("a.png"))
+            >>> names.find(r"train\1\a.png"), names.find("b.png"), len(names.find("a.png"))
             (['train/1/a.png'], ['train/2/b.png'], 2)
         """
         key = _key(name)
