@@ -217,7 +217,7 @@ def _pick(rng: np.random.Generator, mix: Mapping[str, float]) -> str:
         total += share
         if draw < total:
             return label
-    return next(reversed(mix))
+    return label
 
 
 def _neighbours(

@@ -6,6 +6,7 @@ pictures can be perfect; `ceiling` tells how good one can be.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,8 @@ def check_label(label: str, allowed: tuple[str, ...]) -> None:
 def draw_latent(label: str, rng: np.random.Generator) -> Latent:
     """Draws the latent parameters of one cell of a class."""
     check_label(label, taxonomy.STAGE2_CLASSES)
-    column, values = taxonomy.STAGE2_CLASSES.index(label), {}
+    column = taxonomy.STAGE2_CLASSES.index(label)
+    values: dict[str, Any] = {}
     draw = float(rng.random())
     if draw < _ATYPICAL:
         step = 1 if draw < _ATYPICAL / 2 else -1
@@ -86,8 +88,8 @@ def draw_latent(label: str, rng: np.random.Generator) -> Latent:
         column += step if inside else -step
     for name, ((low, high), *classes) in _TRAITS.items():
         values[name] = min(max(_bell(rng, *classes[column]), low), high)
-    for name, classes in _CHANCES.items():
-        values[name] = float(rng.random()) < classes[column]
+    for name, chances in _CHANCES.items():
+        values[name] = float(rng.random()) < chances[column]
     return Latent(**values)
 
 

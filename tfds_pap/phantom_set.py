@@ -117,7 +117,7 @@ def write_fields(folder: Path, count: int, seed: int = 0) -> None:
         seed: Number of the first field and slide.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [("field", "x", "y", "label")]
+    rows: list[tuple[object, ...]] = [("field", "x", "y", "label")]
     for number in range(seed, seed + count):
         path = folder / f"phantom_{number:02d}.jpg"
         image, truth = phantom.draw_field(number, slide=number)

@@ -12,7 +12,6 @@ import io
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import folders, stored_groups
+from tfds_pap import files, folders, stored_groups
 from tfds_pap.decoding import decode_and_resize
 
 #: Decoded images above this many bytes are kept in a file instead of in memory.
@@ -56,13 +55,14 @@ def prepare(
         if now not in (None, builder.info.metadata.get("fingerprint")):
             print(f"Note: {name}/{source} changed since it was prepared; preparing it again")
             reuse = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
-    elif source == "original" and manual_dir is None:
-        raise folders.TreeError(
-            f"{name}/original is not prepared: give --manual_dir, the folder that holds "
-            f"{builder.TREE}\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
-        )
-    elif source == "original" and not Path(manual_dir).is_dir():
-        raise folders.TreeError(f"--manual_dir={manual_dir}: no such folder")
+    elif source == "original":
+        if manual_dir is None:
+            raise folders.TreeError(
+                f"{name}/original is not prepared: give --manual_dir, the folder that holds "
+                f"{builder.TREE}\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            )
+        if not Path(manual_dir).is_dir():
+            raise folders.TreeError(f"--manual_dir={manual_dir}: no such folder")
     builder = _prepare(builder, manual_dir, reuse)
     if source == "original" and manual_dir is not None:
         tree = Path(manual_dir) / builder.TREE
@@ -402,13 +402,13 @@ def ordered_batches(
         epochs: Which epochs follow one another.
         augment: Called with what `gather` returns and an int32 seed `[2]`.
     """
-    positions = tf.constant(np.asarray(positions, np.int64))
+    unshuffled = tf.constant(np.asarray(positions, np.int64))
     labels = tf.constant(labels)
     # Distinct streams for order and augmentation come from one seed.
     order_seed, augment_seed = (2 * (seed or 0), 2 * (seed or 0) + 1)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = positions
+        order = unshuffled
         if seed is not None:
             key = tf.stack([order_seed, tf.cast(epoch, tf.int32)])
             order = tf.random.experimental.stateless_shuffle(order, key)
@@ -423,7 +423,7 @@ def ordered_batches(
             images = augment(images, step)
         return images, tf.gather(labels, chosen)
 
-    steps = len(epochs) * math.ceil(positions.shape[0] / batch_size)
+    steps = len(epochs) * math.ceil(len(positions) / batch_size)
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
     # Keras warns of running out of data where it cannot know the length.
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
@@ -459,16 +459,10 @@ def load_images(
     key = f"{builder.info.metadata['fingerprint']} {index.order} {shape} {method}"
     path = folder / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as partial:
-            pass
-        pixels = np.lib.format.open_memmap(partial.name, "w+", np.uint8, shape)
-        try:
+        with files.replacing(path) as partial:
+            pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
             _decode_all(builder, size, method, pixels)
             pixels.flush()
-            Path(partial.name).rename(path)
-        finally:
-            Path(partial.name).unlink(missing_ok=True)
     return ImageStore(index, np.lib.format.open_memmap(path, "r"))
 
 

@@ -57,7 +57,8 @@ def configs(stage: int) -> list[PapConfig]:
     ]
 
 
-class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# mypy does not see the classes of TFDS, and so not the keyword.
+class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the data sets; a subclass names its tree, its classes and what is published of it.
 
     `PUBLISHED_NAME` is a pattern of ids, and `PUBLISHED_PIXELS` the side of every image in pixels,

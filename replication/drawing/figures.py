@@ -87,7 +87,7 @@ def drawn(
     return buffer.getvalue()
 
 
-def percent_tick(value: float, _: int = 0) -> str:
+def percent_tick(value: float, _: float = 0) -> str:
     """Writes a tick of a share as it is: a tick at 0.475 is '47.5 %', and never '48 %'."""
     return f"{round(100 * value, 6):g} %"
 

@@ -75,7 +75,7 @@ class Models:
             phantoms: Whether the fields are drawings.
         """
         sources = [RunDirectory(p).manifest().get("source") for p in (self.stage1, self.stage2)]
-        trained = [_TRAINED_ON.get(source, "images of unknown origin") for source in sources]
+        trained = [_TRAINED_ON.get(str(source), "images of unknown origin") for source in sources]
         both = trained[0] if trained[0] == trained[1] else f"{trained[0]} and on {trained[1]}"
         if sources == ["original", "original"] and not phantoms:
             return "original", ""

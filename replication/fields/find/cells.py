@@ -51,7 +51,7 @@ class Cells:
         """The named class of each cell."""
         return [STAGE2_CLASSES[number] for number in self.class_ids]
 
-    def select(self, rows: np.ndarray) -> "Cells":
+    def select(self, rows: np.ndarray | slice) -> "Cells":
         """Returns some of the cells.
 
         Args:
@@ -66,9 +66,8 @@ class Cells:
     @classmethod
     def empty(cls) -> "Cells":
         """Returns no cells."""
-        return cls(
-            *(np.zeros(0) for _ in range(3)), np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool)
-        )
+        none = np.zeros(0)
+        return cls(none, none, none, np.zeros((0, len(STAGE2_CLASSES))), none, none.astype(bool))
 
     def table(self) -> pd.DataFrame:
         """Returns x, y, score, class, the probability of each class, hsil_plus and abstain."""
@@ -103,10 +102,12 @@ class Cells:
             if missing:
                 raise ValueError(f"no column {missing[0]}")
             return cls(
-                *(table[name].to_numpy(float) for name in ("x", "y", "score")),
-                table[list(STAGE2_CLASSES)].to_numpy(float),
-                table["hsil_plus"].to_numpy(float),
-                table["abstain"].to_numpy() > 0,
+                x=table["x"].to_numpy(float),
+                y=table["y"].to_numpy(float),
+                scores=table["score"].to_numpy(float),
+                probabilities=table[list(STAGE2_CLASSES)].to_numpy(float),
+                hsil_plus=table["hsil_plus"].to_numpy(float),
+                abstain=table["abstain"].to_numpy() > 0,
             )
         except (OSError, ValueError) as error:
             raise PapError(

@@ -69,7 +69,7 @@ def scan(
     Raises:
         FieldError: If the field is damaged.
     """
-    stage1, seconds = stages.stage1, collections.Counter()
+    stage1, seconds = stages.stage1, collections.defaultdict[str, float](float)
     lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
     scores = score_map(field, stages, pool=pool, advance=advance, block=block, seconds=seconds)
     with _timed(seconds, "suppression"):
@@ -107,7 +107,7 @@ def score_map(
     pool: futures.Executor,
     advance: Callable[[float], None] = lambda share: None,
     block: int = BLOCK,
-    seconds: collections.Counter | None = None,
+    seconds: collections.defaultdict[str, float] | None = None,
 ) -> np.ndarray:
     """Runs stage 1 over a field; see `scan`.
 
@@ -115,7 +115,7 @@ def score_map(
         float32 `[rows, columns]` of the `Lattice`.
     """
     stage1 = stages.stage1
-    seconds = collections.Counter() if seconds is None else seconds
+    seconds = collections.defaultdict(float) if seconds is None else seconds
     lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
     scores = np.zeros((lattice.rows, lattice.columns), np.float32)
 
@@ -155,7 +155,7 @@ def blocks(lattice: Lattice, side: int = BLOCK) -> Iterator[tuple[slice, slice]]
 
 
 @contextlib.contextmanager
-def _timed(seconds: collections.Counter, name: str) -> Iterator[None]:
+def _timed(seconds: collections.defaultdict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] += time.perf_counter() - start

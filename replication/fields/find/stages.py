@@ -1,6 +1,7 @@
 """The two trained networks, as a scan uses them."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -96,7 +97,7 @@ class Stages:
 
     stage1: Stage1
     stage2: Stage2
-    about: dict[str, dict[str, object]]
+    about: dict[str, dict[str, Any]]
 
 
 def load(
@@ -123,6 +124,6 @@ def load(
     return Stages(stage1, stage2, about)
 
 
-def _about(fit: results.Fit) -> dict[str, object]:
+def _about(fit: results.Fit) -> dict[str, Any]:
     keys = ("name", "protocol", "seed", "size", "resize", "parameters")
     return {**{key: fit.info[key] for key in keys}, "sha256": files.sha256(fit.model_path)}

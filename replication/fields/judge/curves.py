@@ -102,7 +102,7 @@ class Curves:
         found[weights @ self.nuclei == 0] = np.nan
         return found
 
-    def recall_at(self, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:
+    def recall_at(self, weights: np.ndarray, rates: Sequence[float] | np.ndarray) -> np.ndarray:
         """Returns the highest recall with so many false positives per field, or fewer.
 
         Args:

@@ -206,7 +206,7 @@ def _at_threshold(
     detections = np.array([one.detections for one in counts], float)
     megapixels = np.array([one.megapixels for one in counts])
     by_chance = np.array([one.covered * one.annotated.sum() for one in counts])
-    matrices = np.array([one.named for one in counts], float) if _named(counts) else None
+    matrices = _named(counts)
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         by_label, found_by_label = weights @ annotated, weights @ found
@@ -287,7 +287,7 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
         yield _Described(name, words, count, unit=f"per {unit}", counts_false_positives=True)
     for label, count, sizes in zip(LABELS, annotated.tolist(), by_label.T, strict=True):
         yield _Described(f"found {label}", f"{label} nuclei found", count, sizes=sizes)
-    if _named(counts):
+    if (named := _named(counts)) is not None:
         for label, count, sizes in zip(
             STAGE2_CLASSES, annotated.tolist(), by_label.T, strict=False
         ):
@@ -303,9 +303,9 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
         yield _Described(
             "specificity HSIL+",
             "NILM and LSIL nuclei named neither HSIL nor SCC, of those found",
-            int(_sum(one.named for one in counts)[_MILD].sum()),
+            int(named[:, _MILD].sum()),
             missing="no NILM or LSIL nucleus was found",
-            sizes=np.array([one.named[_MILD].sum() for one in counts]),
+            sizes=named[:, _MILD].sum(axis=(1, 2)),
         )
 
 
@@ -344,16 +344,18 @@ def _figure(what: _Described, value: float, interval: Interval, complete: bool) 
     )
 
 
-def _named(counts: Sequence[FieldCounts]) -> bool:
-    return all(one.named is not None for one in counts)
+def _named(counts: Sequence[FieldCounts]) -> np.ndarray | None:
+    """`FieldCounts.named` of each field, int64 `[fields, 6, 4]`; None without stage 2."""
+    named = [one.named for one in counts if one.named is not None]
+    return np.array(named) if len(named) == len(counts) else None
 
 
 def _confusion(counts: Sequence[FieldCounts]) -> list[list[int]] | None:
-    if not _named(counts):
+    named = _named(counts)
+    if named is None:
         return None
-    named = _sum(one.named for one in counts)
     missed = _sum(one.annotated - one.found for one in counts)
-    return np.column_stack([named, missed]).tolist()
+    return np.column_stack([named.sum(axis=0), missed]).tolist()
 
 
 def _curve(curves: Curves, intervals: dict[str, Interval]) -> Curve:

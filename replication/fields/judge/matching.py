@@ -36,7 +36,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.detections)
 
-    def select(self, rows: np.ndarray) -> "Pairs":
+    def select(self, rows: np.ndarray | slice) -> "Pairs":
         """Returns some of the pairs.
 
         Args:

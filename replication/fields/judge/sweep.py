@@ -189,7 +189,7 @@ class _Sweeper:
         if lattice.stride not in self._seconds:
             # The first call traces the graph, which is no cost of a field.
             scanner.score_map(field, stages, pool=self._pool)
-        seconds: collections.Counter = collections.Counter()
+        seconds = collections.defaultdict[str, float](float)
         scores = scanner.score_map(field, stages, pool=self._pool, seconds=seconds)
         self._seconds[lattice.stride].append(seconds["stage1"])
         self._rois[lattice.stride].append(lattice.rois)

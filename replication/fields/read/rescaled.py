@@ -47,9 +47,12 @@ class Rescaled(Field):
 
     Raises:
         FieldError: If less than a pixel would be left.
+        ValueError: If its pixel size is not known.
     """
 
     def __init__(self, field: Field, mpp: float) -> None:
+        if field.mpp is None:
+            raise ValueError(f"{field.name}: expected a field of a known pixel size")
         self._field = field
         self.name, self.mpp = field.name, mpp
         self.scale = mpp / field.mpp

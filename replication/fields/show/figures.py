@@ -1,6 +1,8 @@
 """Figures of the evaluation of whole fields: FROC, precision and recall, and what is read right."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,10 +18,11 @@ from replication.fields.judge.truth import ATYPICAL
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 _CURVE, _CHOSEN, _FAINT = "#0072B2", "#D55E00", "#a6cbe3"
-_LINE = {"color": _CURVE, "linewidth": 1.7}
-_BAR = {"linewidth": 1.0, "alpha": 0.8}
-_MARK = {"color": _CHOSEN, "marker": "o", "mfc": "white", "ms": 6, "mew": 1.3, "linestyle": ""}
-_CEILING = {"color": "#777777", "linestyle": (0, (4, 2)), "linewidth": 0.9}
+# Keywords of matplotlib, which differ in type.
+_LINE: dict[str, Any] = {"color": _CURVE, "linewidth": 1.7}
+_BAR: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.8}
+_MARK: dict[str, Any] = dict(color=_CHOSEN, marker="o", mfc="white", ms=6, mew=1.3, linestyle="")
+_CEILING: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 2)), "linewidth": 0.9}
 
 #: File names of `pictures`, without their ending.
 NAMES = ("froc", "fields_precision_recall", "end_to_end")
@@ -167,11 +170,11 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     )
     axes.xaxis.set_major_formatter(figures.percent_tick)
     axes.grid(True, axis="x")
-    interval = {"marker": "|", "ms": 6, "mew": 1.2, "linewidth": 1.2, "color": figures.INK}
-    handles = {
+    interval = Line2D([], [], marker="|", ms=6, mew=1.2, linewidth=1.2, color=figures.INK)
+    handles: dict[str, Line2D | Patch] = {
         "found and named right": Patch(color=_CURVE),
         "found": Patch(color=_FAINT),
-        "95 % interval": Line2D([], [], **interval),
+        "95 % interval": interval,
     }
     if evaluation.fields == 1:
         del handles["95 % interval"]
@@ -186,7 +189,7 @@ def _point(axes: Axes, x: field_results.Figure, y: field_results.Figure) -> None
 
 
 def _finish(
-    figure: Figure, axes: Axes, evaluation: Evaluation, handles: dict[str, Line2D | Patch]
+    figure: Figure, axes: Axes, evaluation: Evaluation, handles: Mapping[str, Line2D | Patch]
 ) -> None:
     axes.yaxis.set_major_formatter(figures.percent_tick)
     axes.grid(True)

@@ -147,7 +147,8 @@ def _point(
 
 def _legend(width: int, texts: list[tuple[str, tuple]], unit: float) -> np.ndarray:
     size, margin = 0.55 * unit, round(12 * unit)
-    lines, x = [[]], margin
+    lines: list[list[tuple[int, str, tuple]]] = [[]]
+    x = margin
     for text, colour in texts:
         wide = cv2.getTextSize(text, _FONT, size, 1)[0][0] + round(34 * unit)
         if x + wide > width and lines[-1]:

@@ -1,6 +1,7 @@
 """The figure of a sweep: recall over what it costs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from replication.drawing import figures
 from replication.fields.judge.sweep import DEFAULT, Row
 
 #: Okabe and Ito's colours, each with a mark and dashes of its own.
-_STYLES = (
+_STYLES: tuple[tuple[str, str, Any], ...] = (
     ("#0072B2", "o", "-"),
     ("#D55E00", "s", (0, (5, 1.5))),
     ("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
@@ -20,8 +21,9 @@ _STYLES = (
     ("#000000", "v", "-"),
     ("#E69F00", "P", (0, (5, 1.5))),
 )
-_CHANCE = {"color": "#888888", "marker": "x", "ms": 2.5, "mew": 0.7, "linestyle": ""}
-_RING = {"marker": "o", "ms": 10, "mfc": "none", "mec": figures.INK, "mew": 1.2, "linestyle": ""}
+# Keywords of matplotlib, which differ in type.
+_CHANCE: dict[str, Any] = dict(color="#888888", marker="x", ms=2.5, mew=0.7, linestyle="")
+_RING: dict[str, Any] = dict(marker="o", ms=10, mfc="none", mec=figures.INK, mew=1.2, linestyle="")
 
 
 def sweep_figure(rows: Sequence[Row], form: str = "svg") -> bytes:
@@ -54,7 +56,7 @@ def _sweep_figure(figure: Figure, rows: Sequence[Row], radii: Sequence[float]) -
         )
         for stride, (colour, marker, dashes) in styles.items():
             line = [row for row in panel if row.stride == stride]
-            style = {"color": colour, "marker": marker, "linestyle": dashes}
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes}
             style |= {"ms": 4, "linewidth": 1.2, "mfc": "white", "mew": 1.1}
             kept = [row.kept_per_field for row in line]
             axes.plot(kept, [row.recall for row in line], **style)
