@@ -70,7 +70,7 @@ def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path
     import tqdm
 
     from replication.runs import results
-    from tfds_pap import folders, pipeline
+    from tfds_pap import images, pipeline
 
     models = {stage: results.load_model(fit) for stage, fit in fits.items()}
     rows, unreadable = [], []
@@ -79,13 +79,16 @@ def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path
         readable, pixels = [], {stage: [] for stage in fits}
         for path in paths[start : start + _BATCH_SIZE.value]:
             try:
-                data = folders.decodable_bytes(path.read_bytes())
-                resized = {
-                    stage: pipeline.decode_and_resize(data, fit.info["size"], fit.info["resize"])
-                    for stage, fit in fits.items()
-                }
-            except (OSError, tf.errors.InvalidArgumentError) as error:
-                unreadable.append((path, f"not a readable image ({str(error).splitlines()[0]})"))
+                with images.one_error():
+                    data = images.decodable_bytes(path.read_bytes())
+                    resized = {
+                        stage: pipeline.decode_and_resize(
+                            data, fit.info["size"], fit.info["resize"]
+                        )
+                        for stage, fit in fits.items()
+                    }
+            except images.ImageError as error:
+                unreadable.append((path, f"not a readable image ({error})"))
                 continue
             readable.append(path)
             for stage, image in resized.items():
@@ -146,12 +149,12 @@ def _save_annotated(rows: list[dict], folder: Path) -> None:
     import cv2
     import numpy as np
 
-    from tfds_pap import folders, pipeline
+    from tfds_pap import images, pipeline
 
     folder.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(rows):
         path = Path(str(row["image"]))
-        data = folders.decodable_bytes(path.read_bytes())
+        data = images.decodable_bytes(path.read_bytes())
         image = pipeline.decode_and_resize(data, _ANNOTATED_PIXELS).numpy()
         caption = np.full((_CAPTION_PIXELS, _ANNOTATED_PIXELS, 3), 255, np.uint8)
         named = str(row.get("class", ""))

@@ -235,7 +235,7 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
 
 def _read(path: Path) -> bytes:
     """Returns what the server takes: TIFF and some BMP become PNG, as replication.predict does."""
-    from tfds_pap import folders
+    from tfds_pap import images
 
     if not path.is_file():
         raise PapError("not a file")
@@ -247,11 +247,9 @@ def _read(path: Path) -> bytes:
     data = path.read_bytes()
     if data.startswith((b"II*\0", b"MM\0*", b"BM")):
         try:
-            data = folders.decodable_bytes(data)
-        except Exception as error:
-            # PIL raises a dozen types on broken files.
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PapError(f"not a readable image ({why})") from error
+            data = images.decodable_bytes(data)
+        except images.ImageError as error:
+            raise PapError(f"not a readable image ({error})") from error
     return data
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from replication.fields.read import reader, whole_slide
 from replication.fields.read.field import FieldError
-from tfds_pap import decoding, drawn_slide, folders, phantom
+from tfds_pap import drawn_slide, folders, images, phantom
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def rectangles(field, count):
 
 
 def of_training(path):
-    return decoding.decode(folders.decodable_bytes(path.read_bytes())).numpy()
+    return images.decode(path.read_bytes())
 
 
 _KINDS = {

@@ -1,5 +1,4 @@
 import hashlib
-import io
 import shutil
 
 import cv2
@@ -93,7 +92,7 @@ def test_missing_split_and_empty_class(tree):
     ("name", "content", "reason"),
     [
         ("zero.jpg", b"", "zero bytes"),
-        ("text.jpg", b"not an image", "cannot be decoded (cannot identify image file"),
+        ("text.jpg", b"not an image", "cannot be decoded (no known image format)"),
         ("picture.gif", b"GIF89a", "unexpected ending '.gif'"),
         ("no_ending", b"x", "unexpected ending ''"),
     ],
@@ -194,28 +193,6 @@ def test_tree_without_splits(tmp_path):
     save_image(tmp_path / "set/SCC/b.jpg", 2)
     tree = folders.read_tree(tmp_path / "set", {"NILM": "NILM", "SCC": "SCC"}, splits=())
     assert [(file.id, file.split) for file in tree.files] == [("NILM/a.png", ""), ("SCC/b.jpg", "")]
-
-
-@pytest.mark.parametrize(
-    ("mode", "form", "same"),
-    [
-        ("RGB", "JPEG", True),
-        ("CMYK", "JPEG", True),
-        ("RGB", "BMP", True),
-        ("L", "BMP", False),
-        ("P", "BMP", False),
-        ("RGB", "TIFF", False),
-        ("L", "TIFF", False),
-    ],
-)
-def test_decodable_bytes(mode, form, same):
-    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).convert(mode).save(file, form)
-    data = folders.decodable_bytes(file.getvalue())
-    assert (data == file.getvalue()) == same
-    with Image.open(file) as original, Image.open(io.BytesIO(data)) as copy:
-        np.testing.assert_array_equal(copy.convert("RGB"), original.convert("RGB"))
 
 
 def test_real_trees(shared_data):

@@ -16,34 +16,11 @@ from concurrent import futures
 from etils import epath
 from PIL import Image
 
+from tfds_pap import images
 from tfds_pap.errors import PapError
 
-#: What a name may end in (any case), and the format its bytes must then have.
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
 #: Files that commonly lie beside images; they are not data.
 _SIDECARS = frozenset({".csv", ".txt", ".json", ".xml", ".md", ".ini", ".db", ".yaml", ".yml"})
-#: Tags of a TIFF: bits of each channel, and how it is to be turned.
-_BITS, _ORIENTATION = 258, 274
-#: How an image is turned back that was turned for its orientation.
-_TURNED_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-#: PIL modes with 8 bits a channel or less.
-_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _SHOWN_OFFENDERS = 20
 
 
@@ -198,7 +175,7 @@ def read_groups(
 
 def image_paths(folder: epath.PathLike) -> list[epath.Path]:
     """Returns every image below a folder, sorted; other files are passed over."""
-    return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in _FORMATS]
+    return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in images.FORMATS]
 
 
 def given_images(arguments: Iterable[str]) -> list[str]:
@@ -210,53 +187,25 @@ def given_images(arguments: Iterable[str]) -> list[str]:
     Raises:
         TreeError: One does not exist, or is a folder without images.
     """
-    found = []
+    paths: list[str] = []
     for argument in arguments:
         path = epath.Path(argument)
         if path.is_dir():
-            images = image_paths(path)
-            if not images:
+            below = image_paths(path)
+            if not below:
                 raise TreeError(f"{argument}: holds no image")
-            found += map(os.fspath, images)
+            paths += map(os.fspath, below)
         elif path.exists():
-            found.append(argument)
+            paths.append(argument)
         else:
             raise TreeError(f"{argument}: no such file or folder")
-    return found
-
-
-def decodable_bytes(data: bytes) -> bytes:
-    """Returns bytes that TensorFlow decodes to the pixels of `data`.
-
-    The bytes themselves for JPEG, PNG and 24-bit BMP; a lossless PNG for TIFF and for the BMP
-    variants that TensorFlow misreads.
-
-    Args:
-        data: A whole image file that `read_tree` accepted.
-    """
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format != "TIFF" and not (image.format == "BMP" and data[28] != 24):
-            return data
-        png = io.BytesIO()
-        as_stored(image).convert("RGB").save(png, "PNG")
-    return png.getvalue()
-
-
-def as_stored(image: Image.Image) -> Image.Image:
-    """Returns a TIFF's pixels as the file stores them; Pillow turns them by the orientation tag.
-
-    Args:
-        image: Opened and not loaded yet.
-    """
-    orientation = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1
-    image.load()
-    return image.transpose(_TURNED_BACK[orientation]) if orientation in _TURNED_BACK else image
+    return paths
 
 
 def _expected(root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]) -> str:
     branches = f"{{{','.join(splits)}}}/" if splits else ""
     meaning = ", ".join(f"{folder} = {label}" for folder, label in class_folders.items())
-    endings = "/".join(ending[1:] for ending in _FORMATS)
+    endings = "/".join(ending[1:] for ending in images.FORMATS)
     return (
         f"expected {root.name}/{branches}{{{','.join(class_folders)}}}/*.({endings}) "
         f"of 8 bits a channel ({meaning})"
@@ -312,10 +261,10 @@ def _list_images(
             if name not in present:
                 offenders.append(f"{prefix}{name}: class folder is missing")
                 continue
-            images = list(_walk(present[name]))
-            if not images:
+            below = list(_walk(present[name]))
+            if not below:
                 offenders.append(f"{prefix}{name}: class folder is empty")
-            for path in images:
+            for path in below:
                 found.append((path.relative_to(root).as_posix(), path, split, label))
     return sorted(found), offenders
 
@@ -335,28 +284,24 @@ def _why_unusable(path: epath.Path, data: bytes) -> str:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
         return "its name is not valid UTF-8"
-    expected = _FORMATS.get(path.suffix.lower())
+    expected = images.FORMATS.get(path.suffix.lower())
     if expected is None:
         return f"unexpected ending {path.suffix!r}"
     if not data:
         return "zero bytes"
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            # A phone's multi-picture JPEG starts with an ordinary JPEG.
-            found = "JPEG" if image.format == "MPO" else image.format
-            if found != expected:
-                return f"wrongly named: holds {found}, not {expected}"
-            # Pillow opens colours of 16 bits as if they had 8; the tag tells.
-            if found == "TIFF" and (
-                image.mode not in _EIGHT_BIT_MODES or max(image.tag_v2.get(_BITS, (1,))) > 8
-            ):
+        with images.one_error(), Image.open(io.BytesIO(data)) as image:
+            actual = images.format_of(image)
+            if actual != expected:
+                return f"wrongly named: holds {actual}, not {expected}"
+            if images.is_deep_tiff(image):
                 return f"more than 8 bits a channel (mode {image.mode}); convert it first"
-            if found != "JPEG" and getattr(image, "n_frames", 1) > 1:
-                return f"holds {image.n_frames} pictures, expected one"
+            count = getattr(image, "n_frames", 1)
+            if actual != "JPEG" and count > 1:
+                return f"holds {count} pictures, expected one"
             image.load()
-    except Exception as error:
-        # PIL raises a dozen types on broken files; whichever it is, the file is an offender.
-        return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error)})"
+    except images.ImageError as error:
+        return f"cannot be decoded ({error})"
     return ""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import tensorflow_datasets.public_api as tfds
 from PIL import Image
 
-from tfds_pap import pipeline
+from tfds_pap import images, pipeline
 
 #: Share that may differ: counts are published as "about", and one public copy lacks 4 of 200.
 TOLERANCE = 0.05
@@ -54,9 +54,8 @@ def contradictions(builder: tfds.core.DatasetBuilder) -> list[str]:
 def _differences(builder: tfds.core.DatasetBuilder, id_: str, data: bytes) -> Iterator[str]:
     # Only the header is read.
     with Image.open(io.BytesIO(data)) as image:
-        form, size = image.format, image.size
-    # A phone's multi-picture JPEG starts with an ordinary JPEG.
-    if form not in ("JPEG", "MPO"):
+        form, size = images.format_of(image), image.size
+    if form != "JPEG":
         yield "no JPEGs"
     side = builder.PUBLISHED_PIXELS
     if side and size != (side, side):

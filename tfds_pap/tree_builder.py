@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import folders, stored_groups
+from tfds_pap import folders, images, stored_groups
 
 #: The one split of a tree that has none; TFDS reserves "all".
 WHOLE = "whole"
@@ -141,7 +141,7 @@ class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
     def _read(self, files: Iterable[folders.ImageFile]) -> Iterator[tuple[str, str, str, bytes]]:
         for file in files:
-            yield file.id, file.label, file.group, folders.decodable_bytes(file.path.read_bytes())
+            yield file.id, file.label, file.group, images.decodable_bytes(file.path.read_bytes())
 
     def _draw(self, split: str) -> Iterator[tuple[str, str, str, bytes]]:
         # Not on import of the package, or `python -m tfds_pap.phantom` warns that it runs twice.

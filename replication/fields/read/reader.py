@@ -5,7 +5,6 @@ are read piece by piece (`whole_slide`). Either is rescaled where its pixel size
 the models were trained for (`rescaled`).
 """
 
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from replication.fields.read.field import ArrayField, Field, FieldError
 from replication.fields.read.rescaled import SAME_MPP, Rescaled
-from tfds_pap import decoding, folders
+from tfds_pap import folders, images
 
 #: Pixels of an ordinary image at most: 400 MB when decoded.
 MAX_PIXELS = 2**27
@@ -24,14 +23,8 @@ MAX_PIXELS = 2**27
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
 
 #: Ordinary images, and how those of them begin that no slide format shares.
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_FORMATS = tuple(dict.fromkeys(images.FORMATS.values()))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
-
-#: Rows of a TIFF that are converted at a time.
-_ROWS = 1024
-
-#: What TensorFlow puts around the reason of a failure.
-_FRAME = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:.*")
 
 
 def open_field(
@@ -102,8 +95,8 @@ def given_fields(arguments: Iterable[str]) -> list[str]:
         }
         # A .mrxs keeps its pixels in a folder of its name.
         inside = {each.with_suffix("") for each in slides if each.suffix.lower() == ".mrxs"}
-        images = {Path(each) for each in folders.image_paths(path)}
-        fields = sorted(each for each in slides | images if not inside.intersection(each.parents))
+        pictures = {Path(each) for each in folders.image_paths(path)}
+        fields = sorted(each for each in slides | pictures if not inside.intersection(each.parents))
         if not fields:
             raise folders.TreeError(f"{argument}: holds no field")
         found += map(str, fields)
@@ -131,32 +124,16 @@ def _decoded(path: Path) -> np.ndarray:
         # Pillow warns of sizes that are allowed here, and of faults that are refused below.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path, formats=_FORMATS) as image:
+            with images.one_error(), Image.open(path, formats=_FORMATS) as image:
                 _check(path, image)
                 if image.format == "TIFF":
-                    return _rgb(folders.as_stored(image))
-            data = folders.decodable_bytes(path.read_bytes())
-            return np.asarray(decoding.decode(data))
-        except FieldError:
-            raise
-        except Image.UnidentifiedImageError:
+                    return images.tiff_pixels(image)
+                return images.decode(path.read_bytes())
+        except images.UnknownFormatError:
             kinds = f"{', '.join(_FORMATS)} or a slide"
             raise FieldError(f"{path}: expected an image: {kinds}") from None
-        except Exception as error:
-            # Pillow raises a dozen types on broken files; whichever it is, the file is to blame.
-            raise FieldError(f"{path}: cannot be decoded ({_reason(error)})") from None
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of `folders.decodable_bytes`, whose way through a PNG takes seventy times as long.
-
-    Strip by strip, as Pillow's own pixels take four bytes, and several copies of them.
-    """
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _ROWS):
-        strip = pixels[top : top + _ROWS]
-        strip[:] = image.crop((0, top, image.width, top + len(strip))).convert("RGB")
-    return pixels
+        except images.ImageError as error:
+            raise FieldError(f"{path}: cannot be decoded ({error})") from None
 
 
 def _check(path: Path, image: Image.Image) -> None:
@@ -167,11 +144,5 @@ def _check(path: Path, image: Image.Image) -> None:
             f"{path}: {width} x {height} px, expected at most {MAX_PIXELS:,} in an image that is "
             "decoded whole; convert it to a tiled TIFF"
         )
-    # Pillow would keep the high byte, which is black in the 12 bits that microscopes write.
-    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:
+    if images.is_deep_tiff(image):
         raise FieldError(f"{path}: more than 8 bits a channel; convert it first")
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    return _FRAME.sub("", text.splitlines()[0]) if text else type(error).__name__

@@ -17,6 +17,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from replication.fields.read.field import Field, FieldError
 from replication.fields.read.rescaled import SAME_MPP, Pyramid
+from tfds_pap import images
 
 #: Of decoded tiles that OpenSlide keeps, bytes.
 _CACHE = 2**26
@@ -171,4 +172,4 @@ def _bits(path: Path) -> int:
         directory = ImageFileDirectory_v2(header)
         file.seek(directory.next)
         directory.load(file)
-    return max(directory.get(258, (1,)))
+    return max(directory.get(images.BITS, (1,)))
