@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     from tfds_pap import folders
 
     try:
-        paths = [Path(path) for path in folders.given_images(argv[1:])]
+        paths = [Path(path) for path in folders.expand_images(argv[1:])]
         run = RunDirectory(Path(_RUN_DIR.value))
         fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
         rows, unreadable = _predict(paths, fits)

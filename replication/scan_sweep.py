@@ -121,7 +121,7 @@ def _fields(arguments: Sequence[str], output: Path) -> list[str]:
         arguments = [
             str(output / "phantoms" / f"phantom_{n:02d}.jpg") for n in range(_PHANTOM_FIELDS.value)
         ]
-    return reader.given_fields(arguments)
+    return reader.expand_fields(arguments)
 
 
 def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:

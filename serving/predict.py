@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     from tfds_pap import folders
 
     try:
-        paths = folders.given_images(argv[1:])
+        paths = folders.expand_images(argv[1:])
         output, seconds = _predict_all(paths)
     except (PapError, folders.TreeError) as error:
         raise SystemExit(f"serving.predict: {error}") from None

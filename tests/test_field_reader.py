@@ -352,7 +352,7 @@ def test_names_of_any_kind(tiled, tmp_path):
             assert (field.name, field.width) == (name, 700)
 
 
-def test_given_fields(picture, tmp_path):
+def test_expand_fields(picture, tmp_path):
     Image.fromarray(picture[:10, :10]).save(tmp_path / "b.jpg")
     for name in (
         "a.svs",
@@ -368,14 +368,14 @@ def test_given_fields(picture, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "Data0001.jpg").write_bytes(b"x")
     (tmp_path / "folder.svs").mkdir()
-    found = reader.given_fields([str(tmp_path), str(tmp_path / "notes.txt")])
+    found = reader.expand_fields([str(tmp_path), str(tmp_path / "notes.txt")])
     names = [str(Path(path).relative_to(tmp_path)) for path in found]
     assert names == ["a.svs", "b.jpg", "c.MRXS", "d/e.ndpi", "notes.txt"]
     with pytest.raises(folders.TreeError, match="no such file or folder"):
-        reader.given_fields([str(tmp_path / "none")])
+        reader.expand_fields([str(tmp_path / "none")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(folders.TreeError, match="holds no field"):
-        reader.given_fields([str(tmp_path / "empty")])
+        reader.expand_fields([str(tmp_path / "empty")])
 
 
 _MEMORY = """

@@ -86,7 +86,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_truth_of_a_phantom_is_what_it_writes(tmp_path):
     phantom_set.write_fields(tmp_path, 1)
     found = truth.read_nuclei(tmp_path / "nuclei.csv")
-    drawn = truth.Nuclei.of_phantom(phantom.draw_field(0, slide=0)[1])
+    cells = phantom.draw_field(0, slide=0)[1]
+    drawn = truth.Nuclei.of(*zip(*((c.x, c.y, c.label) for c in cells), strict=True))
     assert list(found) == ["phantom_00.jpg"]
     for name in ("x", "y", "labels"):
         np.testing.assert_array_equal(getattr(found["phantom_00.jpg"], name), getattr(drawn, name))

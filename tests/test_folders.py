@@ -211,12 +211,12 @@ def test_images_that_a_command_is_given(tmp_path):
     (tmp_path / "cells" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
     file, cells = str(tmp_path / "cells" / "notes.txt"), str(tmp_path / "cells")
-    assert folders.given_images([file, cells]) == [
+    assert folders.expand_images([file, cells]) == [
         file,
         f"{cells}/a.jpg",
         f"{cells}/deep/b.png",
     ]
     with pytest.raises(folders.TreeError, match="empty: holds no image"):
-        folders.given_images([cells, str(tmp_path / "empty")])
+        folders.expand_images([cells, str(tmp_path / "empty")])
     with pytest.raises(folders.TreeError, match="nowhere: no such file or folder"):
-        folders.given_images(["nowhere"])
+        folders.expand_images(["nowhere"])

@@ -247,18 +247,6 @@ def test_an_interrupted_file_cache_leaves_nothing(manual_dir, data_dir, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_shuffled_examples_are_reproducible(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
-
-    def ids(seed):
-        examples = pipeline.examples(builder, "train", 8, shuffle_seed=seed)
-        return [example["id"] for example in examples.as_numpy_iterator()]
-
-    assert ids(1) == ids(1)
-    assert ids(1) != ids(2)
-    assert sorted(ids(1)) == sorted(ids(2))
-
-
 def test_several_shards_and_parts_of_splits(store, manual_dir, tmp_path):
     builder = tfds.builder("pap_db4/original", data_dir=tmp_path)
     config = tfds.download.DownloadConfig(manual_dir=str(manual_dir), num_shards=3)

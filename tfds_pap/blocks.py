@@ -17,8 +17,9 @@ def join(groups: Mapping[str, str], pairs: Iterable[tuple[str, str]]) -> dict[st
     Returns:
         From id to the name of its block: of the first of its groups, or of its first image.
     """
-    names = {image: f"group {group}" if group else f"image {image}" for image, group in
-             groups.items()}  # fmt: skip
+    names = {
+        image: f"group {group}" if group else f"image {image}" for image, group in groups.items()
+    }
     distinct = sorted(set(names.values()))
     place = {name: number for number, name in enumerate(distinct)}
     ends = np.array([(place[names[a]], place[names[b]]) for a, b in pairs], np.int64).reshape(-1, 2)

@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all, and their digests."""
+"""Files that are there whole or not at all, their locks, and their digests."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -52,6 +53,27 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: If a number of it is not finite.
     """
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a file or a directory; it goes with its process, however that ends.
+
+    Args:
+        path: What is there already; it is neither read nor written.
+        wait: Whether to wait while another process holds the lock.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        BlockingIOError: If another process holds the lock, and `wait` is False.
+    """
+    # NFS locks for one process alone only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

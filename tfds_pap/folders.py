@@ -104,17 +104,14 @@ def read_tree(
     expected = _expected(root, class_folders, splits)
     if not root.is_dir():
         raise TreeError(f"{root}: no such folder; {expected}")
-    found, offenders = _list_images(root, class_folders, splits)
-    groups, group_offenders = _read_groups(root, {id_ for id_, *_ in found})
+    listed, offenders = _list_images(root, class_folders, splits)
+    groups, group_offenders = _read_groups(root, {file.id for file in listed})
     offenders += group_offenders
+    files = tuple(dataclasses.replace(file, group=groups.get(file.id, "")) for file in listed)
     with futures.ThreadPoolExecutor() as pool:
-        checked = list(pool.map(_check_file, (path for _, path, _, _ in found)))
+        checked = list(pool.map(_check_file, files))
     digests = [digest for digest, _ in checked]
-    reasons = [why for _, why in checked]
-    offenders += [f"{id_}: {why}" for (id_, *_), why in zip(found, reasons, strict=True) if why]
-    files = tuple(
-        ImageFile(path, id_, split, label, groups.get(id_, "")) for id_, path, split, label in found
-    )
+    offenders += [f"{file.id}: {why}" for file, (_, why) in zip(files, checked, strict=True) if why]
     offenders += _contradictions(files, digests)
     if offenders:
         raise TreeError(_complaint(root, offenders, expected))
@@ -141,10 +138,10 @@ def fingerprint(
     root = epath.Path(root)
     if not root.is_dir():
         raise TreeError(f"{root}: no such folder; {_expected(root, class_folders, tuple(splits))}")
-    found, _ = _list_images(root, class_folders, tuple(splits))
+    files, _ = _list_images(root, class_folders, tuple(splits))
     with futures.ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda item: _sha256(item[1].read_bytes()), found))
-    return _fingerprint(zip((id_ for id_, *_ in found), digests, strict=True))
+        digests = list(pool.map(lambda file: _sha256(file.path.read_bytes()), files))
+    return _fingerprint(zip((file.id for file in files), digests, strict=True))
 
 
 def read_groups(
@@ -166,11 +163,11 @@ def read_groups(
         TreeError: If `groups.csv` cannot be used.
     """
     root, splits = epath.Path(root), tuple(splits)
-    found, _ = _list_images(root, class_folders, splits)
-    groups, offenders = _read_groups(root, {id_ for id_, *_ in found})
+    files, _ = _list_images(root, class_folders, splits)
+    groups, offenders = _read_groups(root, {file.id for file in files})
     if offenders:
         raise TreeError(_complaint(root, offenders, _expected(root, class_folders, splits)))
-    return {id_: groups.get(id_, "") for id_, *_ in found}
+    return {file.id: groups.get(file.id, "") for file in files}
 
 
 def image_paths(folder: epath.PathLike) -> list[epath.Path]:
@@ -178,8 +175,8 @@ def image_paths(folder: epath.PathLike) -> list[epath.Path]:
     return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in images.FORMATS]
 
 
-def given_images(arguments: Iterable[str]) -> list[str]:
-    """Returns the images that a command was given: files as they are, of folders all below them.
+def expand_images(arguments: Iterable[str]) -> list[str]:
+    """Returns the images that arguments name: files as they are, of folders all below them.
 
     Args:
         arguments: Files and folders.
@@ -236,10 +233,10 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
 
 def _list_images(
     root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]
-) -> tuple[list[tuple[str, epath.Path, str, str]], list[str]]:
-    """Returns sorted (id, path, split, label), and what does not belong in the tree."""
+) -> tuple[list[ImageFile], list[str]]:
+    """Returns the images sorted by id, without groups, and what does not belong in the tree."""
     offenders = []
-    found = []
+    files = []
     parents = {split: root / split for split in splits} if splits else {"": root}
     if splits:
         offenders += [
@@ -265,18 +262,20 @@ def _list_images(
             if not below:
                 offenders.append(f"{prefix}{name}: class folder is empty")
             for path in below:
-                found.append((path.relative_to(root).as_posix(), path, split, label))
-    return sorted(found), offenders
+                files.append(
+                    ImageFile(path, path.relative_to(root).as_posix(), split, label, group="")
+                )
+    return sorted(files, key=lambda file: file.id), offenders
 
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _check_file(path: epath.Path) -> tuple[bytes, str]:
+def _check_file(file: ImageFile) -> tuple[bytes, str]:
     """Returns the content's digest, and why the file cannot be used ("" where it can)."""
-    data = path.read_bytes()
-    return _sha256(data), _why_unusable(path, data)
+    data = file.path.read_bytes()
+    return _sha256(data), _why_unusable(file.path, data)
 
 
 def _why_unusable(path: epath.Path, data: bytes) -> str:

@@ -22,7 +22,7 @@ def cut(
     """Cuts every image of a data set into stratified folds.
 
     Args:
-        index: What is known of the images; published splits are passed over.
+        index: Ids, groups, labels and splits of the images; published splits are passed over.
         count: Number of folds.
         by: "image": any image may be tested by a model that trained on its neighbours from the
             same slide (scikit-learn's StratifiedKFold). "group": a group is never on both sides
@@ -112,7 +112,7 @@ def _let_in(
         rows = rng.permutation(test[(labels[test] == label) & (groups[test] == group)])
         # An odd image, or a lone one, falls on either side.
         half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
-    found = []
+    folds = []
     for tested in (0, 1):
         other, kept = test[half[test] != tested], []
         for label in np.unique(labels[train]):
@@ -122,15 +122,15 @@ def _let_in(
             let_in = rng.permutation(np.unique(groups[own]))[: len(there)]
             stay = there[: len(there) - len(let_in)]
             kept += [own[np.isin(groups[own], let_in)], rest[np.isin(groups[rest], stay)]]
-        found.append((np.sort(np.concatenate(kept)), test[half[test] == tested]))
-    return found
+        folds.append((np.sort(np.concatenate(kept)), test[half[test] == tested]))
+    return folds
 
 
 def untrained_classes(index: pipeline.Index, folds: list[roles.Roles]) -> list[str]:
     """Names each fold whose training images lack a class that it is tested on.
 
     Args:
-        index: What is known of the images.
+        index: Ids, groups, labels and splits of the images.
         folds: From `cut`.
 
     Returns:

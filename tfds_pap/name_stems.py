@@ -42,12 +42,12 @@ def variants(sides: Mapping[str, str]) -> int:
         sides: From id to split. Of one split alone every image with such a name counts that
             shares its stem with another.
     """
-    found = collections.defaultdict(list)
+    by_stem = collections.defaultdict(list)
     for image in sides:
-        found[stem(image)].append(image)
+        by_stem[stem(image)].append(image)
     one_side = len(set(sides.values())) < 2
     count = 0
-    for name, images in found.items():
+    for name, images in by_stem.items():
         changed = [i for i in images if PurePosixPath(i).name.rpartition(".")[0].lower() != name]
         if len(images) > 1 and changed and (one_side or len({sides[i] for i in images}) > 1):
             count += len(changed)

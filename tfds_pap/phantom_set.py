@@ -1,6 +1,7 @@
 """A labelled set of phantoms: the examples of a split, and trees in the authors' layout."""
 
 import csv
+import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tfds_pap import phantom, taxonomy
+from tfds_pap import files, phantom, taxonomy
 from tfds_pap.phantom_canvas import Stream, generator
 
 JPEG_QUALITY = 95
@@ -74,12 +75,12 @@ def write_tree(
         db3: Pictures per class for each split, for instance `{'train': 100, 'validation': 25}`;
             a tree without counts, or with none above 0, is not written.
         db4: The same for stage 2.
-        seed: As in `examples`.
-        slides: As in `examples`.
+        seed: Non-negative; another seed is another data set.
+        slides: How many slides both splits have together, at least 2.
 
     Raises:
         FileExistsError: `root` already has a tree that is asked for.
-        ValueError: As in `examples`.
+        ValueError: There are too few slides.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -123,5 +124,6 @@ def write_fields(folder: Path, count: int, seed: int = 0) -> None:
         image, truth = phantom.draw_field(number, slide=number)
         rows += [(path.name, cell.x, cell.y, cell.label) for cell in truth]
         path.write_bytes(encode(image))
-    with (folder / "nuclei.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    files.write_atomically(folder / "nuclei.csv", table.getvalue())

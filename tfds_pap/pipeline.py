@@ -146,33 +146,26 @@ def examples(
     split: str,
     size: int,
     method: str = "bilinear",
-    *,
-    shuffle_seed: int | None = None,
 ) -> tf.data.Dataset:
-    """Returns whole examples, decoded as they are read: bounded memory, any number of images.
+    """Returns whole examples, in stored order, decoded as they are read: memory is bounded.
 
     Args:
         builder: A prepared builder.
         split: TFDS split, for example "train" or "train[:10%]".
         size: Height and width in pixels.
         method: One of `decoding.RESIZE_METHODS`.
-        shuffle_seed: Shuffles files and a window of 1,000 examples; None keeps the stored order.
 
     Returns:
         Dataset of `{"image": uint8 [size, size, 3], "label": int64 [], "id": string [],
         "group": string []}`.
     """
-    dataset = _parsed(builder, split, _decoder(size, method), shuffle_seed)
-    if shuffle_seed is not None:
-        dataset = dataset.shuffle(1_000, seed=shuffle_seed)
-    return dataset
+    return _parsed(builder, split, _decoder(size, method))
 
 
 def _parsed(
     builder: tfds.core.DatasetBuilder,
     split: str,
     image_decoder: tfds.decode.Decoder,
-    shuffle_seed: int | None = None,
 ) -> tf.data.Dataset:
     """Examples in stored order; all that reads a builder goes through here and agrees on it."""
     features = builder.info.features
@@ -184,7 +177,7 @@ def _parsed(
 
     # One map parses and decodes: as_dataset hands every example through four, which cost a third
     # of the decoding itself.
-    return _records(builder, split, shuffle_seed).map(
+    return _records(builder, split).map(
         parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
 
@@ -202,17 +195,11 @@ def _renewed_groups(builder: tfds.core.DatasetBuilder) -> tf.lookup.StaticHashTa
     )
 
 
-def _records(
-    builder: tfds.core.DatasetBuilder, split: str, shuffle_seed: int | None
-) -> tf.data.Dataset:
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
     """The serialised examples of a TFDS split, file after file."""
-    instructions = builder.info.splits[split].file_instructions
-    if shuffle_seed is not None:
-        order = np.random.default_rng(shuffle_seed).permutation(len(instructions))
-        instructions = [instructions[number] for number in order]
     datasets = [
         tf.data.TFRecordDataset(os.fspath(part.filename)).skip(part.skip).take(part.take)
-        for part in instructions
+        for part in builder.info.splits[split].file_instructions
     ]
     return functools.reduce(lambda first, second: first.concatenate(second), datasets)
 
@@ -228,7 +215,7 @@ def _decoder(size: int, method: str) -> tfds.decode.Decoder:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What is known of every image without decoding it, in stored order.
+    """Id, group, label and split of every image in stored order; nothing is decoded for it.
 
     Attributes:
         ids: Stable keys.
@@ -270,7 +257,7 @@ def read_index(builder: tfds.core.DatasetBuilder) -> Index:
 
 
 def read_files(builder: tfds.core.DatasetBuilder, ids: Sequence[str]) -> list[bytes]:
-    """Returns the stored bytes of a few named images, JPEG, PNG or BMP, in the given order.
+    """Returns the stored bytes of a few named images, JPEG, PNG or BMP, in the order of the ids.
 
     Args:
         builder: A prepared builder.
@@ -280,8 +267,8 @@ def read_files(builder: tfds.core.DatasetBuilder, ids: Sequence[str]) -> list[by
         KeyError: If there is no such image.
     """
     wanted = set(ids)
-    found = {id_: data for id_, data in stored_files(builder) if id_ in wanted}
-    return [found[id_] for id_ in ids]
+    files_by_id = {id_: data for id_, data in stored_files(builder) if id_ in wanted}
+    return [files_by_id[id_] for id_ in ids]
 
 
 def stored_files(builder: tfds.core.DatasetBuilder) -> Iterator[tuple[str, bytes]]:
@@ -317,7 +304,7 @@ class ImageStore:
     """Every decoded image of a dataset, in the order of its `Index`.
 
     Attributes:
-        index: What is known of each image.
+        index: Id, group, label and split of each image.
         pixels: uint8 `[n, size, size, 3]`; a tensor in memory, or an array mapped from a file.
     """
 
@@ -330,7 +317,7 @@ class ImageStore:
         return self.pixels.shape[1]
 
     def images(self, ids: Sequence[str]) -> list[np.ndarray]:
-        """Returns the uint8 pixels `[size, size, 3]` of the named images, in the given order.
+        """Returns the uint8 pixels `[size, size, 3]` of the named images, in the order of the ids.
 
         Raises:
             KeyError: If there is no such image.
@@ -352,7 +339,7 @@ class ImageStore:
         Args:
             positions: Which images, as positions in the index.
             batch_size: Images a batch; the last batch of an epoch may be smaller.
-            seed: Orders every epoch by (seed, epoch); None keeps the given order.
+            seed: Orders every epoch by (seed, epoch); None keeps the order of the positions.
             epochs: Which epochs follow one another; a resumed run starts where it was killed.
             augment: Called with uint8 images `[b, size, size, 3]` and an int32 seed `[2]` that
                 depends on (seed, epoch, batch) alone; returns the images in the same shape.

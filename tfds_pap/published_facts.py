@@ -33,7 +33,7 @@ def contradictions(builder: tfds.core.DatasetBuilder) -> list[str]:
         ['validation/SCC has 8 images (published: 200)']
     """
     counts = builder.info.metadata["counts"]
-    found = [
+    differing_counts = [
         f"{split}/{name} has {counts.get(split, {}).get(name, 0):,} images (published: {count:,})"
         for split, names in builder.PUBLISHED_COUNTS.items()
         for name, count in names.items()
@@ -44,7 +44,7 @@ def contradictions(builder: tfds.core.DatasetBuilder) -> list[str]:
         total += 1
         for difference in _differences(builder, id_, data):
             odd[difference].append(id_)
-    return found + [
+    return differing_counts + [
         f"{len(ids):,} of {total:,} images are {difference}, such as {min(ids)}"
         for difference, ids in odd.items()
         if len(ids) > TOLERANCE * total

@@ -62,7 +62,7 @@ def assign_roles(
     """Assigns every image its role.
 
     Args:
-        index: What is known of the images; splits "train" and "validation".
+        index: Ids, groups, labels and splits of the images; splits "train" and "validation".
         protocol: "paper": stage 1 trains on the whole train folder and has no tune role (P1),
             stage 2 cuts the shuffled train folder 80/20 by image (P2). "clean": a stratified
             fifth of the train folder tunes, cut by group where every group is known.
@@ -105,7 +105,7 @@ def block_names(index: pipeline.Index, blocks: Mapping[str, str]) -> np.ndarray:
     """Returns the block of each image of an index.
 
     Args:
-        index: What is known of the images.
+        index: Ids, groups, labels and splits of the images.
         blocks: From id to block.
     """
     return np.array([blocks[image] for image in index.ids.tolist()])

@@ -37,7 +37,7 @@ class Finished:
 
     @property
     def cells(self) -> Cells:
-        """The cells that were found."""
+        """The kept ROIs, named, the most suspicious first."""
         return Cells.read(self.folder / "cells.csv")
 
     @property
@@ -47,7 +47,7 @@ class Finished:
 
 
 def finished(run: RunDirectory) -> list[Finished]:
-    """Returns the fields of the last scan, in the order given.
+    """Returns the fields of the last scan, in the order that its command named them.
 
     Args:
         run: A scan directory.
@@ -65,5 +65,5 @@ def remarks(run: RunDirectory) -> list[str]:
     fields = [one.info["counts"] for one in finished(run)]
     counts = [sum(field[name] for field in fields) for name in STAGE2_CLASSES]
     named = np.repeat(np.arange(len(STAGE2_CLASSES)), counts)
-    found = one_class.remark(named, STAGE2_CLASSES, noun="cells")
-    return [found] if found else []
+    remark = one_class.remark(named, STAGE2_CLASSES, noun="cells")
+    return [remark] if remark else []

@@ -85,7 +85,7 @@ def scan(
         run: Made with `identity`.
         paths: Of the fields.
         stages: The networks.
-        settings: As in `identity`.
+        settings: Those that `identity` took.
         workers: Fields, and blocks of large fields, that are worked on at the same time.
         truth: File of the annotated nuclei; None takes the `nuclei.csv` beside a field.
     """
@@ -110,7 +110,7 @@ def scan(
                 return
             try:
                 with reader.open_field(path, mpp=settings.mpp, file_mpp=settings.file_mpp) as field:
-                    found = scanner.scan(
+                    field_scan = scanner.scan(
                         field,
                         stages,
                         threshold=settings.threshold,
@@ -122,17 +122,17 @@ def scan(
                     pictures.write_pictures(
                         folder,
                         field,
-                        found.lattice,
-                        found.scores,
-                        found.cells,
+                        field_scan.lattice,
+                        field_scan.scores,
+                        field_scan.cells,
                         threshold=settings.threshold,
                     )
-                    seconds = {**found.seconds, "pictures": time.perf_counter() - start}
+                    seconds = {**field_scan.seconds, "pictures": time.perf_counter() - start}
                     advance(1 - _READING)
             except FieldError as error:
                 unreadable.append({"path": path, "reason": str(error)})
                 return
-            _write(folder, path, field, found, seconds, truth)
+            _write(folder, path, field, field_scan, seconds, truth)
 
         waiting = [fields.submit(one, path) for path in paths]
         try:
@@ -214,8 +214,8 @@ def _slide(path: Path) -> str:
     if not groups.exists():
         return ""
     with groups.open(newline="") as file:
-        found = {row.get("file"): row.get("group") or "" for row in csv.DictReader(file)}
-    return found.get(path.name, "")
+        slides = {row.get("file"): row.get("group") or "" for row in csv.DictReader(file)}
+    return slides.get(path.name, "")
 
 
 def _finished(folder: Path, path: str, truth: Path | None) -> bool:
@@ -228,13 +228,13 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
 
 def _state(path: str) -> dict[str, int]:
     """What tells a file from the one that was scanned; a slide's gigabytes are not read for it."""
-    found = Path(path).stat()
-    return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+    state = Path(path).stat()
+    return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
-def _truth(path: str, given: Path | None) -> str | None:
-    if given is not None:
-        return str(given)
+def _truth(path: str, truth: Path | None) -> str | None:
+    if truth is not None:
+        return str(truth)
     beside = Path(path).parent / TRUTH
     return str(beside) if beside.exists() else None
 
@@ -243,17 +243,19 @@ def _write(
     folder: Path,
     path: str,
     field: Field,
-    found: scanner.FieldScan,
+    field_scan: scanner.FieldScan,
     seconds: dict[str, float],
     truth: Path | None,
 ) -> None:
-    found.cells.write(folder / "cells.csv")
+    field_scan.cells.write(folder / "cells.csv")
     scores = io.BytesIO()
-    np.save(scores, found.scores)
+    np.save(scores, field_scan.scores)
     files.write_atomically(folder / "scores.npy", scores.getvalue())
     notes = list(field.notes)
-    if not found.lattice.rois:
-        notes.append(f"smaller than an ROI of {found.lattice.roi} px: there was nothing to read")
+    if not field_scan.lattice.rois:
+        notes.append(
+            f"smaller than an ROI of {field_scan.lattice.roi} px: there was nothing to read"
+        )
     info = {
         "id": folder.name,
         "name": field.name,
@@ -263,10 +265,10 @@ def _write(
         "height": round(field.height * field.scale),
         "scale": field.scale,
         "mpp": None if field.mpp is None else field.mpp / field.scale,
-        "lattice": dataclasses.asdict(found.lattice),
-        "rois": found.lattice.rois,
-        "detections": found.detections,
-        **summary.summary(found.cells),
+        "lattice": dataclasses.asdict(field_scan.lattice),
+        "rois": field_scan.lattice.rois,
+        "detections": field_scan.detections,
+        **summary.summary(field_scan.cells),
         "seconds": {name: round(spent, 4) for name, spent in seconds.items()},
         "truth": _truth(path, truth),
         "notes": notes,

@@ -58,15 +58,17 @@ class Models:
         Raises:
             PapError: If a run does not hold that model.
         """
-        found = []
+        fits_of_stages = []
         for stage, path in ((1, self.stage1), (2, self.stage2)):
             flag = f"stage{stage}"
             run = RunDirectory(path)
             fits = results.choose_fits(run, self.protocol, self.seed, flag=flag)
             if stage not in fits:
                 raise PapError(f"--{flag}={path} holds no finished model of stage {stage}")
-            found.append(fits[stage])
-        return stages.load(*found, roi=settings.roi, stride=settings.stride, method=settings.method)
+            fits_of_stages.append(fits[stage])
+        return stages.load(
+            *fits_of_stages, roi=settings.roi, stride=settings.stride, method=settings.method
+        )
 
     def announcement(self, phantoms: bool) -> tuple[str, str]:
         """Returns the source of the least real images, and the sentence for the top of the page.
@@ -142,7 +144,7 @@ def scan_and_report(
     run = RunDirectory.open(path, scan_directory.identity(both, settings), flag=flag)
     if phantoms:
         arguments = _phantoms(path / "phantoms", phantoms)
-    paths = reader.given_fields(arguments)
+    paths = reader.expand_fields(arguments)
     source, announcement = models.announcement(phantoms > 0)
     run.update_manifest(
         source=source,
@@ -205,7 +207,7 @@ def scan_of_run(
     scan_and_report(
         run.path / f"{finished.FOLDER}_{both[0]}",
         Models(run.path, run.path, both[0]),
-        [] if manual_dir is None else reader.given_fields([str(folder)])[:count],
+        [] if manual_dir is None else reader.expand_fields([str(folder)])[:count],
         settings=Settings(),
         policy=policy,
         phantoms=count if manual_dir is None else 0,

@@ -5,8 +5,6 @@ version a label pointed to before is kept in a hidden file next to it, for the w
 """
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,9 +157,9 @@ class ModelConfig:
     def _changed(self) -> Iterator[tuple[model_server_config_pb2.ModelConfig, dict]]:
         """Yields the entry and the history of its labels; writes both back unless it raises."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path.with_name(".models.lock"), os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = self.path.with_name(".models.lock")
+        lock.touch(0o644)
+        with files.locked(lock):
             config = self._read()
             entry = self._entry(config)
             histories = files.read_json(self._history_path) if self._history_path.exists() else {}
@@ -171,8 +169,6 @@ class ModelConfig:
             files.write_atomically(self.path, _COMMENT + text_format.MessageToString(config))
             # A server in a container is another user, whatever the umask here.
             self.path.chmod(0o644)
-        finally:
-            os.close(lock)
 
 
 def read(path: Path) -> model_server_config_pb2.ModelServerConfig:

@@ -8,12 +8,13 @@ another.
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from tfds_pap import files
 
 _PREFIX = ".publishing-"
 
@@ -72,38 +73,26 @@ def sweep(serving_dir: Path) -> None:
     A publisher at work holds a lock on its directory, which goes with its process.
     """
     for path in serving_dir.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            else:
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+        gone_or_at_work = contextlib.suppress(FileNotFoundError, BlockingIOError)
+        with gone_or_at_work, files.locked(path, wait=False):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _hidden_directory(serving_dir: Path) -> Iterator[Path]:
     """A locked directory on the same file system; it is removed unless it was renamed."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=serving_dir))
+    with contextlib.ExitStack() as lock:
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=serving_dir))
+            # Another publisher may sweep it before it is opened, or before it is locked.
+            with contextlib.suppress(FileNotFoundError):
+                lock.enter_context(files.locked(path))
+            if path.exists():
+                break
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            # Another publisher swept it before it was opened.
-            continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists():
-            break
-        # Another publisher swept it before it was locked.
-        os.close(descriptor)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(descriptor)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _rename_to_next(hidden: Path) -> int:

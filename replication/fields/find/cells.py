@@ -55,7 +55,7 @@ class Cells:
         """Returns some of the cells.
 
         Args:
-            rows: Positions or a mask, in numpy's own ways.
+            rows: Positions, int `[k]`; a mask, bool `[n]`; or a slice.
         """
         return Cells(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
 

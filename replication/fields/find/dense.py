@@ -15,6 +15,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tfds_pap import decoding
 from tfds_pap.errors import PapError
@@ -59,10 +60,9 @@ class Stage1:
             itself, in batches.
 
     Attributes:
-        roi: As given, like the next.
-        stride: Pixels.
+        roi: Side of the ROI, pixels.
+        stride: Pixels from one ROI to the next.
         method: "exact", "fast", or "crops", also where "exact" fell back to it.
-        phases: Images that the field is resized to; 0 for crops.
 
     Raises:
         PapError: If the network has no convolutional form, or the ROI is smaller than its
@@ -71,8 +71,6 @@ class Stage1:
     Example:
         >>> from replication import models
         >>> stage1 = Stage1(models.stage1_cnn(), "nearest")
-        >>> stage1.phases
-        9
         >>> stage1.scores(np.zeros((1536, 2048, 3), np.uint8)).shape
         (56, 76)
     """
@@ -92,7 +90,6 @@ class Stage1:
         self.roi, self.stride, self.method = roi, stride, method
         self._model, self._resize = model, resize
         self._size = model.inputs[0].shape[1]
-        self.phases = 0
         if method != "crops":
             self._plan()
         # Blocks of a field differ in size: one trace serves all.
@@ -115,12 +112,8 @@ class Stage1:
         # Windows must start where the network's pooling starts.
         again = pooling // math.gcd(step, pooling)
         self._pooling, self._step, self._every = pooling, step * again, every * again
-        if self.method == "fast":
-            self.phases = 1
-        elif self._step > self._size or not self._shareable():
+        if self.method == "exact" and not (self._step <= self._size and self._shareable()):
             self.method = "crops"
-        else:
-            self.phases = self._every**2
 
     def _shareable(self) -> bool:
         """Whether a sample of the whole field has, to the last bit, the value it has in its ROI."""
@@ -141,12 +134,12 @@ class Stage1:
             return self._dense(field).numpy()
         rows, columns = (int(count) for count in self._counts(field.shape[0], field.shape[1]))
         tops, lefts = np.divmod(np.arange(rows * columns), max(columns, 1)) * np.array(self.stride)
-        found = [
-            self._batch(roi_pixels(field, tops[part], lefts[part], self.roi)).numpy()
-            for part in (slice(n, n + _CROPS) for n in range(0, len(tops), _CROPS))
-        ]
-        flat = np.concatenate(found) if found else np.zeros(0, np.float32)
-        return flat.reshape(rows, columns)
+        scores = [np.zeros(0, np.float32)]
+        for first in range(0, len(tops), _CROPS):
+            part = slice(first, first + _CROPS)
+            rois = sliding_window_view(field, (self.roi, self.roi, 3))[tops[part], lefts[part], 0]
+            scores.append(self._batch(rois).numpy())
+        return np.concatenate(scores).reshape(rows, columns)
 
     def graph(self, field: tf.Tensor) -> tf.Tensor:
         """The same in TensorFlow's operations, for "exact" and "fast".
@@ -195,16 +188,16 @@ class Stage1:
 
         def one_row_of_phases(rows_from: tf.Tensor) -> tf.Tensor:
             images = tf.stack([image(rows_from, number) for number in range(every)])
-            found = self._convolve(images, self._step // self._pooling)
-            return tf.reshape(tf.transpose(found, [1, 2, 0]), [down, across * every])
+            scores = self._convolve(images, self._step // self._pooling)
+            return tf.reshape(tf.transpose(scores, [1, 2, 0]), [down, across * every])
 
-        found = tf.map_fn(
+        by_phase = tf.map_fn(
             one_row_of_phases,
             tf.range(every),
             fn_output_signature=tf.TensorSpec([None, None], tf.float32),
             parallel_iterations=_PHASES_AT_ONCE,
         )
-        interleaved = tf.reshape(tf.transpose(found, [1, 0, 2]), [down * every, across * every])
+        interleaved = tf.reshape(tf.transpose(by_phase, [1, 0, 2]), [down * every, across * every])
         return interleaved[:rows, :columns]
 
     def _one_phase(self, field: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -216,15 +209,15 @@ class Stage1:
         shrunken = decoding.resize(
             field[: pixels[0], : pixels[1]], samples[0], samples[1], self._resize
         )
-        found = self._convolve(shrunken[None], 1)[0]
+        scores = self._convolve(shrunken[None], 1)[0]
 
         def nearest(count: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
             grid = self._pooling * self.roi
             place = (2 * tf.range(count) * self.stride * self._size + grid) // (2 * grid)
             return tf.minimum(place, windows - 1)
 
-        found = tf.gather(found, nearest(rows, tf.shape(found)[0]))
-        return tf.gather(found, nearest(columns, tf.shape(found)[1]), axis=1)
+        scores = tf.gather(scores, nearest(rows, tf.shape(scores)[0]))
+        return tf.gather(scores, nearest(columns, tf.shape(scores)[1]), axis=1)
 
     def _span(self, count: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What the ROIs `first`, `first + every`, ... cover: first pixel, pixels, samples."""
@@ -251,24 +244,6 @@ class Stage1:
     def _predict(self, crops: tf.Tensor) -> tf.Tensor:
         images = decoding.resize(crops, self._size, self._size, self._resize)
         return tf.cast(self._model(tf.cast(images, tf.float32), training=False)[:, -1], tf.float32)
-
-
-def roi_pixels(field: np.ndarray, tops: np.ndarray, lefts: np.ndarray, roi: int) -> np.ndarray:
-    """Cuts ROIs out of a field.
-
-    Args:
-        field: uint8 `[height, width, 3]`.
-        tops: int `[n]`, pixels.
-        lefts: int `[n]`, pixels.
-        roi: Side, pixels.
-
-    Returns:
-        uint8 `[n, roi, roi, 3]`.
-    """
-    found = np.empty((len(tops), roi, roi, 3), np.uint8)
-    for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-        found[number] = field[top : top + roi, left : left + roi]
-    return found
 
 
 def _convolutional(

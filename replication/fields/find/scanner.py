@@ -62,8 +62,8 @@ def scan(
         threshold: Score of a detection at least.
         radius: Of suppression, pixels as read.
         pool: Its threads read blocks and run the networks.
-        advance: Told the share of the field that was done since it was last told; the shares of a
-            field add up to 1.
+        advance: Called with the share of the field that was done since the last call; the shares of
+            a field add up to 1.
         block: Side of a block, pixels as read.
 
     Raises:
@@ -78,9 +78,9 @@ def scan(
 
     def name(part: slice) -> np.ndarray:
         with _timed(seconds, "stage2"):
-            found = stages.stage2.probabilities(field, tops[part], lefts[part])
-        advance(0.5 * len(found) / len(kept))
-        return found
+            probabilities = stages.stage2.probabilities(field, tops[part], lefts[part])
+        advance(0.5 * len(probabilities) / len(kept))
+        return probabilities
 
     parts = [slice(n, n + BATCH) for n in range(0, len(kept), BATCH)]
     named = [np.zeros((0, 4)), *pool.map(name, parts)]

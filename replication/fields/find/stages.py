@@ -33,7 +33,7 @@ class Stage2:
         roi: Side of the ROI, pixels.
 
     Attributes:
-        decision: As given.
+        decision: Labels, calibration and threshold of abstention.
 
     Raises:
         PapError: If it knows other classes.
@@ -58,8 +58,8 @@ class Stage2:
 
         Args:
             field: The field.
-            tops: int `[n]`, pixels as read.
-            lefts: int `[n]`, pixels as read.
+            tops: Upper edge of each ROI, int `[n]`, pixels as read.
+            lefts: Left edge of each ROI, int `[n]`, pixels as read.
 
         Returns:
             The network's own probabilities, float64 `[n, 4]`.
@@ -67,15 +67,15 @@ class Stage2:
         Raises:
             FieldError: If the field is damaged at one of them.
         """
-        found = [np.zeros((0, len(STAGE2_CLASSES)))]
+        probabilities = [np.zeros((0, len(STAGE2_CLASSES)))]
         for first in range(0, len(tops), BATCH):
             part = slice(first, first + BATCH)
             crops = [
                 field.read(int(left), int(top), self._roi, self._roi)
                 for top, left in zip(tops[part], lefts[part], strict=True)
             ]
-            found.append(self._batch(np.stack(crops)).numpy())
-        return np.concatenate(found)
+            probabilities.append(self._batch(np.stack(crops)).numpy())
+        return np.concatenate(probabilities)
 
     def graph(self, crops: tf.Tensor) -> tf.Tensor:
         """From uint8 `[b, roi, roi, 3]` to float32 `[b, 4]`, in TensorFlow's operations."""
@@ -88,8 +88,8 @@ class Stages:
     """Both networks, and what a scan says of them.
 
     Attributes:
-        stage1: Finds.
-        stage2: Names.
+        stage1: Scores every ROI.
+        stage2: Names the kept ROIs.
         about: By "stage1" and "stage2": name, run, protocol, seed, size, resize, SHA-256 of the
             file; of stage 2 also "notes" (what it cannot say) and "scored" (what it scored in its
             own run, in sentences).

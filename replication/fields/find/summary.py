@@ -1,5 +1,6 @@
 """What a field, or a slide of several fields, comes to."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,17 +46,17 @@ def summary(cells: Cells) -> dict[str, Any]:
     }
 
 
-def flat(found: Mapping[str, Any]) -> dict[str, object]:
+def flat(summed: Mapping[str, Any]) -> dict[str, object]:
     """Returns a summary as a row of a table: cells, each class, most_severe, slide_score.
 
     Args:
-        found: From `summary`.
+        summed: From `summary`.
     """
-    score = found["slide_score"]["value"]
+    score = summed["slide_score"]["value"]
     return {
-        "cells": found["cells"],
-        **found["counts"],
-        "most_severe": found["most_severe"] or "",
+        "cells": summed["cells"],
+        **summed["counts"],
+        "most_severe": summed["most_severe"] or "",
         "slide_score": "" if score is None else round(score, 6),
     }
 
@@ -66,5 +67,5 @@ def together(cells: Sequence[Cells]) -> Cells:
     Args:
         cells: Of each field.
     """
-    names = ("x", "y", "scores", "probabilities", "hsil_plus", "abstain")
+    names = [field.name for field in dataclasses.fields(Cells)]
     return Cells(**{name: np.concatenate([getattr(c, name) for c in cells]) for name in names})

@@ -34,8 +34,8 @@ def keep(scores: np.ndarray, threshold: float, radius: float, stride: int) -> np
     if not scores.size:
         return np.zeros((0, 2), np.int64)
     disk = tf.constant(footprint(radius, stride))
-    found = kept(tf.constant(scores, tf.float32), tf.constant(threshold, tf.float32), disk)
-    return tf.where(found).numpy()
+    is_kept = kept(tf.constant(scores, tf.float32), tf.constant(threshold, tf.float32), disk)
+    return tf.where(is_kept).numpy()
 
 
 def footprint(radius: float, stride: int) -> np.ndarray:
@@ -81,17 +81,17 @@ def kept(scores: tf.Tensor, threshold: tf.Tensor, disk: tf.Tensor) -> tf.Tensor:
     )
 
     def best_nearby(values: tf.Tensor) -> tf.Tensor:
-        found = tf.nn.dilation2d(values[None, ..., None], disk, [1] * 4, "SAME", "NHWC", [1] * 4)
-        return found[0, ..., 0]
+        highest = tf.nn.dilation2d(values[None, ..., None], disk, [1] * 4, "SAME", "NHWC", [1] * 4)
+        return highest[0, ..., 0]
 
-    def step(undecided: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(undecided: tf.Tensor, is_kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         winners = (undecided > 0) & (undecided == best_nearby(undecided))
         beaten = best_nearby(tf.cast(winners, tf.int32)) > 0
-        return tf.where(beaten, 0, undecided), found | winners
+        return tf.where(beaten, 0, undecided), is_kept | winners
 
-    _, found = tf.while_loop(
-        lambda undecided, found: tf.reduce_any(undecided > 0),
+    _, is_kept = tf.while_loop(
+        lambda undecided, is_kept: tf.reduce_any(undecided > 0),
         step,
         [ranks, tf.zeros(tf.shape(scores), tf.bool)],
     )
-    return found
+    return is_kept

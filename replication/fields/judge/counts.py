@@ -120,13 +120,13 @@ class AnnotatedField:
         """Area, of the file's pixels."""
         return self.lattice.width * self.lattice.height * self.scale**2 / 1e6
 
-    def radius(self, given: float | None) -> float:
+    def radius(self, match_radius: float | None) -> float:
         """Returns the radius of matching in pixels of the file.
 
         Args:
-            given: The same; None takes `MATCH_RADIUS`, which is in pixels as read.
+            match_radius: The same; None takes `MATCH_RADIUS`, which is in pixels as read.
         """
-        return MATCH_RADIUS * self.scale if given is None else given
+        return MATCH_RADIUS * self.scale if match_radius is None else match_radius
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,14 +208,14 @@ def hits_by_score(field: AnnotatedField, radius: float | None) -> np.ndarray:
     Returns:
         bool `[n]`.
     """
-    found, nuclei = field.detections, field.nuclei
+    detections, nuclei = field.detections, field.nuclei
     pairs = matching.match_by_score(
-        _places(found.x, found.y),
-        found.scores,
+        _places(detections.x, detections.y),
+        detections.scores,
         _places(nuclei.x, nuclei.y),
         field.radius(radius),
     )
-    hits = np.zeros(len(found), bool)
+    hits = np.zeros(len(detections), bool)
     hits[pairs.detections] = True
     return hits
 

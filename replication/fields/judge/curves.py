@@ -95,12 +95,12 @@ class Curves:
         Args:
             weights: As in `recall`.
         """
-        found = np.full(len(weights), np.nan)
+        areas = np.full(len(weights), np.nan)
         for part in self._parts(len(weights)):
             steps = np.diff(self.recall(weights[part]), prepend=0.0)
-            found[part] = (steps * self.precision(weights[part])).sum(axis=1)
-        found[weights @ self.nuclei == 0] = np.nan
-        return found
+            areas[part] = (steps * self.precision(weights[part])).sum(axis=1)
+        areas[weights @ self.nuclei == 0] = np.nan
+        return areas
 
     def recall_at(self, weights: np.ndarray, rates: Sequence[float] | np.ndarray) -> np.ndarray:
         """Returns the highest recall with so many false positives per field, or fewer.
@@ -113,16 +113,16 @@ class Curves:
         Returns:
             float64 `[b, r]`; NaN without nuclei.
         """
-        found = np.full((len(weights), len(rates)), np.nan)
+        recalls = np.full((len(weights), len(rates)), np.nan)
         for part in self._parts(len(weights)):
             # Before the first threshold nothing is found, at no false positive.
             recall = np.pad(self.recall(weights[part]), ((0, 0), (1, 0)))
             for row, reached, values in zip(
-                found[part], self.false_positives(weights[part]), recall, strict=True
+                recalls[part], self.false_positives(weights[part]), recall, strict=True
             ):
                 row[:] = values[np.searchsorted(reached, rates, side="right")]
-        found[weights @ self.nuclei == 0] = np.nan
-        return found
+        recalls[weights @ self.nuclei == 0] = np.nan
+        return recalls
 
     def _parts(self, count: int) -> Iterator[slice]:
         size = max(1, _ENTRIES // max(1, len(self.thresholds)))

@@ -37,7 +37,7 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 #: nodule or two; a field of a smear holds tens of nuclei.
 RATES = (1, 2, 4, 8, 16, 32)
 
-#: Where the band around the FROC curve is told, false positives per field.
+#: Where the band around the FROC curve stands, false positives per field.
 _BAND = np.geomspace(0.1, 1000, 81)
 
 #: Figures whose resamples do not hold the truth often enough (results/interval_coverage.csv).
@@ -111,7 +111,7 @@ def figures_at_threshold(
 
     Args:
         counts: Of each field.
-        complete: As in `evaluate`, like the rest.
+        complete: Whether every cell of these fields is annotated.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """

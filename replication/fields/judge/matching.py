@@ -40,7 +40,7 @@ class Pairs:
         """Returns some of the pairs.
 
         Args:
-            rows: Positions or a mask, in numpy's own ways.
+            rows: Positions, int `[k]`; a mask, bool `[n]`; or a slice.
         """
         return Pairs(self.detections[rows], self.nuclei[rows], self.distances[rows])
 
@@ -53,11 +53,11 @@ def candidates(detections: np.ndarray, nuclei: np.ndarray, radius: float) -> Pai
         nuclei: x and y, float64 `[m, 2]`, pixels.
         radius: Pixels, itself included.
     """
-    found = KDTree(detections).sparse_distance_matrix(KDTree(nuclei), radius, output_type="ndarray")
+    near = KDTree(detections).sparse_distance_matrix(KDTree(nuclei), radius, output_type="ndarray")
     # In one order, whatever the tree's: detection by detection, the nearest nucleus first.
-    found = found[np.lexsort((found["j"], found["v"], found["i"]))]
+    near = near[np.lexsort((near["j"], near["v"], near["i"]))]
     return Pairs(
-        found["i"].astype(np.int64), found["j"].astype(np.int64), found["v"].astype(np.float64)
+        near["i"].astype(np.int64), near["j"].astype(np.int64), near["v"].astype(np.float64)
     )
 
 

@@ -66,7 +66,7 @@ class Curve:
         false_positives: Per field, at each.
         recall: At each.
         precision: At each.
-        band_false_positives: Per field, where the interval of recall is told.
+        band_false_positives: Per field, where an interval of recall is given.
         band_low: Its lower end there; NaN where there is none.
         band_high: Its upper end.
     """
@@ -143,15 +143,15 @@ class Evaluation:
             lines.append(f"{figure.words}: {figure}{caveat}.")
         if self.confusion is not None:
             named = [self.figure(f"sensitivity {name}") for name in (*STAGE2_CLASSES, "HSIL+")]
-            told = [
+            readings = [
                 f"{figure.name.removeprefix('sensitivity ')} {figure} of {figure.count:,}"
                 for figure in named
                 if figure.count
             ]
-            if told:
+            if readings:
                 specificity = self.figure("specificity HSIL+")
                 lines.append(
-                    f"Found and named right: {'; '.join(told)}. HSIL+ specificity, among the "
+                    f"Found and named right: {'; '.join(readings)}. HSIL+ specificity, among the "
                     f"{specificity.count:,} NILM and LSIL nuclei found: {specificity}."
                 )
         if self.fields == 1:

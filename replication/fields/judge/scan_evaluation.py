@@ -51,13 +51,13 @@ def evaluate_scan(
         for name in (EVALUATION, *(f"{name}.svg" for name in field_figures.NAMES)):
             (run.path / name).unlink(missing_ok=True)
         return None
-    found = evaluate(
+    evaluation = evaluate(
         fields, threshold=settings["threshold"], complete=complete, match_radius=match_radius
     )
-    for name, picture in field_figures.pictures(found).items():
+    for name, picture in field_figures.pictures(evaluation).items():
         files.write_atomically(run.path / f"{name}.svg", picture)
-    files.write_json(run.path / EVALUATION, found.json())
-    return found
+    files.write_json(run.path / EVALUATION, evaluation.json())
+    return evaluation
 
 
 def _annotated(one: Finished, nuclei: Nuclei, threshold: float, radius: float) -> AnnotatedField:

@@ -5,14 +5,13 @@ settings keep it.
 """
 
 import collections
-import csv
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
+import pandas as pd
 
 from replication.fields.find import scanner
 from replication.fields.find.cells import Cells
@@ -39,7 +38,7 @@ class Setting:
     threshold: float
 
 
-#: What `replication.scan` does unless told otherwise.
+#: The defaults of `replication.scan`.
 DEFAULT = Setting(stride=25, radius=50.0, threshold=0.5)
 
 
@@ -48,15 +47,15 @@ class Row:
     """What a setting finds and costs.
 
     Attributes:
-        stride: As in `Setting`, like the next two.
-        radius: Pixels as read.
-        threshold: Stage-1 score.
+        stride: Pixels as read from one ROI to the next.
+        radius: Of suppression, pixels as read.
+        threshold: Stage-1 score of a detection at least.
         recall: Nuclei found.
         recall_low: Lower end of its 95 % interval over fields; NaN for one field.
         recall_high: Upper end.
         recall_by_chance: Nuclei that lie within the radius of a kept ROI if they lie anywhere.
         precision: Kept ROIs that are a nucleus; NaN where none was kept.
-        precision_reliable: Whether every cell is annotated, so that this can be told.
+        precision_reliable: Whether every cell is annotated, so that precision means something.
         rois_per_field: That stage 1 scores.
         kept_per_field: That stage 2 names.
         stage1_seconds: Per field, decoding left out.
@@ -91,7 +90,7 @@ class Row:
 
     @property
     def setting(self) -> Setting:
-        """Its setting."""
+        """The way of reading that this row is of."""
         return Setting(self.stride, self.radius, self.threshold)
 
 
@@ -152,7 +151,7 @@ class _Sweeper:
 
     def read(self, field: Field, nuclei: Nuclei) -> None:
         """Counts what every setting finds in a field."""
-        found: dict[tuple[int, float], tuple[Lattice, Detections]] = {}
+        lowest_detections: dict[tuple[int, float], tuple[Lattice, Detections]] = {}
         for stride, stages in self._stages.items():
             lattice = Lattice(field.width, field.height, stages.stage1.roi, stride)
             scores = self._scores(field, stages, lattice)
@@ -164,10 +163,10 @@ class _Sweeper:
                     radius=radius,
                     scale=field.scale,
                 )
-                found[stride, radius] = lattice, lowest
-        probabilities = self._name(field, found.values())
+                lowest_detections[stride, radius] = lattice, lowest
+        probabilities = self._name(field, lowest_detections.values())
         decision = next(iter(self._stages.values())).stage2.decision
-        for (stride, radius), (lattice, lowest) in found.items():
+        for (stride, radius), (lattice, lowest) in lowest_detections.items():
             for threshold in self._thresholds:
                 kept = lowest.at(threshold)
                 named = np.array([probabilities[place] for place in _places(kept)]).reshape(-1, 4)
@@ -196,10 +195,10 @@ class _Sweeper:
         return scores
 
     def _name(
-        self, field: Field, found: Iterable[tuple[Lattice, Detections]]
+        self, field: Field, lowest_detections: Iterable[tuple[Lattice, Detections]]
     ) -> dict[tuple[float, float], np.ndarray]:
         """Names every ROI that any setting keeps; ROIs of several strides may be the same."""
-        places = sorted({place for _, lowest in found for place in _places(lowest)})
+        places = sorted({place for _, lowest in lowest_detections for place in _places(lowest)})
         stages = next(iter(self._stages.values()))
         half = stages.stage1.roi / 2
         lefts, tops = (np.array(places).reshape(-1, 2).T / field.scale - half).round().astype(int)
@@ -249,12 +248,4 @@ def table(rows: Sequence[Row]) -> str:
         rows: From `sweep`.
     """
     names = [field.name for field in dataclasses.fields(Row)]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
-    return file.getvalue()
-
-
-def _cell(value: float | bool) -> str:
-    return str(value) if isinstance(value, bool) else f"{value:.6g}"
+    return pd.DataFrame(rows, columns=names).to_csv(index=False, float_format="%.6g", na_rep="nan")

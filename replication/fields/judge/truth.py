@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tfds_pap import phantom
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -49,20 +48,11 @@ class Nuclei:
         """Returns nuclei from any sequences.
 
         Args:
-            x: As the attributes.
-            y: As the attributes.
-            labels: As the attributes.
+            x: Pixels of the file from its left edge.
+            y: Pixels of the file from its top edge.
+            labels: Each one of `LABELS`.
         """
         return cls(np.array(x, float), np.array(y, float), np.array(labels, dtype=str))
-
-    @classmethod
-    def of_phantom(cls, cells: Sequence[phantom.Cell]) -> "Nuclei":
-        """Returns the truth of a drawn field.
-
-        Args:
-            cells: From `phantom.draw_field`.
-        """
-        return cls.of(*([getattr(cell, name) for cell in cells] for name in ("x", "y", "label")))
 
 
 def read_nuclei(path: Path) -> dict[str, Nuclei]:
@@ -94,7 +84,7 @@ def read_nuclei(path: Path) -> dict[str, Nuclei]:
         rows.setdefault(field, []).append((x, y, label))
     if not rows:
         raise PapError(f"{path}: expected a line for each annotated nucleus, got none")
-    return {field: Nuclei.of(*zip(*found, strict=True)) for field, found in rows.items()}
+    return {field: Nuclei.of(*zip(*nuclei, strict=True)) for field, nuclei in rows.items()}
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, tuple[str, float, float, str]]]:

@@ -86,8 +86,8 @@ class ArrayField(Field):
     Args:
         name: For messages and tables.
         pixels: uint8 RGB `[height, width, 3]`.
-        scale: See `Field`.
-        mpp: See `Field`.
+        scale: Pixels of the file per pixel as read.
+        mpp: Micrometres per pixel as read; None where the pixel size is not known.
     """
 
     def __init__(
@@ -118,22 +118,22 @@ def shrunken(
         uint8 RGB; each pixel is the mean of its area.
     """
     reduction = max(1.0, max(width, height) / longest)
-    found = np.empty(
+    pixels = np.empty(
         (max(1, round(height / reduction)), max(1, round(width / reduction)), 3), np.uint8
     )
     step = max(1, int(_BLOCK / reduction))
-    for top in range(0, found.shape[0], step):
-        for left in range(0, found.shape[1], step):
-            part = found[top : top + step, left : left + step]
+    for top in range(0, pixels.shape[0], step):
+        for left in range(0, pixels.shape[1], step):
+            part = pixels[top : top + step, left : left + step]
             rows, columns = (
                 np.array([first, first + count]) * whole // total
                 for first, count, whole, total in (
-                    (top, part.shape[0], height, found.shape[0]),
-                    (left, part.shape[1], width, found.shape[1]),
+                    (top, part.shape[0], height, pixels.shape[0]),
+                    (left, part.shape[1], width, pixels.shape[1]),
                 )
             )
             pixels = read(
                 int(columns[0]), int(rows[0]), int(np.diff(columns)[0]), int(np.diff(rows)[0])
             )
             part[:] = cv2.resize(pixels, part.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return found
+    return pixels

@@ -73,8 +73,8 @@ def open_field(
     return Rescaled(field, mpp)
 
 
-def given_fields(arguments: Iterable[str]) -> list[str]:
-    """Returns the fields that a command was given: files as they are, of folders all below them.
+def expand_fields(arguments: Iterable[str]) -> list[str]:
+    """Returns the fields that arguments name: files as they are, of folders all below them.
 
     Args:
         arguments: Files and folders.
@@ -82,11 +82,11 @@ def given_fields(arguments: Iterable[str]) -> list[str]:
     Raises:
         folders.TreeError: One does not exist, or is a folder without a field.
     """
-    found = []
+    paths = []
     for argument in arguments:
         path = Path(argument)
         if not path.is_dir():
-            found += folders.given_images([argument])
+            paths += folders.expand_images([argument])
             continue
         slides = {
             each
@@ -99,8 +99,8 @@ def given_fields(arguments: Iterable[str]) -> list[str]:
         fields = sorted(each for each in slides | pictures if not inside.intersection(each.parents))
         if not fields:
             raise folders.TreeError(f"{argument}: holds no field")
-        found += map(str, fields)
-    return found
+        paths += map(str, fields)
+    return paths
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -74,15 +74,15 @@ class Rescaled(Field):
 
     def read(self, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `Field.read`."""
-        found = np.empty((height, width, 3), np.uint8)
+        pixels = np.empty((height, width, 3), np.uint8)
         for row in range(top // _TILE, -(-(top + height) // _TILE)):
             for column in range(left // _TILE, -(-(left + width) // _TILE)):
                 tile = self._tile(row, column)
                 y, x = row * _TILE - top, column * _TILE - left
                 part = tile[max(0, -y) : height - y, max(0, -x) : width - x]
                 y, x = max(0, y), max(0, x)
-                found[y : y + part.shape[0], x : x + part.shape[1]] = part
-        return found
+                pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return pixels
 
     def _rescaled_tile(self, row: int, column: int) -> np.ndarray:
         (left, width), columns, (x0, x1) = self._span(column, self.width, self._source.width, 0)

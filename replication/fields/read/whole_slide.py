@@ -89,11 +89,11 @@ class WholeSlide(Pyramid):
     def read_level(self, number: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Reads from a level; all in pixels of that level. See `Pyramid.level`."""
         factor = self._reductions[number]
-        found = np.empty((height, width, 3), np.uint8)
+        rgb = np.empty((height, width, 3), np.uint8)
         # OpenSlide's own pixels take four bytes, and several copies of them.
         for y in range(0, height, _ROWS):
             for x in range(0, width, _COLUMNS):
-                part = found[y : y + _ROWS, x : x + _COLUMNS]
+                part = rgb[y : y + _ROWS, x : x + _COLUMNS]
                 place = round((left + x) * factor), round((top + y) * factor)
                 region = self._region(place, number, part.shape[1::-1])
                 pixels = np.asarray(region)
@@ -102,7 +102,7 @@ class WholeSlide(Pyramid):
                     white = Image.new("RGBA", region.size, "white")
                     pixels = np.asarray(Image.alpha_composite(white, region))
                 part[:] = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
-        return found
+        return rgb
 
     def level(self, reduction: float) -> Field:
         """See `Pyramid.level`; one that is reduced by 1 % more will do."""

@@ -41,23 +41,22 @@ def pictures(evaluation: Evaluation, form: str = "svg") -> dict[str, bytes]:
     Returns:
         By name, of `NAMES`.
     """
-    drawn = {"froc": froc, "fields_precision_recall": precision_recall}
+    drawn = {
+        "froc": figures.drawn(figures.HEIGHT, lambda figure: _froc(figure, evaluation), form),
+        "fields_precision_recall": figures.drawn(
+            figures.HEIGHT, lambda figure: _precision_recall(figure, evaluation), form
+        ),
+    }
     if evaluation.confusion is not None:
-        drawn["end_to_end"] = end_to_end
-    return {name: draw(evaluation, form) for name, draw in drawn.items()}
-
-
-def froc(evaluation: Evaluation, form: str = "svg") -> bytes:
-    """Draws recall over false positives per field, for all thresholds.
-
-    Args:
-        evaluation: Of annotated fields.
-        form: "svg" or "png".
-    """
-    return figures.drawn(figures.HEIGHT, lambda figure: _froc(figure, evaluation), form)
+        rows = sum(count > 0 for count in evaluation.annotated.values()) + 1
+        drawn["end_to_end"] = figures.drawn(
+            1.4 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form
+        )
+    return drawn
 
 
 def _froc(figure: Figure, evaluation: Evaluation) -> None:
+    """Recall over false positives per field, for all thresholds."""
     axes = figure.subplots()
     axes.set(xlabel="false positives per field", ylabel="nuclei found (recall)")
     curve = evaluation.curve
@@ -97,17 +96,8 @@ def _froc(figure: Figure, evaluation: Evaluation) -> None:
     _finish(figure, axes, evaluation, handles)
 
 
-def precision_recall(evaluation: Evaluation, form: str = "svg") -> bytes:
-    """Draws precision over recall of stage 1, for all thresholds.
-
-    Args:
-        evaluation: Of annotated fields.
-        form: "svg" or "png".
-    """
-    return figures.drawn(figures.HEIGHT, lambda figure: _precision_recall(figure, evaluation), form)
-
-
 def _precision_recall(figure: Figure, evaluation: Evaluation) -> None:
+    """Precision over recall of stage 1, for all thresholds."""
     axes = figure.subplots()
     axes.set(xlabel="nuclei found (recall)", ylabel="kept ROIs that are a nucleus (precision)")
     curve = evaluation.curve
@@ -131,18 +121,8 @@ def _precision_recall(figure: Figure, evaluation: Evaluation) -> None:
     _finish(figure, axes, evaluation, handles)
 
 
-def end_to_end(evaluation: Evaluation, form: str = "svg") -> bytes:
-    """Draws, for each label, how many nuclei were found and how many of them named right.
-
-    Args:
-        evaluation: Of fields that stage 2 read.
-        form: "svg" or "png".
-    """
-    rows = sum(count > 0 for count in evaluation.annotated.values()) + 1
-    return figures.drawn(1.4 + 0.34 * rows, lambda figure: _end_to_end(figure, evaluation), form)
-
-
 def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
+    """For each label, how many nuclei were found and how many of them named right."""
     axes = figure.subplots()
     matrix = dict(zip(evaluation.rows, np.array(evaluation.confusion), strict=True))
     matrix["HSIL+"] = matrix["HSIL"] + matrix["SCC"]

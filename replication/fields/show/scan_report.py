@@ -42,8 +42,8 @@ def write_report(run: RunDirectory) -> Path:
         PapError: If one of its files is not readable.
     """
     manifest, fields = run.manifest(), finished(run)
-    evaluation = run.path / EVALUATION
-    found = files.read_json(evaluation) if evaluation.exists() else None
+    measured = run.path / EVALUATION
+    evaluation = files.read_json(measured) if measured.exists() else None
     page = pages.template("replication.fields.show", "scan_report.html.j2").render(
         announcement=pages.announcement(manifest),
         settings=manifest["settings"],
@@ -62,9 +62,11 @@ def write_report(run: RunDirectory) -> Path:
             }
             for i, name in enumerate(STAGE2_CLASSES)
         ],
-        evaluation=found,
+        evaluation=evaluation,
         figures={
-            name: _FIGURES[name] for name in NAMES if found and (run.path / f"{name}.svg").exists()
+            name: _FIGURES[name]
+            for name in NAMES
+            if evaluation and (run.path / f"{name}.svg").exists()
         },
         documents=[
             name for name in ("cells.csv", "fields.csv", "slides.csv") if (run.path / name).exists()
@@ -96,12 +98,12 @@ def _field(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gallery(fields: Sequence[Finished]) -> list[dict[str, Any]]:
     """The most suspicious cells of all fields."""
-    found = []
+    tiles = []
     for one in fields:
         cells = one.cells.select(slice(min(_GALLERY, THUMBNAILS)))
         for number in range(len(cells)):
             class_id = int(cells.class_ids[number])
-            found.append(
+            tiles.append(
                 {
                     "field": one.info["id"],
                     "name": one.info["name"],
@@ -120,5 +122,5 @@ def _gallery(fields: Sequence[Finished]) -> list[dict[str, Any]]:
                     ],
                 }
             )
-    found.sort(key=lambda cell: -cell["hsil_plus"])
-    return found[:_GALLERY]
+    tiles.sort(key=lambda cell: -cell["hsil_plus"])
+    return tiles[:_GALLERY]
