@@ -8,6 +8,7 @@ Works against TensorFlow Serving and `serving.server` alike: it uses only what b
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -124,9 +125,7 @@ class Client:
             batch = images[start : start + self._batch_size]
             try:
                 outputs, version = self._retrying.call(
-                    lambda timeout, batch=batch: self._transport.predict(
-                        self._target, self._signature, batch, timeout
-                    )
+                    functools.partial(self._transport.predict, self._target, self._signature, batch)
                 )
                 found += self._predictions(outputs, version, len(batch))
             except ClientError as error:

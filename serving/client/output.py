@@ -99,7 +99,7 @@ class Output:
         self._names: tuple[str, ...] | None = None
         self._waiting: list[dict[str, Any]] = []
         self._files: dict[Path, TextIO] = {}
-        self._table: csv.DictWriter | None = None
+        self._has_header = False
         try:
             self._csv = self._open(csv_path)
             self._json = self._open(json_path)
@@ -149,7 +149,7 @@ class Output:
 
     def finish(self) -> None:
         """Gives the files their names."""
-        self._start_table()
+        self._write_table()
         for file in self._files.values():
             file.close()
         for path in self._files:
@@ -166,7 +166,7 @@ class Output:
             # The disk may be full.
             with contextlib.suppress(OSError):
                 if self._waiting:
-                    self._start_table()
+                    self._write_table()
                 file.close()
             partial = _partial(path)
             if not partial.exists():
@@ -214,19 +214,20 @@ class Output:
             self._json.write(json.dumps(row) + "\n")
         if self._csv is None:
             return
-        if self._names is None:
+        self._waiting.append(row)
+        if self._names is not None:
             # The first answer tells the columns.
-            self._waiting.append(row)
-            return
-        self._start_table()
-        self._table.writerow(self._cells(row))
+            self._write_table()
 
-    def _start_table(self) -> None:
-        if self._csv is None or self._table is not None:
+    def _write_table(self) -> None:
+        """Writes the rows that wait, below a header if they are the first."""
+        if self._csv is None:
             return
-        self._table = csv.DictWriter(self._csv, self._columns(), lineterminator="\n")
-        self._table.writeheader()
-        self._table.writerows(map(self._cells, self._waiting))
+        table = csv.DictWriter(self._csv, self._columns(), lineterminator="\n")
+        if not self._has_header:
+            table.writeheader()
+            self._has_header = True
+        table.writerows(map(self._cells, self._waiting))
         self._waiting.clear()
 
     def _columns(self) -> list[str]:

@@ -7,7 +7,7 @@ import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import requests
@@ -155,7 +155,8 @@ class RestTransport:
                 f"{self._base}/v1/models/{path}",
                 data=body,
                 headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(total=seconds),
+                # requests passes it on; its types do not know that.
+                timeout=cast(Any, urllib3.Timeout(total=seconds)),
                 # A redirected POST would arrive as a GET.
                 allow_redirects=False,
                 stream=True,

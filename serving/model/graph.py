@@ -141,24 +141,26 @@ class Graph:
         """Adds to the answer the resized pixels and the Grad-CAM map of the named class."""
         image = self._decoded(image_bytes)
         answer = self._answer(self._probabilities(image))
+        assert self._grad_cam is not None, "`endpoints` lists `explain` only where there is one"
         heat = self._grad_cam.heat(image, answer["class_id"])
         return {**answer, "image": image, "heat": heat}
 
     def detect(self, image_bytes: tf.Tensor) -> Outputs:
         """From the bytes of whole fields, string `[b]`, to their cells; see `Detection.detect`."""
-        labels = self.decision.labels
+        labels, detection = self.decision.labels, self.detection
+        assert detection is not None, "`endpoints` lists `detect` only where there is one"
 
         def answer(image: tf.Tensor) -> Outputs:
             return self._answer(self._probabilities(image))
 
         def cells(data: tf.Tensor) -> Outputs:
             field = decoding.decode(self._checked(data, image_bytes))
-            return self.detection.detect(field, self.size, self.resize, answer, len(labels))
+            return detection.detect(field, self.size, self.resize, answer, len(labels))
 
         return tf.map_fn(
             cells,
             self._bounded(image_bytes),
-            fn_output_signature=self.detection.signature(labels),
+            fn_output_signature=detection.signature(labels),
             parallel_iterations=1,
         )
 

@@ -14,6 +14,7 @@ from replication.fields.read.field import ArrayField
 from replication.learning import whole_model
 from replication.runs import results
 from replication.runs.directory import RunDirectory
+from serving.model.detection import Detection
 from serving.model.graph import Graph
 from serving.model.warmup_requests import example
 from serving.server.servable import Servable
@@ -134,14 +135,16 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
             )
         lines.append(f"they differ by at most {far:.2g} from the run's predictions.csv")
     if graph.detection is not None:
-        lines.append(_check_detection(servable, model, graph))
+        lines.append(_check_detection(servable, model, graph, graph.detection))
     return lines
 
 
-def _check_detection(servable: Servable, model: keras.Model, graph: Graph) -> str:
+def _check_detection(
+    servable: Servable, model: keras.Model, graph: Graph, detection: Detection
+) -> str:
     """Compares `detect` with the scan of a drawn field."""
     picture, _ = phantom.draw_field(0, width=640, height=480, cells=20)
-    encoded, detection = phantom_set.encode(picture), graph.detection
+    encoded = phantom_set.encode(picture)
     field = ArrayField("phantom", decoding.decode(encoded).numpy())
     stage2 = Stage2(model, graph.resize, graph.decision, roi=detection.stage1.roi)
     with futures.ThreadPoolExecutor(1) as pool:

@@ -163,8 +163,8 @@ def main(argv: list[str]) -> None:
     _check_flags(argv)
     # Not an Event: a second signal would find the first one's handler holding its lock.
     stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: stopped.put(number))
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda number, _: stopped.put(number))
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     allocator.prepare()
@@ -175,6 +175,7 @@ def main(argv: list[str]) -> None:
     _log_to_stderr()
     # What was imported stays: without it a collection takes a hundredth of the time.
     gc.freeze()
+    source: config_source.Source
     if _MODEL_CONFIG_FILE.value:
         source = config_source.ConfigFile(_MODEL_CONFIG_FILE.value)
     else:

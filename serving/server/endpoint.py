@@ -159,7 +159,7 @@ class Endpoint:
 def _graph_tensor(graph: tf.Graph, name: str) -> Any:
     """The graph's tensor; None where the name is none, as for the initialisation's signature."""
     try:
-        return graph.get_tensor_by_name(name)._as_tf_output()
+        return graph.get_tensor_by_name(name)
     except (KeyError, ValueError):
         return None
 

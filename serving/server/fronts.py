@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ class Server:
         tls = None
         if settings.tls is not None:
             listening.check_certificate(*settings.tls)
-            tls = tuple(path.read_bytes() for path in settings.tls)
+            certificate, key = settings.tls
+            tls = certificate.read_bytes(), key.read_bytes()
         self.admission = Admission(settings.max_concurrent_requests)
         threads = settings.image_threads or max(4, 2 * (os.cpu_count() or 1))
         self.images = DeadlinePool(threads)
@@ -195,7 +196,7 @@ class Server:
         deadline = time.monotonic() + self._settings.drain_seconds
         self._follower.stop()
         self.manager.on_change = None
-        stops = []
+        stops: list[Callable[[], None]] = []
         if self._grpc is not None:
             stops.append(functools.partial(self._grpc.stop, self._settings.drain_seconds))
         if self._http is not None:

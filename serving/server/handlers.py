@@ -4,7 +4,7 @@ Official messages in, official messages out; what fails is a `ServingError` with
 words of the real server. gRPC, REST and the warm-up share these functions.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -243,7 +243,7 @@ def reload_config(
     return response
 
 
-def _model_spec(request: object) -> model_pb2.ModelSpec:
+def _model_spec(request: Any) -> model_pb2.ModelSpec:
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     return request.model_spec

@@ -372,7 +372,8 @@ class Manager:
                     break
                 self._lock.wait(left)
             servable, version.servable = version.servable, None
-        servable.close()
+        if servable is not None:
+            servable.close()
         self._move(version, State.END)
 
     def _move(self, version: _Version, state: int) -> None:

@@ -8,10 +8,11 @@ them Predict, Classify and Regress.
 import bisect
 import collections
 import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import grpc
 import prometheus_client
@@ -158,7 +159,7 @@ class Metrics(Collector):
 
 
 def _counter(
-    name: str, documentation: str, labels: tuple[str, ...], values: dict[tuple[str, ...], int]
+    name: str, documentation: str, labels: tuple[str, ...], values: Mapping[Any, int]
 ) -> core.Metric:
     metric = core.Metric(name, documentation, "counter")
     for own, value in values.items():
@@ -184,8 +185,5 @@ class _Histogram:
         return found
 
     def buckets(self) -> list[tuple[str, float]]:
-        below, found = 0, []
-        for limit, count in zip(_LIMIT_TEXTS, self.counts, strict=True):
-            below += count
-            found.append((limit, below))
-        return found
+        below = itertools.accumulate(map(float, self.counts))
+        return list(zip(_LIMIT_TEXTS, below, strict=True))

@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Set
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from tensorflow_serving.config import file_system_storage_path_source_pb2
-
-Policy = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+#: A `FileSystemStoragePathSourceConfig.ServableVersionPolicy`, whose package has no types.
+Policy: TypeAlias = Any
 
 _NUMBER = re.compile(r"[0-9]+")
 _LARGEST = 2**63 - 1

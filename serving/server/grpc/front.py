@@ -243,14 +243,13 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 grpc.StatusCode.PERMISSION_DENIED,
                 "HandleReloadConfigRequest is off; --allow_reload_config switches it on.",
             )
+        return self._calls.look(self._reload, request, context)
 
-        def reload(
-            manager: Manager, request: model_management_pb2.ReloadConfigRequest
-        ) -> model_management_pb2.ReloadConfigResponse:
-            config_source.check_below(request.config, self._reload_below)
-            return handlers.reload_config(manager, request)
-
-        return self._calls.look(reload, request, context)
+    def _reload(
+        self, manager: Manager, request: model_management_pb2.ReloadConfigRequest
+    ) -> model_management_pb2.ReloadConfigResponse:
+        config_source.check_below(request.config, self._reload_below or ())
+        return handlers.reload_config(manager, request)
 
 
 class _TokenInterceptor(grpc.ServerInterceptor):
