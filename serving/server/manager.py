@@ -11,9 +11,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import grpc
@@ -125,21 +124,33 @@ class Manager:
         for thread in self._drains:
             thread.join()
 
-    def use(self, spec: model_pb2.ModelSpec) -> contextlib.AbstractContextManager["Servable"]:
+    @contextlib.contextmanager
+    def use(self, spec: model_pb2.ModelSpec) -> Iterator["Servable"]:
         """Holds a version in memory for a `with` block.
 
         Args:
             spec: The model's name, and a version's number or label; the highest available version
                 where it names none.
 
-        Returns:
-            A context manager that gives the `Servable`.
+        Yields:
+            The version.
 
         Raises:
             ServingError: On entering: INVALID_ARGUMENT without a name or for an unknown label,
                 NOT_FOUND if the model or version is not available.
         """
-        return _Use(self, spec)
+        with self._lock:
+            version = self._find(spec)
+            servable = version.servable
+            assert servable is not None, "an available version is loaded"
+            version.users += 1
+        try:
+            yield servable
+        finally:
+            with self._lock:
+                version.users -= 1
+                if not version.users:
+                    self._lock.notify_all()
 
     def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
         """The states of a model's versions, newest first; of one version if the spec has a number.
@@ -458,33 +469,6 @@ class Manager:
                         f"Request to assign label to version {number} of model {name}, which is "
                         "not currently available for inference",
                     )
-
-
-class _Use:
-    """Counts one user of a version."""
-
-    __slots__ = ("_manager", "_spec", "_version")
-
-    def __init__(self, manager: Manager, spec: model_pb2.ModelSpec) -> None:
-        self._manager = manager
-        self._spec = spec
-
-    def __enter__(self) -> "Servable":
-        with self._manager._lock:
-            self._version = self._manager._find(self._spec)
-            self._version.users += 1
-            return self._version.servable
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._manager._lock:
-            self._version.users -= 1
-            if not self._version.users:
-                self._manager._lock.notify_all()
 
 
 def _not_found(message: str) -> ServingError:
