@@ -68,8 +68,8 @@ class Summary:
             parts.append(", ".join(f"{name} {self.classes[name]:,}" for name in named))
         if self.abstained is not None:
             parts.append(f"{self.abstained:,} abstained")
-        known = sorted(version for version in self.versions if version is not None)
-        versions = [str(version) for version in known] + ["unknown"] * (None in self.versions)
+        numbers = sorted(version for version in self.versions if version is not None)
+        versions = [str(version) for version in numbers] + ["unknown"] * (None in self.versions)
         if versions:
             noun = "version" if len(versions) == 1 else "versions"
             parts.append(f"{model} {noun} {', '.join(versions)}")
@@ -107,22 +107,22 @@ class Output:
             self.abandon()
             raise
 
-    def write(self, image: str, found: Prediction | str) -> None:
+    def write(self, image: str, answer: Prediction | str) -> None:
         """Takes the next image.
 
         Args:
             image: Its path.
-            found: What the model says, or why it says nothing.
+            answer: What the model says, or why it says nothing.
 
         Raises:
             ClientError: The prediction is of other classes than those before it.
             OSError: A file cannot be written.
         """
-        if isinstance(found, str):
-            self._fail(image, found)
-            self._emit({"image": image, "error": found})
+        if isinstance(answer, str):
+            self._fail(image, answer)
+            self._emit({"image": image, "error": answer})
             return
-        names = _class_names(found)
+        names = _class_names(answer)
         if self._names is None:
             self._names = names
         elif names != self._names:
@@ -131,19 +131,21 @@ class Output:
                 f"{image}: expected the classes {', '.join(self._names)}, as of the images before, "
                 f"got {', '.join(names)}",
             )
-        self._count(found)
+        self._count(answer)
         self._emit(
             {
                 "image": image,
-                "class": found.label,
-                "class_id": found.class_id,
+                "class": answer.label,
+                "class_id": answer.class_id,
                 "probabilities": {
                     name: round(probability, _DECIMALS)
-                    for name, probability in zip(names, found.probabilities, strict=True)
+                    for name, probability in zip(names, answer.probabilities, strict=True)
                 },
-                "hsil_plus": None if found.hsil_plus is None else round(found.hsil_plus, _DECIMALS),
-                "abstain": None if found.abstain is None else int(found.abstain),
-                "model_version": found.model_version,
+                "hsil_plus": None
+                if answer.hsil_plus is None
+                else round(answer.hsil_plus, _DECIMALS),
+                "abstain": None if answer.abstain is None else int(answer.abstain),
+                "model_version": answer.model_version,
             }
         )
 
@@ -201,11 +203,11 @@ class Output:
         if len(self.summary.shown_failures) < SHOWN:
             self.summary.shown_failures.append((image, why))
 
-    def _count(self, found: Prediction) -> None:
-        self.summary.classes[found.label] += 1
-        self.summary.versions.add(found.model_version)
-        if found.abstain is not None:
-            self.summary.abstained = (self.summary.abstained or 0) + found.abstain
+    def _count(self, prediction: Prediction) -> None:
+        self.summary.classes[prediction.label] += 1
+        self.summary.versions.add(prediction.model_version)
+        if prediction.abstain is not None:
+            self.summary.abstained = (self.summary.abstained or 0) + prediction.abstain
 
     def _emit(self, row: dict[str, Any]) -> None:
         if len(self.rows) < SHOWN:
@@ -239,13 +241,15 @@ class Output:
         return {name: cells[name] for name in self._columns() if name in cells}
 
 
-def _class_names(found: Prediction) -> tuple[str, ...]:
+def _class_names(prediction: Prediction) -> tuple[str, ...]:
     """The known classes in order of severity if these are they, else numbers."""
     for names in (taxonomy.STAGE2_CLASSES, taxonomy.STAGE1_CLASSES):
-        same_place = found.label in names and names.index(found.label) == found.class_id
-        if len(names) == len(found.probabilities) and same_place:
+        same_place = (
+            prediction.label in names and names.index(prediction.label) == prediction.class_id
+        )
+        if len(names) == len(prediction.probabilities) and same_place:
             return names
-    return tuple(f"probability_{number}" for number in range(len(found.probabilities)))
+    return tuple(f"probability_{number}" for number in range(len(prediction.probabilities)))
 
 
 def _partial(path: Path) -> Path:

@@ -38,17 +38,17 @@ class Graph:
         decision: Its labels, calibration and threshold.
         max_pixels: Pixels that an image may announce.
         max_batch: Images that a request may hold.
-        formats: Those of `image_guard.MAGIC` that are accepted.
+        formats: Those of `guard.MAGIC` that are accepted.
         detection: How cells are found in whole fields; None: the graph has no `detect`.
 
     Attributes:
         size: Height and width of the model's input in pixels.
-        resize: As given, like the next two.
-        max_pixels: Pixels.
-        max_batch: Images.
-        formats: As given.
-        decision: As given, like the next.
-        detection: None where there is no `detect`.
+        resize: One of `decoding.RESIZE_METHODS`.
+        max_pixels: Of an image at most.
+        max_batch: Images of a request at most.
+        formats: Names of the formats that are accepted, such as "JPEG".
+        decision: Labels, calibration and threshold.
+        detection: How cells are found; None where there is no `detect`.
         feature_layer: Name of the layer that `features` answers.
     """
 
@@ -81,14 +81,14 @@ class Graph:
 
     def endpoints(self) -> dict[str, Callable[[tf.Tensor], Outputs]]:
         """Returns the endpoints by their signature's name."""
-        found = {
+        endpoints = {
             "serving_default": self.serving_default,
             "pixels": self.pixels,
             "classify": self.classify,
             "features": self.features,
         }
-        found |= {"explain": self.explain} if self._grad_cam else {}
-        return found | ({"detect": self.detect} if self.detection else {})
+        endpoints |= {"explain": self.explain} if self._grad_cam else {}
+        return endpoints | ({"detect": self.detect} if self.detection else {})
 
     def input_signature(self, endpoint: str) -> tf.TensorSpec:
         """Returns the one input of an endpoint; its name is part of the contract."""
@@ -134,8 +134,8 @@ class Graph:
 
     def features(self, image_bytes: tf.Tensor) -> Outputs:
         """From the bytes of images, string `[b]`, to float32 features `[b, d]`."""
-        found = self._features(self._decoded(image_bytes), training=False)
-        return {"features": tf.cast(found, tf.float32)}
+        features = self._features(self._decoded(image_bytes), training=False)
+        return {"features": tf.cast(features, tf.float32)}
 
     def explain(self, image_bytes: tf.Tensor) -> Outputs:
         """Adds to the answer the resized pixels and the Grad-CAM map of the named class."""

@@ -289,11 +289,11 @@ def _say_what_is_served(server: "Server") -> None:
     if _HOST.value not in _LOOPBACK and not (_TOKEN_FILE.value and _CERTIFICATE.value):
         missing = [
             words
-            for given, words in (
+            for value, words in (
                 (_TOKEN_FILE.value, "no --bearer_token_file: whoever reaches it may use it"),
                 (_CERTIFICATE.value, "no --tls_certificate: images travel in the clear"),
             )
-            if not given
+            if not value
         ]
         print(f"Warning: --host={_HOST.value} with {'; '.join(missing)}", file=sys.stderr)
     sys.stdout.flush()

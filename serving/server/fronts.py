@@ -137,7 +137,7 @@ class Server:
         max_connections = connections.limit(settings.max_connections)
         self._grpc: GrpcFront | None = None
         self._http: HttpServer | None = None
-        self._told: dict[str, list[int]] = {}
+        self._logged: dict[str, list[int]] = {}
         self._telling = threading.Lock()
         names = self.manager.model_names()
         if settings.rest_port is not None:
@@ -266,8 +266,8 @@ class Server:
                 self._grpc.publish_health()
             for name in self.manager.model_names():
                 serving = self.available(name)
-                if serving != self._told.get(name, []):
-                    self._told[name] = serving
+                if serving != self._logged.get(name, []):
+                    self._logged[name] = serving
                     _log.info("model %s: serving %s", name, _versions(serving))
 
     def available(self, name: str) -> list[int]:
@@ -276,7 +276,7 @@ class Server:
             states = self.manager.status(model_pb2.ModelSpec(name=name)).model_version_status
         except ServingError:
             return []
-        return sorted(found.version for found in states if found.state == _AVAILABLE)
+        return sorted(each.version for each in states if each.state == _AVAILABLE)
 
 
 @contextlib.contextmanager

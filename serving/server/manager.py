@@ -302,26 +302,26 @@ class Manager:
             OSError: If the base path cannot be listed.
         """
         policy = config.model_version_policy
-        found = versions.on_disk(config.base_path)
+        on_disk = versions.on_disk(config.base_path)
         broken = {
             v.number
             for v in self._of(name)
             if v.error is not None
-            and v.path == found.get(v.number)
+            and v.path == on_disk.get(v.number)
             and v.files == versions.files(v.path)
         }
         while True:
-            wanted = versions.wanted(policy, found.keys(), broken)
+            wanted = versions.wanted(policy, on_disk.keys(), broken)
             serving = {v.number: v for v in self._of(name) if v.state == State.AVAILABLE}
-            missing = [n for n in wanted if n not in serving or serving[n].path != found[n]]
+            missing = [n for n in wanted if n not in serving or serving[n].path != on_disk[n]]
             if not missing:
                 break
             if self._stop_at is not None:
                 return set()
             number = max(missing)
-            if not self._load_version(_Version(name, number, found[number])):
+            if not self._load_version(_Version(name, number, on_disk[number])):
                 broken.add(number)
-        return versions.unwanted(policy, found.keys(), wanted, serving.keys())
+        return versions.unwanted(policy, on_disk.keys(), wanted, serving.keys())
 
     def _load_version(self, version: _Version) -> bool:
         """Loads a version; it takes the traffic of its number, or of the model, in one step."""
@@ -391,11 +391,11 @@ class Manager:
         """Gives a version another state; requests that come later see all of it or nothing."""
         with self._lock:
             version.state = state
-            known = self._versions.setdefault(version.name, {})
+            listed = self._versions.setdefault(version.name, {})
             # Another one may be listed by now: the version that replaced it under its number.
             if state in (State.START, State.AVAILABLE):
-                known[version.number] = version
-            serving = [v for v in known.values() if v.state == State.AVAILABLE]
+                listed[version.number] = version
+            serving = [v for v in listed.values() if v.state == State.AVAILABLE]
             if serving:
                 self._highest[version.name] = max(serving, key=lambda v: v.number)
             else:

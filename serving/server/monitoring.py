@@ -127,7 +127,7 @@ class Metrics(Collector):
         with self._lock:
             requests, loads = dict(self._requests), dict(self._loads)
             load_microseconds = dict(self._load_microseconds)
-            latencies = {labels: found.copy() for labels, found in self._latencies.items()}
+            latencies = {labels: histogram.copy() for labels, histogram in self._latencies.items()}
         yield _counter(
             _REQUEST_COUNT, "The total number of requests.", ("model_name", "status"), requests
         )
@@ -136,8 +136,8 @@ class Metrics(Collector):
             "Distribution of wall time (in microseconds) for Tensorflow Serving request.",
             labels=("model_name", "API", "entrypoint"),
         )
-        for labels, found in latencies.items():
-            latency.add_metric(labels, found.buckets(), found.total)
+        for labels, histogram in latencies.items():
+            latency.add_metric(labels, histogram.buckets(), histogram.total)
         yield latency
         yield _counter(
             _LOAD_ATTEMPTS,
@@ -180,9 +180,9 @@ class _Histogram:
         self.total += value
 
     def copy(self) -> "_Histogram":
-        found = _Histogram()
-        found.counts, found.total = list(self.counts), self.total
-        return found
+        copied = _Histogram()
+        copied.counts, copied.total = list(self.counts), self.total
+        return copied
 
     def buckets(self) -> list[tuple[str, float]]:
         below = itertools.accumulate(map(float, self.counts))

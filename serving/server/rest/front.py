@@ -136,8 +136,8 @@ class _Guard:
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = _header(scope, b"authorization")
-        if scope["path"] in self._open_paths or bearer.matches(given, self._token):
+        header = _header(scope, b"authorization")
+        if scope["path"] in self._open_paths or bearer.matches(header, self._token):
             await self._app(scope, receive, send)
             return
         failure = ServingError(
@@ -186,16 +186,16 @@ class _Api:
         if not _ROUTE.fullmatch(target):
             return _Answer(404, _NOT_FOUND, "text/html")
         query = scope["query_string"].decode("ascii", "replace")
-        if method == "POST" and not query and (found := _RUN.fullmatch(target)):
-            return await self._run(found, scope, receive)
-        if method == "GET" and not query and (found := _LOOK.fullmatch(target)):
-            look = _metadata if found[4] else _status
-            return _Answer(200, await self._in_thread(look, self._manager, _model_spec(found)))
+        if method == "POST" and not query and (match := _RUN.fullmatch(target)):
+            return await self._run(match, scope, receive)
+        if method == "GET" and not query and (match := _LOOK.fullmatch(target)):
+            look = _metadata if match[4] else _status
+            return _Answer(200, await self._in_thread(look, self._manager, _model_spec(match)))
         target += f"?{query}" if query else ""
         raise invalid(f"Malformed request: {method} {target}")
 
-    async def _run(self, found: re.Match[str], scope: Scope, receive: Receive) -> _Answer | None:
-        spec, api = _model_spec(found), found[4]
+    async def _run(self, match: re.Match[str], scope: Scope, receive: Receive) -> _Answer | None:
+        spec, api = _model_spec(match), match[4]
         try:
             body = await self._bodies.read(scope, receive)
         except TooLongError as error:
@@ -297,17 +297,17 @@ def _metadata(manager: Manager, spec: model_pb2.ModelSpec) -> bytes:
     )
 
 
-def _as_json(found: message.Message) -> dict[str, Any]:
+def _as_json(proto: message.Message) -> dict[str, Any]:
     return json_format.MessageToDict(
-        found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        proto, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
 
 
 # -- HTTP ----------------------------------------------------------------------------------------
 
 
-def _model_spec(found: re.Match[str]) -> model_pb2.ModelSpec:
-    name, version, label = found[1], found[2], found[3]
+def _model_spec(match: re.Match[str]) -> model_pb2.ModelSpec:
+    name, version, label = match[1], match[2], match[3]
     if name is None:
         raise invalid("Missing model name in request.")
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(name))
