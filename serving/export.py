@@ -149,23 +149,23 @@ def _export(run: RunDirectory, fit: "results.Fit", serving_dir: Path) -> None:
         formats=[name for name in guard.MAGIC if name != "PNG" or _ACCEPT_PNG.value],
         detection=detection,
     )
-    samples = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
+    found = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
     if "PNG" not in graph.formats and any(
-        data.startswith(guard.MAGIC["PNG"]) for data in samples.images
+        data.startswith(guard.MAGIC["PNG"]) for data in found.images
     ):
         raise PapError("--noaccept_png: the images of this run are PNGs")
-    sentences = []
+    said = []
 
     def write(folder: Path) -> None:
         with publish.disk_errors():
             assemble.write_version(folder, run, fit, graph, serving_dir.name)
-        sentences.extend(self_check.check(folder, model, graph, samples))
+        said.extend(self_check.check(folder, model, graph, found))
 
     print(f"{fit.info['name']}, {fit.protocol} protocol, seed {fit.seed}: writing and checking")
     for sentence in missing:
         print(f"Note: {sentence}", file=sys.stderr)
     version = publish.publish(serving_dir, write)
-    for sentence in sentences:
+    for sentence in said:
         print(f"Checked: {sentence}")
     config = model_config.ModelConfig(serving_dir, _SERVER_MODELS_DIR.value)
     config.publish(version, _LABEL.value)
@@ -190,14 +190,14 @@ def _detection(run: RunDirectory, fit: "results.Fit") -> tuple["Detection | None
 
     if fit.stage != 2:
         return None, ""
-    own_run = _STAGE1_RUN_DIR.value
-    stage1_run = RunDirectory(Path(own_run)) if own_run else run
+    given = _STAGE1_RUN_DIR.value
+    stage1_run = RunDirectory(Path(given)) if given else run
     fits = results.choose_fits(
-        stage1_run, fit.protocol, None if own_run else fit.seed, flag="stage1_run_dir"
+        stage1_run, fit.protocol, None if given else fit.seed, flag="stage1_run_dir"
     )
     if 1 not in fits:
-        if own_run:
-            raise PapError(f"--stage1_run_dir={own_run} holds no finished model of stage 1")
+        if given:
+            raise PapError(f"--stage1_run_dir={given} holds no finished model of stage 1")
         return None, f"No signature detect: --run_dir={run.path} holds no stage 1 of this seed"
     model = results.load_model(fits[1])
     about = {key: fits[1].info[key] for key in ("name", "protocol", "seed", "size", "resize")}

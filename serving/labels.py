@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
     config = model_config.ModelConfig(serving_dir)
     try:
         if _ROLLBACK.value:
-            left, now = config.roll_back(_LABEL.value)
-            print(f"{_LABEL.value or config.name}: version {left} -> {now}")
+            before, now = config.roll_back(_LABEL.value)
+            print(f"{_LABEL.value or config.name}: version {before} -> {now}")
         elif _TO_VERSION.value is not None:
             before = config.assign(_LABEL.value, _TO_VERSION.value)
             print(f"{_LABEL.value}: version {before or 'none'} -> {_TO_VERSION.value}")

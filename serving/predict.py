@@ -192,8 +192,8 @@ def _predict(client: "Client", paths: list[str], output: "Output") -> float:
         tqdm.tqdm(total=len(paths), unit="image", disable=None) as progress,
     ):
         for answers in pool.imap(lambda batch: _ask(client, batch), batches):
-            for path, answer in answers:
-                output.write(path, answer)
+            for path, found in answers:
+                output.write(path, found)
             progress.update(len(answers))
     return time.monotonic() - start
 
@@ -204,33 +204,33 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
 
     from serving.client import ClientError
 
-    answers: dict[int, Prediction | str] = {}
+    found: dict[int, Prediction | str] = {}
     images: dict[int, bytes] = {}
     for number, path in enumerate(paths):
         try:
             images[number] = _read(Path(path))
         except PapError as error:
-            answers[number] = str(error)
+            found[number] = str(error)
         except OSError as error:
-            answers[number] = error.strerror or str(error)
+            found[number] = error.strerror or str(error)
     try:
-        answers.update(zip(images, client.predict(list(images.values())), strict=True))
+        found.update(zip(images, client.predict(list(images.values())), strict=True))
     except ClientError as error:
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
         if error.code not in refused:
             raise
         if len(images) == 1:
-            answers[next(iter(images))] = str(error)
+            found[next(iter(images))] = str(error)
             images.clear()
         # One image spoils the whole request, or the request is too large: each alone.
         for number, image in images.items():
             try:
-                (answers[number],) = client.predict([image])
+                (found[number],) = client.predict([image])
             except ClientError as error:
                 if error.code not in refused:
                     raise
-                answers[number] = str(error)
-    return [(path, answers[number]) for number, path in enumerate(paths)]
+                found[number] = str(error)
+    return [(path, found[number]) for number, path in enumerate(paths)]
 
 
 def _read(path: Path) -> bytes:

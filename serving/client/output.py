@@ -68,8 +68,8 @@ class Summary:
             parts.append(", ".join(f"{name} {self.classes[name]:,}" for name in named))
         if self.abstained is not None:
             parts.append(f"{self.abstained:,} abstained")
-        numbers = sorted(version for version in self.versions if version is not None)
-        versions = [str(version) for version in numbers] + ["unknown"] * (None in self.versions)
+        known = sorted(version for version in self.versions if version is not None)
+        versions = [str(version) for version in known] + ["unknown"] * (None in self.versions)
         if versions:
             noun = "version" if len(versions) == 1 else "versions"
             parts.append(f"{model} {noun} {', '.join(versions)}")
@@ -99,7 +99,7 @@ class Output:
         self._names: tuple[str, ...] | None = None
         self._waiting: list[dict[str, Any]] = []
         self._files: dict[Path, TextIO] = {}
-        self._has_header = False
+        self._table: csv.DictWriter | None = None
         try:
             self._csv = self._open(csv_path)
             self._json = self._open(json_path)
@@ -107,22 +107,22 @@ class Output:
             self.abandon()
             raise
 
-    def write(self, image: str, answer: Prediction | str) -> None:
+    def write(self, image: str, found: Prediction | str) -> None:
         """Takes the next image.
 
         Args:
             image: Its path.
-            answer: What the model says, or why it says nothing.
+            found: What the model says, or why it says nothing.
 
         Raises:
             ClientError: The prediction is of other classes than those before it.
             OSError: A file cannot be written.
         """
-        if isinstance(answer, str):
-            self._fail(image, answer)
-            self._emit({"image": image, "error": answer})
+        if isinstance(found, str):
+            self._fail(image, found)
+            self._emit({"image": image, "error": found})
             return
-        names = _class_names(answer)
+        names = _class_names(found)
         if self._names is None:
             self._names = names
         elif names != self._names:
@@ -131,27 +131,25 @@ class Output:
                 f"{image}: expected the classes {', '.join(self._names)}, as of the images before, "
                 f"got {', '.join(names)}",
             )
-        self._count(answer)
+        self._count(found)
         self._emit(
             {
                 "image": image,
-                "class": answer.label,
-                "class_id": answer.class_id,
+                "class": found.label,
+                "class_id": found.class_id,
                 "probabilities": {
                     name: round(probability, _DECIMALS)
-                    for name, probability in zip(names, answer.probabilities, strict=True)
+                    for name, probability in zip(names, found.probabilities, strict=True)
                 },
-                "hsil_plus": None
-                if answer.hsil_plus is None
-                else round(answer.hsil_plus, _DECIMALS),
-                "abstain": None if answer.abstain is None else int(answer.abstain),
-                "model_version": answer.model_version,
+                "hsil_plus": None if found.hsil_plus is None else round(found.hsil_plus, _DECIMALS),
+                "abstain": None if found.abstain is None else int(found.abstain),
+                "model_version": found.model_version,
             }
         )
 
     def finish(self) -> None:
         """Gives the files their names."""
-        self._write_table()
+        self._start_table()
         for file in self._files.values():
             file.close()
         for path in self._files:
@@ -168,7 +166,7 @@ class Output:
             # The disk may be full.
             with contextlib.suppress(OSError):
                 if self._waiting:
-                    self._write_table()
+                    self._start_table()
                 file.close()
             partial = _partial(path)
             if not partial.exists():
@@ -203,11 +201,11 @@ class Output:
         if len(self.summary.shown_failures) < SHOWN:
             self.summary.shown_failures.append((image, why))
 
-    def _count(self, prediction: Prediction) -> None:
-        self.summary.classes[prediction.label] += 1
-        self.summary.versions.add(prediction.model_version)
-        if prediction.abstain is not None:
-            self.summary.abstained = (self.summary.abstained or 0) + prediction.abstain
+    def _count(self, found: Prediction) -> None:
+        self.summary.classes[found.label] += 1
+        self.summary.versions.add(found.model_version)
+        if found.abstain is not None:
+            self.summary.abstained = (self.summary.abstained or 0) + found.abstain
 
     def _emit(self, row: dict[str, Any]) -> None:
         if len(self.rows) < SHOWN:
@@ -216,20 +214,19 @@ class Output:
             self._json.write(json.dumps(row) + "\n")
         if self._csv is None:
             return
-        self._waiting.append(row)
-        if self._names is not None:
+        if self._names is None:
             # The first answer tells the columns.
-            self._write_table()
-
-    def _write_table(self) -> None:
-        """Writes the rows that wait, below a header if they are the first."""
-        if self._csv is None:
+            self._waiting.append(row)
             return
-        table = csv.DictWriter(self._csv, self._columns(), lineterminator="\n")
-        if not self._has_header:
-            table.writeheader()
-            self._has_header = True
-        table.writerows(map(self._cells, self._waiting))
+        self._start_table()
+        self._table.writerow(self._cells(row))
+
+    def _start_table(self) -> None:
+        if self._csv is None or self._table is not None:
+            return
+        self._table = csv.DictWriter(self._csv, self._columns(), lineterminator="\n")
+        self._table.writeheader()
+        self._table.writerows(map(self._cells, self._waiting))
         self._waiting.clear()
 
     def _columns(self) -> list[str]:
@@ -241,15 +238,13 @@ class Output:
         return {name: cells[name] for name in self._columns() if name in cells}
 
 
-def _class_names(prediction: Prediction) -> tuple[str, ...]:
+def _class_names(found: Prediction) -> tuple[str, ...]:
     """The known classes in order of severity if these are they, else numbers."""
     for names in (taxonomy.STAGE2_CLASSES, taxonomy.STAGE1_CLASSES):
-        same_place = (
-            prediction.label in names and names.index(prediction.label) == prediction.class_id
-        )
-        if len(names) == len(prediction.probabilities) and same_place:
+        same_place = found.label in names and names.index(found.label) == found.class_id
+        if len(names) == len(found.probabilities) and same_place:
             return names
-    return tuple(f"probability_{number}" for number in range(len(prediction.probabilities)))
+    return tuple(f"probability_{number}" for number in range(len(found.probabilities)))
 
 
 def _partial(path: Path) -> Path:
