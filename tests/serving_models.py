@@ -23,6 +23,7 @@ Every signature is cheap and has a plain-Python twin here, so that a test knows 
 import atexit
 import functools
 import math
+import re
 import shutil
 import tempfile
 import threading
@@ -290,6 +291,11 @@ def write_warmup(version: Path, logs: list[prediction_log_pb2.PredictionLog]) ->
         for log in logs:
             writer.write(log.SerializeToString())
     return path
+
+
+def first_clause(message: str) -> str:
+    """What of an error's text is TensorFlow Serving's; what follows is each server's own."""
+    return re.split(r"[:.,]\s", message, maxsplit=1)[0]
 
 
 def refused(code: grpc.StatusCode, call, *arguments, **options) -> str:

@@ -40,9 +40,9 @@ def test_features_of_examples():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "Feature: x has element with unexpected JSON type: Null"),
-        ([[1]], "Feature: x has element with unexpected JSON type: Array"),
-        ({"b": 1}, "Feature: x has element with unexpected JSON type: Object"),
+        (None, "Feature: x has an element that is no feature: null"),
+        ([[1]], "Feature: x has an element that is no feature: a list"),
+        ({"b": 1}, "Feature: x has an element that is no feature: an object"),
         ([1, 2.5], "Unexpected element type in feature: x expecting type: int64"),
         ([1.5, "a"], "Unexpected element type in feature: x expecting type: float"),
         (["a", 1], "Unexpected element type in feature: x expecting type: bytes"),
@@ -65,10 +65,10 @@ def test_examples_with_a_context():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "When method is classify, key 'examples' is expected and was not found"),
-        ({"examples": 1}, "Expecting 'examples' value to be an list/array"),
-        ({"examples": []}, "'examples' value is an empty array"),
-        ({"examples": [1]}, "Example must be JSON object but got JSON Number"),
+        ({}, "JSON Value: 'examples': expected a list of one object or more"),
+        ({"examples": 1}, "JSON Value: 'examples': expected a list of one object or more"),
+        ({"examples": []}, "JSON Value: 'examples': expected a list of one object or more"),
+        ({"examples": [1]}, "Example must be JSON object but got 1"),
     ],
 )
 def test_bodies_without_examples(body, message):

@@ -97,21 +97,17 @@ def test_arrays_of_any_layout_are_read(servable):
         (
             "two_inputs",
             {"a": np.float32([1])},
-            "input size does not match signature: 1!=2 len({a}) != len({a,b}). "
-            "Sent extra: {}. Missing but required: {b}.",
+            "input size does not match signature: expected {a,b}, got {a}",
         ),
         (
             "linear",
             {"x": np.float32([[1, 2]]), "z": np.float32([1])},
-            "input size does not match signature: 2!=1 len({x,z}) != len({x}). "
-            "Sent extra: {z}. Missing but required: {}.",
+            "input size does not match signature: expected {x}, got {x,z}",
         ),
         (
             "two_inputs",
             {"a": np.float32([1]), "c": np.int64([1])},
-            "Signature input alias: b(feed name: two_inputs_b:0) not found in request and no "
-            "default value provided. Inputs expected to be in the request {a,c}, or default "
-            "input alias set: ",
+            "Signature input alias: expected {a,b}, got {a,c}",
         ),
         (
             "two_inputs",
@@ -141,8 +137,7 @@ def test_arrays_of_any_layout_are_read(servable):
         (
             "__saved_model_init_op",
             {},
-            "Tensor NoOp, specified in either feed_devices or fetch_devices was not found in the "
-            "Graph",
+            "A Tensor of the signature was not found in the Graph",
         ),
     ],
 )
@@ -162,17 +157,11 @@ def test_defaults_of_a_signature_fill_what_was_not_sent():
     # Any rank.
     endpoint.check_fit({"a": one, "b": np.float32([[[1]]])})
     for sent, message in (
-        (
-            {"b": one},
-            "Signature input alias: a(feed name: a:0) not found in request and no default value "
-            "provided. Inputs expected to be in the request {b}, or default input alias set: b",
-        ),
-        (
-            {"a": one, "c": one},
-            "Inputs contains invalid name. Used request inputs: a, request input: a,c",
-        ),
+        ({"c": one}, "Signature input alias: expected {a,b}, got {c}"),
+        ({"a": one, "c": one}, "Inputs contains invalid name: expected {a,b}, got {a,c}"),
+        ({"a": one, "b": one, "c": one}, "input size does not match signature"),
     ):
-        assert refused(CODE.INVALID_ARGUMENT, endpoint.feeds, sent) == message
+        assert refused(CODE.INVALID_ARGUMENT, endpoint.feeds, sent).startswith(message)
 
 
 def test_unknown_sizes_are_left_to_the_graph(servable):

@@ -8,6 +8,7 @@ Works against TensorFlow Serving and `serving.server` alike: it uses only what b
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -119,20 +120,18 @@ class Client:
             ClientError: A request failed; `images` are the positions of those that it held. One
                 image that cannot be read makes the server refuse all of its request.
         """
-        found = []
+        predictions = []
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
             try:
                 outputs, version = self._retrying.call(
-                    lambda timeout, batch=batch: self._transport.predict(
-                        self._target, self._signature, batch, timeout
-                    )
+                    functools.partial(self._transport.predict, self._target, self._signature, batch)
                 )
-                found += self._predictions(outputs, version, len(batch))
+                predictions += self._predictions(outputs, version, len(batch))
             except ClientError as error:
                 positions = range(start, start + len(batch))
                 raise ClientError(error.code, error.message, images=positions) from error
-        return found
+        return predictions
 
     def metadata(self) -> ModelMetadata:
         """Returns the version that answers and its signatures.
@@ -192,7 +191,7 @@ class Client:
         abstain = outputs.get("abstain", [None] * count)
         columns = [outputs[name] for name in REQUIRED_OUTPUTS] + [hsil_plus, abstain]
         try:
-            found = [
+            predictions = [
                 Prediction(
                     probabilities=tuple(float(each) for each in probabilities),
                     label=label.decode(errors="replace")
@@ -206,10 +205,10 @@ class Client:
                 for probabilities, label, class_id, positive, abstains in zip(*columns, strict=True)
             ]
         except (TypeError, ValueError):
-            found = []
-        if len(found) != count:
+            predictions = []
+        if len(predictions) != count:
             raise self._unfit(f"expected an answer for each of {count} images in every output")
-        return found
+        return predictions
 
     def _check_outputs(self, outputs: Iterable[str]) -> None:
         missing = [name for name in REQUIRED_OUTPUTS if name not in outputs]

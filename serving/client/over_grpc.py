@@ -81,8 +81,8 @@ class GrpcTransport:
             response.model_spec.name,
             response.model_spec.version.value,
             {
-                name: transport.Signature(_tensors(found.inputs), _tensors(found.outputs))
-                for name, found in signatures.signature_def.items()
+                name: transport.Signature(_tensors(signature.inputs), _tensors(signature.outputs))
+                for name, signature in signatures.signature_def.items()
             },
         )
 
@@ -94,9 +94,9 @@ class GrpcTransport:
         state_name = get_model_status_pb2.ModelVersionStatus.State.Name
         return [
             transport.VersionStatus(
-                found.version, state_name(found.state), found.status.error_message
+                version.version, state_name(version.state), version.status.error_message
             )
-            for found in response.model_version_status
+            for version in response.model_version_status
         ]
 
     def close(self) -> None:

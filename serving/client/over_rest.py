@@ -7,7 +7,7 @@ import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import requests
@@ -80,8 +80,10 @@ class RestTransport:
                 spec["name"],
                 int(spec["version"]),
                 {
-                    name: transport.Signature(_tensors(found["inputs"]), _tensors(found["outputs"]))
-                    for name, found in signatures["signature_def"].items()
+                    name: transport.Signature(
+                        _tensors(signature["inputs"]), _tensors(signature["outputs"])
+                    )
+                    for name, signature in signatures["signature_def"].items()
                 },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -93,11 +95,11 @@ class RestTransport:
         try:
             return [
                 transport.VersionStatus(
-                    int(found["version"]),
-                    found["state"],
-                    found.get("status", {}).get("error_message", ""),
+                    int(version["version"]),
+                    version["state"],
+                    version.get("status", {}).get("error_message", ""),
                 )
-                for found in answer["model_version_status"]
+                for version in answer["model_version_status"]
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _not_understood(answer) from error
@@ -132,11 +134,11 @@ class RestTransport:
         except ValueError:
             answer = None
         if response.status_code != 200:
-            said = answer.get("error") if isinstance(answer, dict) else None
-            if not isinstance(said, str):
-                said = f"HTTP {response.status_code}: {_quoted(content)}"
+            reason = answer.get("error") if isinstance(answer, dict) else None
+            if not isinstance(reason, str):
+                reason = f"HTTP {response.status_code}: {_quoted(content)}"
             raise transport.ClientError(
-                _CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), said
+                _CODES.get(response.status_code, grpc.StatusCode.UNKNOWN), reason
             )
         if not isinstance(answer, dict):
             raise _not_understood(content)
@@ -155,7 +157,8 @@ class RestTransport:
                 f"{self._base}/v1/models/{path}",
                 data=body,
                 headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(total=seconds),
+                # requests passes it on; its types do not know that.
+                timeout=cast(Any, urllib3.Timeout(total=seconds)),
                 # A redirected POST would arrive as a GET.
                 allow_redirects=False,
                 stream=True,
@@ -198,15 +201,15 @@ def _path(target: transport.Target) -> str:
 
 
 def _tensors(infos: Mapping[str, Any]) -> dict[str, transport.Tensor]:
-    found = {}
+    tensors = {}
     for name, info in infos.items():
         shape = info["tensor_shape"]
         sizes = [int(dim["size"]) for dim in shape["dim"]]
-        found[name] = transport.Tensor(
+        tensors[name] = transport.Tensor(
             info["dtype"],
             None if shape["unknown_rank"] else tuple(None if size < 0 else size for size in sizes),
         )
-    return found
+    return tensors
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -189,14 +189,14 @@ def render(settings: Settings) -> dict[str, str]:
     )
     environment.filters["quoted"] = _quoted
     environment.filters["compose_quoted"] = _compose_quoted
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name in FILES:
         template = environment.get_template(f"{name}.j2")
-        digest = hashlib.sha256("".join(found.values()).encode()).hexdigest()
-        found[name] = template.render(
-            settings=settings, files=found, digest=digest, models_dir=model_config.SERVER_MODELS_DIR
+        digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
+        files[name] = template.render(
+            settings=settings, files=files, digest=digest, models_dir=model_config.SERVER_MODELS_DIR
         )
-    return found
+    return files
 
 
 def _require(holds: object, message: str) -> None:

@@ -108,7 +108,7 @@ class Detection:
         scores = self.stage1.graph(field)
         disk = tf.constant(suppression.footprint(self.radius, stride))
         places = tf.where(suppression.kept(scores, tf.constant(self.threshold, tf.float32), disk))
-        found = tf.shape(places, tf.int64)[0]
+        detected = tf.shape(places, tf.int64)[0]
         values = tf.gather_nd(scores, places)
         best = tf.argsort(values, direction="DESCENDING", stable=True)[: self.maximum]
         places, values = tf.gather(places, best), tf.gather(values, best)
@@ -127,7 +127,7 @@ class Detection:
         }
         padded = {name: self._padded(tf.gather(each, order), name) for name, each in cells.items()}
         count = tf.shape(places, tf.int64)[0]
-        return {**padded, "count": count, "found": found}
+        return {**padded, "count": count, "found": detected}
 
     def _named(
         self,
@@ -151,14 +151,14 @@ class Detection:
                 corners[first : first + _AT_ONCE],
                 fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
             )
-            said = answer(tf.cast(images, tf.float32))
-            said.setdefault("abstain", tf.zeros_like(said["class_id"]))
+            named = answer(tf.cast(images, tf.float32))
+            named.setdefault("abstain", tf.zeros_like(named["class_id"]))
             # The last part is shorter: all are filled up, and what is too much cut off below.
             missing = _AT_ONCE - tf.shape(images)[0]
             return {
-                name: tf.pad(said[name], [[0, missing]] + [[0, 0]] * (rank - 1))
-                if said[name].dtype != tf.string
-                else tf.concat([said[name], tf.fill([missing], "")], 0)
+                name: tf.pad(named[name], [[0, missing]] + [[0, 0]] * (rank - 1))
+                if named[name].dtype != tf.string
+                else tf.concat([named[name], tf.fill([missing], "")], 0)
                 for name, rank in _RANKS.items()
             }
 

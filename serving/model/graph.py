@@ -38,17 +38,17 @@ class Graph:
         decision: Its labels, calibration and threshold.
         max_pixels: Pixels that an image may announce.
         max_batch: Images that a request may hold.
-        formats: Those of `image_guard.MAGIC` that are accepted.
+        formats: Those of `guard.MAGIC` that are accepted.
         detection: How cells are found in whole fields; None: the graph has no `detect`.
 
     Attributes:
         size: Height and width of the model's input in pixels.
-        resize: As given, like the next two.
-        max_pixels: Pixels.
-        max_batch: Images.
-        formats: As given.
-        decision: As given, like the next.
-        detection: None where there is no `detect`.
+        resize: One of `decoding.RESIZE_METHODS`.
+        max_pixels: Of an image at most.
+        max_batch: Images of a request at most.
+        formats: Names of the formats that are accepted, such as "JPEG".
+        decision: Labels, calibration and threshold.
+        detection: How cells are found; None where there is no `detect`.
         feature_layer: Name of the layer that `features` answers.
     """
 
@@ -81,14 +81,14 @@ class Graph:
 
     def endpoints(self) -> dict[str, Callable[[tf.Tensor], Outputs]]:
         """Returns the endpoints by their signature's name."""
-        found = {
+        endpoints = {
             "serving_default": self.serving_default,
             "pixels": self.pixels,
             "classify": self.classify,
             "features": self.features,
         }
-        found |= {"explain": self.explain} if self._grad_cam else {}
-        return found | ({"detect": self.detect} if self.detection else {})
+        endpoints |= {"explain": self.explain} if self._grad_cam else {}
+        return endpoints | ({"detect": self.detect} if self.detection else {})
 
     def input_signature(self, endpoint: str) -> tf.TensorSpec:
         """Returns the one input of an endpoint; its name is part of the contract."""
@@ -134,31 +134,33 @@ class Graph:
 
     def features(self, image_bytes: tf.Tensor) -> Outputs:
         """From the bytes of images, string `[b]`, to float32 features `[b, d]`."""
-        found = self._features(self._decoded(image_bytes), training=False)
-        return {"features": tf.cast(found, tf.float32)}
+        features = self._features(self._decoded(image_bytes), training=False)
+        return {"features": tf.cast(features, tf.float32)}
 
     def explain(self, image_bytes: tf.Tensor) -> Outputs:
         """Adds to the answer the resized pixels and the Grad-CAM map of the named class."""
         image = self._decoded(image_bytes)
         answer = self._answer(self._probabilities(image))
+        assert self._grad_cam is not None, "`endpoints` lists `explain` only where there is one"
         heat = self._grad_cam.heat(image, answer["class_id"])
         return {**answer, "image": image, "heat": heat}
 
     def detect(self, image_bytes: tf.Tensor) -> Outputs:
         """From the bytes of whole fields, string `[b]`, to their cells; see `Detection.detect`."""
-        labels = self.decision.labels
+        labels, detection = self.decision.labels, self.detection
+        assert detection is not None, "`endpoints` lists `detect` only where there is one"
 
         def answer(image: tf.Tensor) -> Outputs:
             return self._answer(self._probabilities(image))
 
         def cells(data: tf.Tensor) -> Outputs:
             field = decoding.decode(self._checked(data, image_bytes))
-            return self.detection.detect(field, self.size, self.resize, answer, len(labels))
+            return detection.detect(field, self.size, self.resize, answer, len(labels))
 
         return tf.map_fn(
             cells,
             self._bounded(image_bytes),
-            fn_output_signature=self.detection.signature(labels),
+            fn_output_signature=detection.signature(labels),
             parallel_iterations=1,
         )
 

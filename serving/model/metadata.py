@@ -67,7 +67,7 @@ def describe(run: RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any
         "remarks": [remark] if remark else [],
         "announcement": pages.announcement(manifest),
         "intended_use": INTENDED_USE,
-        "audit": [found["line"] for found in manifest.get("audit", {}).values()],
+        "audit": [audited["line"] for audited in manifest.get("audit", {}).values()],
         "run": {**manifest, "environment": environment},
         "exported": {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -66,9 +66,10 @@ def _check_picture(chunks: memoryview) -> None:
     most = height * (row + 3) + _AT_ONCE
     unpacked, stream = 0, zlib.decompressobj()
     for part in _packed(chunks):
-        while part:
+        rest: bytes | memoryview = part
+        while rest:
             try:
-                unpacked += len(stream.decompress(part, _AT_ONCE))
+                unpacked += len(stream.decompress(rest, _AT_ONCE))
             except zlib.error:
                 return  # libpng stops here as well, with words of its own.
             if unpacked > most:
@@ -77,7 +78,7 @@ def _check_picture(chunks: memoryview) -> None:
                 )
             if stream.eof:
                 return
-            part = stream.unconsumed_tail
+            rest = stream.unconsumed_tail
 
 
 def _packed(chunks: memoryview) -> Iterator[memoryview]:
@@ -87,7 +88,7 @@ def _packed(chunks: memoryview) -> Iterator[memoryview]:
         if place + 8 > len(chunks):
             return
         (length,) = struct.unpack_from(">I", chunks, place)
-        if chunks[place + 4 : place + 8] == b"IDAT":
+        if bytes(chunks[place + 4 : place + 8]) == b"IDAT":
             yield chunks[place + 8 : place + 8 + length]
         place += 12 + length
     raise invalid(f"PNG image: expected at most {_MOST_CHUNKS:,} chunks, got more")

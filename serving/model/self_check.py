@@ -14,6 +14,7 @@ from replication.fields.read.field import ArrayField
 from replication.learning import whole_model
 from replication.runs import results
 from replication.runs.directory import RunDirectory
+from serving.model.detection import Detection
 from serving.model.graph import Graph
 from serving.model.warmup_requests import example
 from serving.server.servable import Servable
@@ -64,17 +65,17 @@ def samples(
     return Samples(images[:count], None, "phantoms, as the run's data are not at hand")
 
 
-def check(path: Path, model: keras.Model, graph: Graph, found: Samples) -> list[str]:
+def check(path: Path, model: keras.Model, graph: Graph, checked: Samples) -> list[str]:
     """Loads a version as a server does, warm-up included, and runs every signature.
 
     Args:
         path: The version's directory.
         model: What was exported.
         graph: How it was exported.
-        found: Images to run it on.
+        checked: Images to run it on.
 
     Returns:
-        What was compared and found, a sentence each.
+        What was compared, a sentence each.
 
     Raises:
         PapError: An answer is not what it must be.
@@ -82,21 +83,21 @@ def check(path: Path, model: keras.Model, graph: Graph, found: Samples) -> list[
     """
     servable = Servable.load(path.name, 0, path)
     try:
-        return _compare(servable, model, graph, found)
+        return _compare(servable, model, graph, checked)
     finally:
         servable.close()
 
 
-def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Samples) -> list[str]:
-    encoded = np.array(found.images, object)
+def _compare(servable: Servable, model: keras.Model, graph: Graph, checked: Samples) -> list[str]:
+    encoded = np.array(checked.images, object)
     pixels = np.stack(
         [
             pipeline.decode_and_resize(data, graph.size, graph.resize).numpy()
-            for data in found.images
+            for data in checked.images
         ]
     )
     expected = np.asarray(model.predict_on_batch(pixels))
-    examples = np.array([example(data).SerializeToString() for data in found.images], object)
+    examples = np.array([example(data).SerializeToString() for data in checked.images], object)
     inputs = {
         "serving_default": {"image_bytes": encoded},
         "pixels": {"image": pixels.astype(np.float32)},
@@ -122,11 +123,11 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
             f"{TOLERANCE:g}"
         )
     lines = [
-        f"{len(asked)} signatures on {len(encoded)} {found.source}: probabilities "
+        f"{len(asked)} signatures on {len(encoded)} {checked.source}: probabilities "
         f"differ by at most {worst:.2g} from the .keras model's"
     ]
-    if found.reported is not None:
-        far = float(np.abs(expected - found.reported).max())
+    if checked.reported is not None:
+        far = float(np.abs(expected - checked.reported).max())
         if far > whole_model.TOLERANCE:
             raise PapError(
                 f"the model's probabilities differ by {far:.2g} from the run's predictions.csv, "
@@ -134,14 +135,16 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, found: Sample
             )
         lines.append(f"they differ by at most {far:.2g} from the run's predictions.csv")
     if graph.detection is not None:
-        lines.append(_check_detection(servable, model, graph))
+        lines.append(_check_detection(servable, model, graph, graph.detection))
     return lines
 
 
-def _check_detection(servable: Servable, model: keras.Model, graph: Graph) -> str:
+def _check_detection(
+    servable: Servable, model: keras.Model, graph: Graph, detection: Detection
+) -> str:
     """Compares `detect` with the scan of a drawn field."""
     picture, _ = phantom.draw_field(0, width=640, height=480, cells=20)
-    encoded, detection = phantom_set.encode(picture), graph.detection
+    encoded = phantom_set.encode(picture)
     field = ArrayField("phantom", decoding.decode(encoded).numpy())
     stage2 = Stage2(model, graph.resize, graph.decision, roi=detection.stage1.roi)
     with futures.ThreadPoolExecutor(1) as pool:
@@ -158,8 +161,8 @@ def _check_detection(servable: Servable, model: keras.Model, graph: Graph) -> st
         raise PapError(f"detect: {count} cells of a drawn field, expected {len(cells)}")
     # Those with the highest scores are answered.
     chosen = cells.select(np.argsort(-cells.scores, kind="stable")[:count]).sorted()
-    found = np.sort(answer["hsil_plus"][0][:count])
-    worst = float(np.abs(found - np.sort(chosen.hsil_plus)).max(initial=0))
+    answered = np.sort(answer["hsil_plus"][0][:count])
+    worst = float(np.abs(answered - np.sort(chosen.hsil_plus)).max(initial=0))
     if not worst <= TOLERANCE:
         raise PapError(f"detect: HSIL+ differs by {worst:.2g} from the scan's")
     return f"detect finds the {count} cells that a scan of a drawn field finds"

@@ -163,8 +163,8 @@ def main(argv: list[str]) -> None:
     _check_flags(argv)
     # Not an Event: a second signal would find the first one's handler holding its lock.
     stopped: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: stopped.put(number))
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda number, _: stopped.put(number))
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     allocator.prepare()
@@ -175,6 +175,7 @@ def main(argv: list[str]) -> None:
     _log_to_stderr()
     # What was imported stays: without it a collection takes a hundredth of the time.
     gc.freeze()
+    source: config_source.Source
     if _MODEL_CONFIG_FILE.value:
         source = config_source.ConfigFile(_MODEL_CONFIG_FILE.value)
     else:
@@ -288,11 +289,11 @@ def _say_what_is_served(server: "Server") -> None:
     if _HOST.value not in _LOOPBACK and not (_TOKEN_FILE.value and _CERTIFICATE.value):
         missing = [
             words
-            for given, words in (
+            for value, words in (
                 (_TOKEN_FILE.value, "no --bearer_token_file: whoever reaches it may use it"),
                 (_CERTIFICATE.value, "no --tls_certificate: images travel in the clear"),
             )
-            if not given
+            if not value
         ]
         print(f"Warning: --host={_HOST.value} with {'; '.join(missing)}", file=sys.stderr)
     sys.stdout.flush()

@@ -1,7 +1,8 @@
 """How many requests may be at work at the same time, over gRPC and REST together."""
 
+import contextlib
 import threading
-from types import TracebackType
+from collections.abc import Iterator
 
 import grpc
 
@@ -33,38 +34,22 @@ class Admission:
         """Requests that hold a place."""
         return self._at_work
 
-    def place(self) -> "_Place":
-        """A context that holds a place.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Holds a place for a `with` block.
 
         Raises:
             ServingError: On entering: RESOURCE_EXHAUSTED, if none is free.
         """
-        return _Place(self)
-
-
-class _Place:
-    """One request at work."""
-
-    __slots__ = ("_admission",)
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-
-    def __enter__(self) -> None:
-        admission = self._admission
-        with admission._lock:
-            if admission._at_work >= admission.limit:
+        with self._lock:
+            if self._at_work >= self.limit:
                 raise ServingError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"The limit of {admission.limit} requests at work is reached; try again later.",
+                    f"The limit of {self.limit} requests at work is reached; try again later.",
                 )
-            admission._at_work += 1
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._admission._lock:
-            self._admission._at_work -= 1
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work -= 1

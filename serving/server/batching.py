@@ -7,6 +7,7 @@ Better than there: an input that makes a merged batch fail fails its own request
 
 import collections
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -77,8 +78,8 @@ class Batcher:
                 if task.answer is None and task.error is None:
                     self._drop(group, task)
                     task.error = _too_late()
-        if task.error is not None:
-            raise task.error
+        if task.answer is None:
+            raise task.error or _too_late()
         return task.answer
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class Batcher:
 
     def _drop(self, group: tuple, task: "_Task") -> None:
         """Takes a request out of the queue, if it still waits there."""
-        waiting = self._queues.get(group, ())
+        waiting = self._queues.get(group, collections.deque())
         for batch in waiting:
             if task in batch.tasks:
                 batch.tasks.remove(task)
@@ -188,9 +189,9 @@ class Batcher:
         tasks = [task for task in tasks if task.error is None]
         if not tasks:
             return
-        timeout = None
-        if all(task.deadline is not None for task in tasks):
-            timeout = max(task.deadline for task in tasks) - now
+        # The most patient one says how long; who has no deadline waits as long as it takes.
+        latest = max(math.inf if task.deadline is None else task.deadline for task in tasks)
+        timeout = None if latest == math.inf else latest - now
         rows = sum(task.rows for task in tasks)
         size = next((s for s in self._parameters.allowed_batch_sizes if s >= rows), rows)
         merged = {

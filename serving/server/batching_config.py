@@ -133,7 +133,7 @@ def read(path: str | Path) -> BatchingParameters:
             f"{path}: pad_variable_length_inputs: this server merges requests of one shape and "
             "pads none, expected false"
         )
-    given = {
+    values = {
         name: getattr(message, name).value
         for name in (
             "max_batch_size",
@@ -144,6 +144,6 @@ def read(path: str | Path) -> BatchingParameters:
         if message.HasField(name)
     }
     try:
-        return BatchingParameters(**given, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
+        return BatchingParameters(**values, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
     except ServingError as error:
         raise invalid(f"{path}: {error.message}") from None

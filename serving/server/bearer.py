@@ -32,7 +32,7 @@ def matches(header: str | None, token: str) -> bool:
         >>> matches("Bearer abc", "abc"), matches("abc", "abc"), matches(None, "abc")
         (True, False, False)
     """
-    scheme, _, given = (header or "").partition(" ")
+    scheme, _, sent = (header or "").partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(
-        given.strip().encode("utf-8", "replace"), token.encode()
+        sent.strip().encode("utf-8", "replace"), token.encode()
     )

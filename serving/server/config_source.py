@@ -77,15 +77,15 @@ class ServingDir:
 
     def read(self) -> model_server_config_pb2.ModelServerConfig:
         """See `Source`."""
-        found = model_server_config_pb2.ModelServerConfig()
-        own = found.model_config_list.config.add(name=self._name)
+        config = model_server_config_pb2.ModelServerConfig()
+        own = config.model_config_list.config.add(name=self._name)
         if self._config_path.exists():
             for entry in model_config.read(self._config_path).model_config_list.config:
                 if entry.name == self._name:
                     own.CopyFrom(entry)
         own.base_path = str(self._path)
         own.model_platform = "tensorflow"
-        return found
+        return config
 
 
 class Follower:
@@ -123,11 +123,11 @@ class Follower:
     def _follow(self) -> None:
         while not self._ended.wait(self._seconds):
             try:
-                found = self._source.read()
+                config = self._source.read()
                 # What a client has set since then lasts no longer than to here.
-                if found != self._applied or not self._manager.serves(found):
-                    self._manager.reload(found)
-                    self._applied = found
+                if config != self._applied or not self._manager.serves(config):
+                    self._manager.reload(config)
+                    self._applied = config
                 self._complaint = ""
             except (model_config.ConfigError, ServingError, OSError) as error:
                 # Once, not at every look.

@@ -1,7 +1,7 @@
 """One signature of a loaded graph: what a request may feed and fetch.
 
-The checks come in TensorFlow Serving's order and words; shapes are checked, too, because an input
-of the wrong rank can kill a real server.
+What is refused, and the beginning of each message, are TensorFlow Serving's; shapes are checked,
+too, because an input of the wrong rank can kill a real server.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,7 @@ DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 class _Input(NamedTuple):
     """What a signature says of one input."""
 
-    tensor: Any
-    feed_name: str
+    tensor: tf.Tensor
     dtype: int
     shape: tuple[int, ...] | None  # -1 is any size, None any rank
 
@@ -40,34 +39,20 @@ class Endpoint:
     def __init__(self, graph: tf.Graph, signature: meta_graph_pb2.SignatureDef) -> None:
         self.signature = signature
         self.inputs: dict[str, _Input] = {}
-        for alias in sorted(signature.inputs):
-            info = signature.inputs[alias]
+        for alias, info in sorted(signature.inputs.items()):
             shape = info.tensor_shape
-            self.inputs[alias] = _Input(
-                _graph_tensor(graph, info.name),
-                info.name,
-                info.dtype,
-                None if shape.unknown_rank else tuple(dim.size for dim in shape.dim),
-            )
+            sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+            self.inputs[alias] = _Input(_graph_tensor(graph, info.name), info.dtype, sizes)
         self.outputs = {
-            alias: _graph_tensor(graph, signature.outputs[alias].name)
-            for alias in sorted(signature.outputs)
+            alias: _graph_tensor(graph, info.name)
+            for alias, info in sorted(signature.outputs.items())
         }
-        self._all_outputs = tuple(self.outputs)
+        tensors = [*(each.tensor for each in self.inputs.values()), *self.outputs.values()]
+        # The initialisation is listed as a signature, too, but cannot be run as one.
+        self._can_run = all(tensor is not None for tensor in tensors)
         self._defaults = {
             alias: tf.make_ndarray(proto) for alias, proto in signature.defaults.items()
         }
-        # The initialisation is listed as a signature, too, but cannot be run as one.
-        self._no_tensor = next(
-            (
-                info.name
-                for info in (*signature.inputs.values(), *signature.outputs.values())
-                if _graph_tensor(graph, info.name) is None
-            ),
-            None,
-        )
-        # The session counts its arguments in the order of the graph's names.
-        self._by_feed_name = sorted(self.inputs, key=lambda alias: self.inputs[alias].feed_name)
 
     def feeds(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The arrays to feed, in the order of their names; defaults fill what was not sent.
@@ -75,36 +60,15 @@ class Endpoint:
         Raises:
             ServingError: INVALID_ARGUMENT for inputs that are missing or unknown.
         """
-        if len(inputs) > len(self.inputs) or (
-            len(inputs) < len(self.inputs) and not self._defaults
-        ):
-            sent, expected = set(inputs), set(self.inputs)
-            raise invalid(
-                f"input size does not match signature: {len(sent)}!={len(expected)} "
-                f"len({_names(sent)}) != len({_names(expected)}). "
-                f"Sent extra: {_names(sent - expected)}. "
-                f"Missing but required: {_names(expected - sent)}."
-            )
-        arrays = {}
-        for alias, spec in self.inputs.items():
-            if alias in inputs:
-                arrays[alias] = np.asarray(inputs[alias])
-            elif alias in self._defaults:
-                arrays[alias] = self._defaults[alias]
-            else:
-                raise invalid(
-                    f"Signature input alias: {alias}(feed name: {spec.feed_name}) not found in "
-                    "request and no default value provided. Inputs expected to be in the request "
-                    f"{_names(inputs)}, or default input alias set: "
-                    f"{','.join(sorted(self._defaults))}"
-                )
-        if not inputs.keys() <= self.inputs.keys():
-            used = ",".join(sorted(inputs.keys() & self.inputs.keys()))
-            raise invalid(
-                f"Inputs contains invalid name. Used request inputs: {used}, "
-                f"request input: {','.join(sorted(inputs))}"
-            )
-        return arrays
+        arrays = {**self._defaults, **inputs}
+        if arrays.keys() != self.inputs.keys():
+            reason = "Inputs contains invalid name"
+            if self.inputs.keys() - arrays.keys():
+                reason = "Signature input alias"
+            if len(inputs) > len(self.inputs) or len(arrays) < len(self.inputs):
+                reason = "input size does not match signature"
+            raise invalid(f"{reason}: expected {_names(self.inputs)}, got {_names(inputs)}")
+        return {alias: np.asarray(arrays[alias]) for alias in self.inputs}
 
     def chosen(self, output_filter: Sequence[str]) -> Sequence[str]:
         """The outputs to answer with.
@@ -112,54 +76,47 @@ class Endpoint:
         Raises:
             ServingError: INVALID_ARGUMENT for outputs that are unknown or named twice.
         """
-        if not output_filter:
-            return self._all_outputs
-        seen = set()
-        for alias in output_filter:
+        for number, alias in enumerate(output_filter):
             if alias not in self.outputs:
                 raise invalid(
                     f"output tensor alias not found in signature: {alias} "
                     f"Outputs expected to be in the set {_names(self.outputs)}."
                 )
-            if alias in seen:
+            if alias in output_filter[:number]:
                 raise invalid(f"duplicate output tensor alias: {alias}")
-            seen.add(alias)
-        return output_filter
+        return output_filter or list(self.outputs)
 
     def check_fit(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Compares dtypes and shapes with the signature's.
 
+        Args:
+            arrays: As `feeds` returns them.
+
         Raises:
             ServingError: INVALID_ARGUMENT, naming the input.
         """
-        if self._no_tensor is not None:
-            raise invalid(
-                f"Tensor {self._no_tensor}, specified in either feed_devices or fetch_devices was "
-                "not found in the Graph"
-            )
-        for index, alias in enumerate(self._by_feed_name):
-            expected, given = self.inputs[alias].dtype, _dtype(alias, arrays[alias])
-            if given != expected:
-                raise invalid(
-                    f"Expects arg[{index}] to be {_dtype_name(expected)} "
-                    f"but {_dtype_name(given)} is provided"
-                )
-        for alias, spec in self.inputs.items():
-            shape = arrays[alias].shape
-            if spec.shape is not None and not (
-                len(shape) == len(spec.shape)
-                and all(e in (-1, n) for n, e in zip(shape, spec.shape, strict=True))
+        if not self._can_run:
+            raise invalid("A Tensor of the signature was not found in the Graph")
+        for index, (alias, expected) in enumerate(self.inputs.items()):
+            array = arrays[alias]
+            dtype = _dtype(alias, array)
+            if dtype != expected.dtype:
+                wanted, sent = map(tensor_protos.dtype_name, (expected.dtype, dtype))
+                raise invalid(f"Expects arg[{index}] to be {wanted} but {sent} is provided")
+            if expected.shape is not None and not (
+                len(array.shape) == len(expected.shape)
+                and all(e in (-1, n) for n, e in zip(array.shape, expected.shape, strict=True))
             ):
                 raise invalid(
-                    f"Input {alias} has the shape {tensor_protos.shape_text(shape)}, "
-                    f"expected {tensor_protos.shape_text(spec.shape)}"
+                    f"Input {alias} has the shape {tensor_protos.shape_text(array.shape)}, "
+                    f"expected {tensor_protos.shape_text(expected.shape)}"
                 )
 
 
 def _graph_tensor(graph: tf.Graph, name: str) -> Any:
     """The graph's tensor; None where the name is none, as for the initialisation's signature."""
     try:
-        return graph.get_tensor_by_name(name)._as_tf_output()
+        return graph.get_tensor_by_name(name)
     except (KeyError, ValueError):
         return None
 
@@ -173,10 +130,6 @@ def _dtype(alias: str, array: np.ndarray) -> int:
         return tf.dtypes.as_dtype(array.dtype).as_datatype_enum
     except TypeError:
         raise invalid(f"Input {alias} has the dtype {array.dtype}, which is no tensor's") from None
-
-
-def _dtype_name(dtype: int) -> str:
-    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
 
 
 def _names(names: Iterable[str]) -> str:

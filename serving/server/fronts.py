@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ class Server:
         tls = None
         if settings.tls is not None:
             listening.check_certificate(*settings.tls)
-            tls = tuple(path.read_bytes() for path in settings.tls)
+            certificate, key = settings.tls
+            tls = certificate.read_bytes(), key.read_bytes()
         self.admission = Admission(settings.max_concurrent_requests)
         threads = settings.image_threads or max(4, 2 * (os.cpu_count() or 1))
         self.images = DeadlinePool(threads)
@@ -136,7 +137,7 @@ class Server:
         max_connections = connections.limit(settings.max_connections)
         self._grpc: GrpcFront | None = None
         self._http: HttpServer | None = None
-        self._told: dict[str, list[int]] = {}
+        self._logged: dict[str, list[int]] = {}
         self._telling = threading.Lock()
         names = self.manager.model_names()
         if settings.rest_port is not None:
@@ -195,7 +196,7 @@ class Server:
         deadline = time.monotonic() + self._settings.drain_seconds
         self._follower.stop()
         self.manager.on_change = None
-        stops = []
+        stops: list[Callable[[], None]] = []
         if self._grpc is not None:
             stops.append(functools.partial(self._grpc.stop, self._settings.drain_seconds))
         if self._http is not None:
@@ -265,8 +266,8 @@ class Server:
                 self._grpc.publish_health()
             for name in self.manager.model_names():
                 serving = self.available(name)
-                if serving != self._told.get(name, []):
-                    self._told[name] = serving
+                if serving != self._logged.get(name, []):
+                    self._logged[name] = serving
                     _log.info("model %s: serving %s", name, _versions(serving))
 
     def available(self, name: str) -> list[int]:
@@ -275,7 +276,7 @@ class Server:
             states = self.manager.status(model_pb2.ModelSpec(name=name)).model_version_status
         except ServingError:
             return []
-        return sorted(found.version for found in states if found.state == _AVAILABLE)
+        return sorted(each.version for each in states if each.state == _AVAILABLE)
 
 
 @contextlib.contextmanager

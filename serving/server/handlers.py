@@ -1,10 +1,11 @@
 """The requests of TensorFlow Serving's two services, answered without a transport.
 
 Official messages in, official messages out; what fails is a `ServingError` with the code and the
-words of the real server. gRPC, REST and the warm-up share these functions.
+beginning of the words of the real server. gRPC, REST and the warm-up share these functions.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -29,27 +30,22 @@ if TYPE_CHECKING:
     from serving.server.servable import Servable
 
 
-def predict(
-    manager: "Manager", request: predict_pb2.PredictRequest, *, timeout: float | None = None
-) -> predict_pb2.PredictResponse:
-    """PredictionService.Predict.
-
-    Args:
-        manager: Holds the models.
-        request: Any signature's inputs; `output_filter` chooses outputs.
-        timeout: Seconds after which the run is cancelled.
-
-    Raises:
-        ServingError: As the real server fails.
-    """
-    with manager.use(_model_spec(request)) as servable:
-        return predict_with(servable, request, timeout=timeout)
+Answer = Callable[..., Any]
 
 
 def predict_with(
     servable: "Servable", request: predict_pb2.PredictRequest, *, timeout: float | None = None
 ) -> predict_pb2.PredictResponse:
-    """`predict` by one version, whatever version the request names."""
+    """Any signature's inputs to its outputs, of which `output_filter` chooses.
+
+    Args:
+        servable: Answers, whatever version the request names.
+        request: Of PredictionService.Predict.
+        timeout: Seconds after which the run is cancelled.
+
+    Raises:
+        ServingError: As the real server fails.
+    """
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     # The signature comes before the tensors, as in the real server.
     servable.signature(key)
@@ -62,28 +58,13 @@ def predict_with(
     return response
 
 
-def classify(
-    manager: "Manager",
-    request: classification_pb2.ClassificationRequest,
-    *,
-    timeout: float | None = None,
-) -> classification_pb2.ClassificationResponse:
-    """PredictionService.Classify: tf.Examples to labels and scores.
-
-    Raises:
-        ServingError: As the real server fails.
-    """
-    with manager.use(_model_spec(request)) as servable:
-        return classify_with(servable, request, timeout=timeout)
-
-
 def classify_with(
     servable: "Servable",
     request: classification_pb2.ClassificationRequest,
     *,
     timeout: float | None = None,
 ) -> classification_pb2.ClassificationResponse:
-    """`classify` by one version."""
+    """tf.Examples to labels and scores; see `predict_with`."""
     key, signature = _example_signature(servable, request.model_spec)
     if len(signature.outputs) not in (1, 2):
         raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
@@ -97,58 +78,32 @@ def classify_with(
         )
     examples = _serialized_examples(request.input)
     outputs = servable.run(key, {"inputs": examples}, wanted, timeout=timeout)
-    for name, dtype, is_wanted in (
-        ("classes", "DT_STRING", lambda array: array.dtype.kind == "O"),
-        ("scores", "DT_FLOAT", lambda array: array.dtype == np.float32),
-    ):
-        array = outputs.get(name)
-        if array is None:
-            continue
+    for name, array in outputs.items():
+        dtype = np.dtype(object if name == "classes" else np.float32)
         if array.ndim != 2:
             raise invalid(
                 "Expected Tensor shape: [batch_size num_classes] but got "
                 f"{tensor_protos.shape_text(array.shape)}"
             )
-        if not is_wanted(array):
-            raise invalid(
-                f"Expected {name} Tensor of {dtype}. Got: {tensor_protos.dtype_text(array)}"
-            )
+        if array.dtype != dtype:
+            raise invalid(f"Expected {name} Tensor of {dtype}. Got: {array.dtype}")
         if len(array) != len(examples):
             raise invalid(
                 f"Expected {name} output batch size of {len(examples)}. Got: {len(array)}"
             )
-    classes, scores = outputs.get("classes"), outputs.get("scores")
-    if classes is not None and scores is not None and classes.shape != scores.shape:
-        raise invalid(
-            "Tensors class and score should match in dim_size(1). Got "
-            f"{classes.shape[1]} vs. {scores.shape[1]}"
-        )
+    if len({array.shape for array in outputs.values()}) > 1:
+        raise invalid("Tensors class and score should match in dim_size(1).")
     response = classification_pb2.ClassificationResponse()
     _fill_model_spec(response.model_spec, servable, key)
     for row in range(len(examples)):
         added = response.result.classifications.add()
         for column in range(outputs[wanted[0]].shape[1]):
             entry = added.classes.add()
-            if classes is not None:
-                entry.label = _text(classes[row, column])
-            if scores is not None:
-                entry.score = scores[row, column]
+            if "classes" in outputs:
+                entry.label = _text(outputs["classes"][row, column])
+            if "scores" in outputs:
+                entry.score = outputs["scores"][row, column]
     return response
-
-
-def regress(
-    manager: "Manager",
-    request: regression_pb2.RegressionRequest,
-    *,
-    timeout: float | None = None,
-) -> regression_pb2.RegressionResponse:
-    """PredictionService.Regress: tf.Examples to one number each.
-
-    Raises:
-        ServingError: As the real server fails.
-    """
-    with manager.use(_model_spec(request)) as servable:
-        return regress_with(servable, request, timeout=timeout)
 
 
 def regress_with(
@@ -157,7 +112,7 @@ def regress_with(
     *,
     timeout: float | None = None,
 ) -> regression_pb2.RegressionResponse:
-    """`regress` by one version."""
+    """tf.Examples to one number each; see `predict_with`."""
     key, signature = _example_signature(servable, request.model_spec)
     if len(signature.outputs) != 1:
         raise invalid("Expected one output Tensor.")
@@ -177,14 +132,28 @@ def regress_with(
             f"Input batch size did not match output batch size: {len(examples)} vs. {len(values)}"
         )
     if values.dtype != np.float32:
-        raise invalid(
-            f"Expected output Tensor of DT_FLOAT.  Got: {tensor_protos.dtype_text(values)}"
-        )
+        raise invalid(f"Expected output Tensor of float32. Got: {values.dtype}")
     response = regression_pb2.RegressionResponse()
     _fill_model_spec(response.model_spec, servable, key)
     for value in values.ravel():
         response.result.regressions.add(value=value)
     return response
+
+
+def _by_named_version(answer: Answer) -> Answer:
+    """Lets the version that a request names answer it."""
+
+    def answered(manager: "Manager", request: Any, *, timeout: float | None = None) -> Any:
+        with manager.use(_model_spec(request)) as servable:
+            return answer(servable, request, timeout=timeout)
+
+    return answered
+
+
+#: PredictionService's calls: a manager, a request and seconds to the response.
+predict = _by_named_version(predict_with)
+classify = _by_named_version(classify_with)
+regress = _by_named_version(regress_with)
 
 
 def get_model_metadata(
@@ -243,7 +212,7 @@ def reload_config(
     return response
 
 
-def _model_spec(request: object) -> model_pb2.ModelSpec:
+def _model_spec(request: Any) -> model_pb2.ModelSpec:
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     return request.model_spec
@@ -267,19 +236,12 @@ def _example_signature(
     return key, signature
 
 
-def _serialized_examples(given: input_pb2.Input) -> np.ndarray:
-    kind = given.WhichOneof("kind")
-    if kind == "example_list":
-        serialized = [example.SerializeToString() for example in given.example_list.examples]
-    elif kind == "example_list_with_context":
-        # Two serialized messages, one after the other, are the merged message.
-        context = given.example_list_with_context.context.SerializeToString()
-        serialized = [
-            context + example.SerializeToString()
-            for example in given.example_list_with_context.examples
-        ]
-    else:
-        serialized = []
+def _serialized_examples(request_input: input_pb2.Input) -> np.ndarray:
+    kind = request_input.WhichOneof("kind")
+    listed = getattr(request_input, kind) if kind else input_pb2.ExampleList()
+    # Two serialized messages, one after the other, are the merged message.
+    context = listed.context.SerializeToString() if kind == "example_list_with_context" else b""
+    serialized = [context + example.SerializeToString() for example in listed.examples]
     if not serialized:
         raise invalid("Input is empty.")
     return np.array(serialized, object)

@@ -11,18 +11,18 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         OSError: One line naming host and port.
     """
-    found = None
+    listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM)
         # A port is free as soon as its last server has ended.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except OSError as error:
-        if found is not None:
-            found.close()
+        if listener is not None:
+            listener.close()
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
-    return found
+    return listener
 
 
 def check_certificate(certificate: Path, key: Path) -> None:

@@ -11,9 +11,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import grpc
@@ -125,21 +124,33 @@ class Manager:
         for thread in self._drains:
             thread.join()
 
-    def use(self, spec: model_pb2.ModelSpec) -> contextlib.AbstractContextManager["Servable"]:
+    @contextlib.contextmanager
+    def use(self, spec: model_pb2.ModelSpec) -> Iterator["Servable"]:
         """Holds a version in memory for a `with` block.
 
         Args:
             spec: The model's name, and a version's number or label; the highest available version
                 where it names none.
 
-        Returns:
-            A context manager that gives the `Servable`.
+        Yields:
+            The version.
 
         Raises:
             ServingError: On entering: INVALID_ARGUMENT without a name or for an unknown label,
                 NOT_FOUND if the model or version is not available.
         """
-        return _Use(self, spec)
+        with self._lock:
+            version = self._find(spec)
+            servable = version.servable
+            assert servable is not None, "an available version is loaded"
+            version.users += 1
+        try:
+            yield servable
+        finally:
+            with self._lock:
+                version.users -= 1
+                if not version.users:
+                    self._lock.notify_all()
 
     def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
         """The states of a model's versions, newest first; of one version if the spec has a number.
@@ -291,26 +302,26 @@ class Manager:
             OSError: If the base path cannot be listed.
         """
         policy = config.model_version_policy
-        found = versions.on_disk(config.base_path)
+        on_disk = versions.on_disk(config.base_path)
         broken = {
             v.number
             for v in self._of(name)
             if v.error is not None
-            and v.path == found.get(v.number)
+            and v.path == on_disk.get(v.number)
             and v.files == versions.files(v.path)
         }
         while True:
-            wanted = versions.wanted(policy, found.keys(), broken)
+            wanted = versions.wanted(policy, on_disk.keys(), broken)
             serving = {v.number: v for v in self._of(name) if v.state == State.AVAILABLE}
-            missing = [n for n in wanted if n not in serving or serving[n].path != found[n]]
+            missing = [n for n in wanted if n not in serving or serving[n].path != on_disk[n]]
             if not missing:
                 break
             if self._stop_at is not None:
                 return set()
             number = max(missing)
-            if not self._load_version(_Version(name, number, found[number])):
+            if not self._load_version(_Version(name, number, on_disk[number])):
                 broken.add(number)
-        return versions.unwanted(policy, found.keys(), wanted, serving.keys())
+        return versions.unwanted(policy, on_disk.keys(), wanted, serving.keys())
 
     def _load_version(self, version: _Version) -> bool:
         """Loads a version; it takes the traffic of its number, or of the model, in one step."""
@@ -372,18 +383,19 @@ class Manager:
                     break
                 self._lock.wait(left)
             servable, version.servable = version.servable, None
-        servable.close()
+        if servable is not None:
+            servable.close()
         self._move(version, State.END)
 
     def _move(self, version: _Version, state: int) -> None:
         """Gives a version another state; requests that come later see all of it or nothing."""
         with self._lock:
             version.state = state
-            known = self._versions.setdefault(version.name, {})
+            listed = self._versions.setdefault(version.name, {})
             # Another one may be listed by now: the version that replaced it under its number.
             if state in (State.START, State.AVAILABLE):
-                known[version.number] = version
-            serving = [v for v in known.values() if v.state == State.AVAILABLE]
+                listed[version.number] = version
+            serving = [v for v in listed.values() if v.state == State.AVAILABLE]
             if serving:
                 self._highest[version.name] = max(serving, key=lambda v: v.number)
             else:
@@ -457,33 +469,6 @@ class Manager:
                         f"Request to assign label to version {number} of model {name}, which is "
                         "not currently available for inference",
                     )
-
-
-class _Use:
-    """Counts one user of a version."""
-
-    __slots__ = ("_manager", "_spec", "_version")
-
-    def __init__(self, manager: Manager, spec: model_pb2.ModelSpec) -> None:
-        self._manager = manager
-        self._spec = spec
-
-    def __enter__(self) -> "Servable":
-        with self._manager._lock:
-            self._version = self._manager._find(self._spec)
-            self._version.users += 1
-            return self._version.servable
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._manager._lock:
-            self._version.users -= 1
-            if not self._version.users:
-                self._manager._lock.notify_all()
 
 
 def _not_found(message: str) -> ServingError:

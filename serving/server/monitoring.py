@@ -8,10 +8,11 @@ them Predict, Classify and Regress.
 import bisect
 import collections
 import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import grpc
 import prometheus_client
@@ -126,7 +127,7 @@ class Metrics(Collector):
         with self._lock:
             requests, loads = dict(self._requests), dict(self._loads)
             load_microseconds = dict(self._load_microseconds)
-            latencies = {labels: found.copy() for labels, found in self._latencies.items()}
+            latencies = {labels: histogram.copy() for labels, histogram in self._latencies.items()}
         yield _counter(
             _REQUEST_COUNT, "The total number of requests.", ("model_name", "status"), requests
         )
@@ -135,8 +136,8 @@ class Metrics(Collector):
             "Distribution of wall time (in microseconds) for Tensorflow Serving request.",
             labels=("model_name", "API", "entrypoint"),
         )
-        for labels, found in latencies.items():
-            latency.add_metric(labels, found.buckets(), found.total)
+        for labels, histogram in latencies.items():
+            latency.add_metric(labels, histogram.buckets(), histogram.total)
         yield latency
         yield _counter(
             _LOAD_ATTEMPTS,
@@ -158,7 +159,7 @@ class Metrics(Collector):
 
 
 def _counter(
-    name: str, documentation: str, labels: tuple[str, ...], values: dict[tuple[str, ...], int]
+    name: str, documentation: str, labels: tuple[str, ...], values: Mapping[Any, int]
 ) -> core.Metric:
     metric = core.Metric(name, documentation, "counter")
     for own, value in values.items():
@@ -179,13 +180,10 @@ class _Histogram:
         self.total += value
 
     def copy(self) -> "_Histogram":
-        found = _Histogram()
-        found.counts, found.total = list(self.counts), self.total
-        return found
+        copied = _Histogram()
+        copied.counts, copied.total = list(self.counts), self.total
+        return copied
 
     def buckets(self) -> list[tuple[str, float]]:
-        below, found = 0, []
-        for limit, count in zip(_LIMIT_TEXTS, self.counts, strict=True):
-            below += count
-            found.append((limit, below))
-        return found
+        below = itertools.accumulate(map(float, self.counts))
+        return list(zip(_LIMIT_TEXTS, below, strict=True))

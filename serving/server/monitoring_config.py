@@ -67,9 +67,9 @@ def read(path: str | Path) -> str | None:
         raise invalid(
             f"{path}: expected a tensorflow.serving.MonitoringConfig in text form: {error}"
         ) from None
-    found = message.prometheus_config
-    if not found.enable:
+    prometheus = message.prometheus_config
+    if not prometheus.enable:
         return None
-    if found.path and not found.path.startswith("/"):
-        raise invalid(f"{path}: prometheus_config: path: expected a /, got {found.path!r}")
-    return found.path or monitoring.DEFAULT_PATH
+    if prometheus.path and not prometheus.path.startswith("/"):
+        raise invalid(f"{path}: prometheus_config: path: expected a /, got {prometheus.path!r}")
+    return prometheus.path or monitoring.DEFAULT_PATH

@@ -15,9 +15,6 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
-# tf.compat.v1.Session.run spends 0.1 ms on Python of its own; this is the call at its bottom.
-from tensorflow.python.client import pywrap_tf_session
-
 from serving.model import png_streams, warmup
 from serving.server import allocator
 from serving.server.batching import Batcher
@@ -126,12 +123,11 @@ class Servable:
             servable = cls(name, version, path, meta_graph, session, batching, images)
         except _LOADER_ERRORS as error:
             session.close()
-            is_op = isinstance(error, tf.errors.OpError)
-            reason = " ".join(str(error.message if is_op else error).split())
-            raise ServingError(
-                _CODES[error.error_code] if is_op else grpc.StatusCode.DATA_LOSS,
-                f"Cannot load the SavedModel at {path}: {reason}"[:MESSAGE_LIMIT],
-            ) from error
+            code, reason = grpc.StatusCode.DATA_LOSS, str(error)
+            if isinstance(error, tf.errors.OpError):
+                code, reason = _CODES[error.error_code], error.message
+            message = f"Cannot load the SavedModel at {path}: {' '.join(reason.split())}"
+            raise ServingError(code, message[:MESSAGE_LIMIT]) from error
         try:
             warmup.replay(servable)
         except ServingError:
@@ -236,24 +232,24 @@ class Servable:
         if session is None or endpoint is None:
             raise _closed()
         feeds = {endpoint.inputs[name].tensor: array for name, array in arrays.items()}
-        fetches = list(endpoint.outputs.values())
         options = None
         if timeout is not None:
             milliseconds = min(max(1, round(timeout * 1000)), _LONGEST_TIMEOUT_MS)
-            options = pywrap_tf_session.TF_NewBufferFromString(
-                config_pb2.RunOptions(timeout_in_ms=milliseconds).SerializeToString()
-            )
+            options = config_pb2.RunOptions(timeout_in_ms=milliseconds)
         try:
-            results = session._call_tf_sessionrun(options, feeds, fetches, [], None)
+            return session.run(endpoint.outputs, feeds, options)
         except tf.errors.OpError as error:
-            raise translated(error) from error
+            # To what the graph said the session adds where in Python it was built.
+            graph_error = error.__context__
+            raise translated(
+                graph_error if isinstance(graph_error, tf.errors.OpError) else error
+            ) from error
         except UnicodeDecodeError as error:
             # The message quotes the request's bytes, and TensorFlow's binding expects text.
             raise invalid(error.object.decode(errors="replace")) from error
-        finally:
-            if options is not None:
-                pywrap_tf_session.TF_DeleteBuffer(options)
-        return dict(zip(endpoint.outputs, results, strict=True))
+        except RuntimeError as error:
+            # What a session says that was closed in between.
+            raise _closed() from error
 
 
 def translated(error: tf.errors.OpError) -> ServingError:

@@ -7,12 +7,11 @@ as TensorFlow Serving does.
 
 import math
 
-import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-from serving.server.errors import ServingError
+from serving.server.errors import ServingError, invalid
 
 #: Bytes that the values missing from a message may be filled up to; a message brings at most its
 #: own size of values, this is what it may ask for on top.
@@ -124,11 +123,9 @@ def shape_text(shape: tuple[int, ...] | list[int]) -> str:
     return "[" + ",".join("?" if size < 0 else str(size) for size in shape) + "]"
 
 
-def dtype_text(array: np.ndarray) -> str:
-    """A dtype as the protos name it, for example DT_FLOAT."""
-    if array.dtype.kind == "O":
-        return "DT_STRING"
-    return types_pb2.DataType.Name(tf.dtypes.as_dtype(array.dtype).as_datatype_enum)
+def dtype_name(dtype: int) -> str:
+    """A dtype as TensorFlow's messages name it, for example float of DT_FLOAT."""
+    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
 
 
 def _from_content(proto: tensor_pb2.TensorProto, dtype: type, count: int, name: str) -> np.ndarray:
@@ -148,8 +145,11 @@ def _from_content(proto: tensor_pb2.TensorProto, dtype: type, count: int, name: 
 
 def _from_field(proto: tensor_pb2.TensorProto, dtype: type, count: int, name: str) -> np.ndarray:
     field, read_as = _FIELDS[proto.dtype]
-    given = getattr(proto, field)
-    values = _objects(given) if read_as is np.object_ else np.array(given, read_as)
+    if read_as is np.object_:
+        values = np.empty(len(proto.string_val), object)
+        values[:] = proto.string_val
+    else:
+        values = np.array(getattr(proto, field), read_as)
     if proto.dtype in _COMPLEX:
         if len(values) % 2:
             raise _malformed(name, f"its {field} has {len(values)} values, expected pairs")
@@ -174,12 +174,6 @@ def _from_field(proto: tensor_pb2.TensorProto, dtype: type, count: int, name: st
     return filled
 
 
-def _objects(values: object) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
-
-
 def _varint(number: int) -> bytes:
     encoded = bytearray()
     while number > 0x7F:
@@ -190,6 +184,4 @@ def _varint(number: int) -> bytes:
 
 
 def _malformed(name: str, reason: str) -> ServingError:
-    return ServingError(
-        grpc.StatusCode.INVALID_ARGUMENT, f"tensor parsing error: {name} ({reason})"
-    )
+    return invalid(f"tensor parsing error: {name} ({reason})")

@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Set
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from tensorflow_serving.config import file_system_storage_path_source_pb2
-
-Policy = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+#: A `FileSystemStoragePathSourceConfig.ServableVersionPolicy`, whose package has no types.
+Policy: TypeAlias = Any
 
 _NUMBER = re.compile(r"[0-9]+")
 _LARGEST = 2**63 - 1
@@ -30,24 +30,24 @@ def on_disk(base_path: str | Path) -> dict[int, Path]:
         >>> sorted((number, path.name) for number, path in on_disk(base).items())
         [(1, '1'), (2, '0002')]
     """
-    found = {}
+    numbered = {}
     # Sorted, so that of 01 and 1 always the same one is served: the shorter comes last.
     for path in sorted(Path(base_path).iterdir()):
         if _NUMBER.fullmatch(path.name) and int(path.name) <= _LARGEST and path.is_dir():
-            found[int(path.name)] = path
-    return found
+            numbered[int(path.name)] = path
+    return numbered
 
 
-def wanted(policy: Policy, found: Set[int], broken: Set[int]) -> set[int]:
+def wanted(policy: Policy, on_disk: Set[int], broken: Set[int]) -> set[int]:
     """The versions that shall be served.
 
     Args:
         policy: `latest` (the newest `num_versions`, one unless given), `all` or `specific`.
-        found: Versions on disk.
+        on_disk: Versions on disk.
         broken: Versions that failed to load and have not changed since; the next older one takes
             the place of one that is broken.
     """
-    usable = sorted(found - broken, reverse=True)
+    usable = sorted(on_disk - broken, reverse=True)
     choice = policy.WhichOneof("policy_choice") or "latest"
     if choice == "all":
         return set(usable)
@@ -56,7 +56,7 @@ def wanted(policy: Policy, found: Set[int], broken: Set[int]) -> set[int]:
     return set(usable[: max(1, policy.latest.num_versions)])
 
 
-def unwanted(policy: Policy, found: Set[int], wanted: Set[int], serving: Set[int]) -> set[int]:
+def unwanted(policy: Policy, on_disk: Set[int], wanted: Set[int], serving: Set[int]) -> set[int]:
     """The versions to unload, once every version in `wanted` serves.
 
     Where nothing can take over, what serves goes on serving, unless it was deleted on purpose: the
@@ -65,8 +65,8 @@ def unwanted(policy: Policy, found: Set[int], wanted: Set[int], serving: Set[int
     if wanted:
         return set(serving - wanted)
     if policy.WhichOneof("policy_choice") == "specific":
-        return {v for v in serving if v not in found and v in policy.specific.versions}
-    return set() if found else set(serving)
+        return {v for v in serving if v not in on_disk and v in policy.specific.versions}
+    return set() if on_disk else set(serving)
 
 
 def files(path: Path) -> tuple[tuple[str, int, int], ...]:

@@ -115,7 +115,7 @@ class GrpcFront:
             _ModelService(calls, reload_below), self._server
         )
         self._health = health.HealthServicer()
-        self._told: int | None = None
+        self._published: int | None = None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.publish_health()
         if port:
@@ -142,11 +142,11 @@ class GrpcFront:
         """Tells the clients of the health service whether every model answers."""
         status = health_pb2.HealthCheckResponse
         now = status.SERVING if self._manager.available() else status.NOT_SERVING
-        if now != self._told:
+        if now != self._published:
             # Every word goes to all who watch, so only news.
             for service in _SERVICES:
                 self._health.set(service, now)
-            self._told = now
+            self._published = now
 
 
 class _Calls:
@@ -243,14 +243,13 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 grpc.StatusCode.PERMISSION_DENIED,
                 "HandleReloadConfigRequest is off; --allow_reload_config switches it on.",
             )
+        return self._calls.look(self._reload, request, context)
 
-        def reload(
-            manager: Manager, request: model_management_pb2.ReloadConfigRequest
-        ) -> model_management_pb2.ReloadConfigResponse:
-            config_source.check_below(request.config, self._reload_below)
-            return handlers.reload_config(manager, request)
-
-        return self._calls.look(reload, request, context)
+    def _reload(
+        self, manager: Manager, request: model_management_pb2.ReloadConfigRequest
+    ) -> model_management_pb2.ReloadConfigResponse:
+        config_source.check_below(request.config, self._reload_below or ())
+        return handlers.reload_config(manager, request)
 
 
 class _TokenInterceptor(grpc.ServerInterceptor):
@@ -270,9 +269,9 @@ class _TokenInterceptor(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        given = dict(handler_call_details.invocation_metadata).get("authorization")
+        header = dict(handler_call_details.invocation_metadata).get("authorization")
         is_open = handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/")
-        if is_open or bearer.matches(given, self._token):
+        if is_open or bearer.matches(header, self._token):
             return continuation(handler_call_details)
         return self._refusal
 

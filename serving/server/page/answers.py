@@ -50,7 +50,7 @@ def describe(manager: "Manager", spec: model_pb2.ModelSpec) -> dict[str, Any]:
         for each in manager.status(spec).model_version_status
     }
     facts = page_facts.read(path)
-    known = [n for n, label in enumerate(SAMPLES) if label in facts["labels"]]
+    offered = [n for n, label in enumerate(SAMPLES) if label in facts["labels"]]
     return {
         "name": spec.name,
         "version": version,
@@ -60,7 +60,7 @@ def describe(manager: "Manager", spec: model_pb2.ModelSpec) -> dict[str, Any]:
         "detects": detects and facts.get("detection") is not None,
         "samples": [
             {"label": SAMPLES[n], "url": f"page/samples/{n}.png"}
-            for n in known or range(len(STAGE2_CLASSES))
+            for n in offered or range(len(STAGE2_CLASSES))
         ],
         **facts,
     }
@@ -97,10 +97,12 @@ def ask(
                 f"Model {spec.name} does not turn image_bytes into probabilities and label.",
             )
         start = time.perf_counter()
-        found = servable.run(endpoint, {"image_bytes": np.array([image], object)}, timeout=timeout)
+        outputs = servable.run(
+            endpoint, {"image_bytes": np.array([image], object)}, timeout=timeout
+        )
         seconds = time.perf_counter() - start
         version, facts = servable.version, page_facts.read(servable.path)
-    answer = {name: values[0] for name, values in found.items()}
+    answer = {name: values[0] for name, values in outputs.items()}
     return {
         **(named := _named(answer, facts["labels"], facts.get("temperature"))),
         "undecided": _undecided(named, facts.get("margin", 0.0)),
@@ -138,27 +140,27 @@ def detect(
                 f"Model {spec.name} does not find cells in whole fields.",
             )
         start = time.perf_counter()
-        found = servable.run(_DETECT, {"image_bytes": np.array([image], object)}, timeout=timeout)
+        outputs = servable.run(_DETECT, {"image_bytes": np.array([image], object)}, timeout=timeout)
         seconds = time.perf_counter() - start
         version, labels = servable.version, page_facts.read(servable.path)["labels"]
     cells = []
-    for number in range(int(found["count"][0])):
-        top, left, bottom, right = (float(edge) for edge in found["boxes"][0, number])
-        probabilities = [float(value) for value in found["probabilities"][0, number]]
+    for number in range(int(outputs["count"][0])):
+        top, left, bottom, right = (float(edge) for edge in outputs["boxes"][0, number])
+        probabilities = [float(value) for value in outputs["probabilities"][0, number]]
         cells.append(
             {
                 "box": [left, top, right - left, bottom - top],
-                "label": found["classes"][0, number].decode("utf-8", "replace"),
-                "score": float(found["scores"][0, number]),
+                "label": outputs["classes"][0, number].decode("utf-8", "replace"),
+                "score": float(outputs["scores"][0, number]),
                 "probabilities": list(zip(labels, probabilities, strict=True)),
-                "hsil_plus": float(found["hsil_plus"][0, number]),
-                "abstain": bool(found["abstain"][0, number]),
+                "hsil_plus": float(outputs["hsil_plus"][0, number]),
+                "abstain": bool(outputs["abstain"][0, number]),
             }
         )
     named = [cell["label"] for cell in cells]
     return {
         "cells": cells,
-        "found": int(found["found"][0]),
+        "found": int(outputs["found"][0]),
         "counts": {label: named.count(label) for label in labels},
         "version": version,
         "milliseconds": round(1000 * seconds, 1),

@@ -124,8 +124,8 @@ def _margin(metrics: Mapping[str, Any], calibrated: bool) -> float:
     Either may be off by the expected calibration error (ECE) that the model had on its own test
     images, so that twice the ECE may turn their order round.
     """
-    known = (metrics.get("triage") or {}).get("calibration") or {}
-    scores = known.get("after" if calibrated else "before") or {}
+    triage_scores = (metrics.get("triage") or {}).get("calibration") or {}
+    scores = triage_scores.get("after" if calibrated else "before") or {}
     error = (scores.get("ece") or {}).get("value")
     return 0.0 if error is None else 2 * float(error)
 
@@ -143,18 +143,18 @@ def _margin_note(margin: float) -> str:
     )
 
 
-def _detection(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _detection(rules: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """How fields are read; None where they are not, as of versions from before there was this."""
-    if found is None:
+    if rules is None:
         return None
-    roi, stride = int(found["roi"]), int(found["stride"])
+    roi, stride = int(rules["roi"]), int(rules["stride"])
     return {
         "roi": roi,
         "words": (
-            f"{found['stage1']['name']} looks at regions of {roi} × {roi} px every {stride} px and "
-            f"keeps those with a probability of a cell of {float(found['threshold']):g} or more; "
-            f"of kept ones nearer than {float(found['suppression_radius']):g} px only the most "
-            f"probable stays. At most {int(found['max_detections'])} cells are answered. "
+            f"{rules['stage1']['name']} looks at regions of {roi} × {roi} px every {stride} px and "
+            f"keeps those with a probability of a cell of {float(rules['threshold']):g} or more; "
+            f"of kept ones nearer than {float(rules['suppression_radius']):g} px only the most "
+            f"probable stays. At most {int(rules['max_detections'])} cells are answered. "
             "The field is read and shown as its file stores it; its EXIF orientation is ignored."
         ),
     }

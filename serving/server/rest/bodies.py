@@ -32,7 +32,7 @@ class Bodies:
         together: How many of the greatest length may be on their way.
 
     Attributes:
-        limit: As given.
+        limit: Bytes that a body may have.
     """
 
     def __init__(self, limit: int, *, seconds: float = _SECONDS, together: int = _TOGETHER) -> None:

@@ -1,7 +1,4 @@
-"""The bodies of REST's classify and regress: JSON to tf.Examples, and results to JSON.
-
-Rules and words are TensorFlow Serving's.
-"""
+"""The bodies of REST's classify and regress: JSON to tf.Examples, and results to JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +10,7 @@ from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb
 
 from serving.server.errors import invalid
 from serving.server.rest import json_text, predict_json
-from serving.server.rest.json_text import quoted, type_name
+from serving.server.rest.json_text import shown
 
 #: Kinds of a feature's values, as messages name them.
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
@@ -26,32 +23,23 @@ def parse_examples(document: Mapping[str, Any]) -> input_pb2.Input:
         document: What `json_text.parse` read.
 
     Raises:
-        ServingError: INVALID_ARGUMENT in the real server's words.
+        ServingError: INVALID_ARGUMENT.
 
     Example:
-        >>> found = parse_examples({"examples": [{"age": 42, "image": {"b64": "aGk="}}]})
-        >>> found.example_list.examples[0].features.feature["image"].bytes_list.value[0]
+        >>> request_input = parse_examples({"examples": [{"age": 42, "image": {"b64": "aGk="}}]})
+        >>> request_input.example_list.examples[0].features.feature["image"].bytes_list.value[0]
         b'hi'
     """
-    found = input_pb2.Input()
-    listed = found.example_list
+    request_input = input_pb2.Input()
+    listed = request_input.example_list
     if "context" in document:
-        listed = found.example_list_with_context
+        listed = request_input.example_list_with_context
         listed.context.CopyFrom(_example(document["context"]))
-    if "examples" not in document:
-        raise invalid(
-            f"JSON Value: {quoted(document)} When method is classify, key 'examples' is expected "
-            "and was not found"
-        )
-    examples = document["examples"]
-    if not isinstance(examples, list):
-        raise invalid(
-            f"JSON Value: {quoted(document)} Expecting 'examples' value to be an list/array"
-        )
-    if not examples:
-        raise invalid(f"JSON Value: {quoted(document)} 'examples' value is an empty array")
+    examples = document.get("examples")
+    if not isinstance(examples, list) or not examples:
+        raise invalid("JSON Value: 'examples': expected a list of one object or more")
     listed.examples.extend(map(_example, examples))
-    return found
+    return request_input
 
 
 def format_classify(response: classification_pb2.ClassificationResponse) -> bytes:
@@ -81,7 +69,7 @@ def _numbers(values: list[float]) -> list[float]:
 
 def _example(value: Any) -> example_pb2.Example:
     if not isinstance(value, dict):
-        raise invalid(f"Example must be JSON object but got JSON {type_name(value)}")
+        raise invalid(f"Example must be JSON object but got {shown(value)}")
     example = example_pb2.Example()
     for name, content in value.items():
         feature = example.features.feature[name]
@@ -102,7 +90,7 @@ def _add(feature: feature_pb2.Feature, name: str, value: Any) -> None:
     elif predict_json.is_base64(value):
         kind = "bytes_list"
     else:
-        raise invalid(f"Feature: {name} has element with unexpected JSON type: {type_name(value)}")
+        raise invalid(f"Feature: {name} has an element that is no feature: {shown(value)}")
     before = feature.WhichOneof("kind")
     if before not in (None, kind):
         raise invalid(

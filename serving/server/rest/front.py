@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from google.protobuf import json_format, message
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -54,9 +55,6 @@ _NOT_FOUND = (
 )
 
 _log = logging.getLogger(__name__)
-
-_Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-_Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class _Answer(NamedTuple):
@@ -116,11 +114,11 @@ def app(
 class _NamesGuard:
     """Lets in what no page of another site can have sent."""
 
-    def __init__(self, app: Any, names: Names) -> None:
+    def __init__(self, app: ASGIApp, names: Names) -> None:
         self._app = app
         self._names = names
 
-    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._names.check(scope["method"], _header(scope, b"host"), _header(scope, b"origin"))
         except ServingError as error:
@@ -132,14 +130,14 @@ class _NamesGuard:
 class _Guard:
     """Lets in who has the token."""
 
-    def __init__(self, app: Any, token: str, open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, token: str, open_paths: frozenset[str]) -> None:
         self._app = app
         self._token = token
         self._open_paths = open_paths
 
-    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
-        given = _header(scope, b"authorization")
-        if scope["path"] in self._open_paths or bearer.matches(given, self._token):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        header = _header(scope, b"authorization")
+        if scope["path"] in self._open_paths or bearer.matches(header, self._token):
             await self._app(scope, receive, send)
             return
         failure = ServingError(
@@ -173,7 +171,7 @@ class _Api:
             admission.limit + _OTHER_THREADS, thread_name_prefix="rest"
         )
 
-    async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             answer = await self._answer(scope, receive)
         except Exception as error:
@@ -181,25 +179,23 @@ class _Api:
         if answer is not None:
             await _send_answer(send, answer)
 
-    async def _answer(self, scope: Mapping[str, Any], receive: _Receive) -> _Answer | None:
+    async def _answer(self, scope: Scope, receive: Receive) -> _Answer | None:
         method, target = scope["method"], scope["raw_path"].decode("ascii", "replace")
         if target == self._prometheus_path and method in ("GET", "HEAD"):
             return _Answer(200, self._metrics.page(), monitoring.CONTENT_TYPE)
         if not _ROUTE.fullmatch(target):
             return _Answer(404, _NOT_FOUND, "text/html")
         query = scope["query_string"].decode("ascii", "replace")
-        if method == "POST" and not query and (found := _RUN.fullmatch(target)):
-            return await self._run(found, scope, receive)
-        if method == "GET" and not query and (found := _LOOK.fullmatch(target)):
-            look = _metadata if found[4] else _status
-            return _Answer(200, await self._in_thread(look, self._manager, _model_spec(found)))
+        if method == "POST" and not query and (match := _RUN.fullmatch(target)):
+            return await self._run(match, scope, receive)
+        if method == "GET" and not query and (match := _LOOK.fullmatch(target)):
+            look = _metadata if match[4] else _status
+            return _Answer(200, await self._in_thread(look, self._manager, _model_spec(match)))
         target += f"?{query}" if query else ""
         raise invalid(f"Malformed request: {method} {target}")
 
-    async def _run(
-        self, found: re.Match[str], scope: Mapping[str, Any], receive: _Receive
-    ) -> _Answer | None:
-        spec, api = _model_spec(found), found[4]
+    async def _run(self, match: re.Match[str], scope: Scope, receive: Receive) -> _Answer | None:
+        spec, api = _model_spec(match), match[4]
         try:
             body = await self._bodies.read(scope, receive)
         except TooLongError as error:
@@ -301,17 +297,17 @@ def _metadata(manager: Manager, spec: model_pb2.ModelSpec) -> bytes:
     )
 
 
-def _as_json(found: message.Message) -> dict[str, Any]:
+def _as_json(proto: message.Message) -> dict[str, Any]:
     return json_format.MessageToDict(
-        found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        proto, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
 
 
 # -- HTTP ----------------------------------------------------------------------------------------
 
 
-def _model_spec(found: re.Match[str]) -> model_pb2.ModelSpec:
-    name, version, label = found[1], found[2], found[3]
+def _model_spec(match: re.Match[str]) -> model_pb2.ModelSpec:
+    name, version, label = match[1], match[2], match[3]
     if name is None:
         raise invalid("Missing model name in request.")
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(name))
@@ -325,7 +321,7 @@ def _model_spec(found: re.Match[str]) -> model_pb2.ModelSpec:
     return spec
 
 
-def _header(scope: Mapping[str, Any], name: bytes) -> str | None:
+def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
@@ -340,7 +336,7 @@ def _error(error: Exception) -> _Answer:
     return _Answer(status, json_text.dump({"error": text[:MESSAGE_LIMIT]}), headers=headers)
 
 
-async def _send_answer(send: _Send, answer: _Answer) -> None:
+async def _send_answer(send: Send, answer: _Answer) -> None:
     headers = (
         ("content-type", answer.content_type),
         ("content-length", str(len(answer.body))),

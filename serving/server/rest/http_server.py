@@ -5,7 +5,7 @@ import functools
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http import httptools_impl
@@ -65,7 +65,8 @@ class HttpServer:
         self.closed_for_others = 0
         config = uvicorn.Config(
             app,
-            http=functools.partial(_LimitedProtocol, self),
+            # Called as a class would be.
+            http=cast(type[asyncio.Protocol], functools.partial(_LimitedProtocol, self)),
             backlog=connections.BACKLOG,
             ws="none",
             lifespan="off",
@@ -140,7 +141,9 @@ class _LimitedProtocol(httptools_impl.HttpToolsProtocol):
         #: Bytes since the last part of a body, since the request began, and those of its body.
         self._unread = self._received = self._body_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(  # type: ignore[override]  # uvicorn narrows it, too
+        self, transport: asyncio.Transport
+    ) -> None:
         super().connection_made(transport)
         self._expect_request()
         self._server.opened(self)

@@ -24,7 +24,7 @@ class Names:
     """The names that a server answers to.
 
     Args:
-        given: Names such as "models.example.org", without a port, whose pages are the server's own
+        hosts: Names such as "models.example.org", without a port, whose pages are the server's own
             at any port, as a proxy before it may have another.
         address: What it listens on; a name, or an address in digits. localhost is one always.
 
@@ -38,9 +38,9 @@ class Names:
         serving.server.errors.ServingError: Requests from pages of http://elsewhere are refused
     """
 
-    def __init__(self, given: Collection[str] = (), address: str = "localhost") -> None:
-        self._given = frozenset(name.lower().rstrip(".") for name in given)
-        self._own = self._given | {"localhost", address.lower()}
+    def __init__(self, hosts: Collection[str] = (), address: str = "localhost") -> None:
+        self._hosts = frozenset(name.lower().rstrip(".") for name in hosts)
+        self._own = self._hosts | {"localhost", address.lower()}
 
     def check(self, method: str, host: str | None, origin: str | None) -> None:
         """Refuses what a page of another site could have sent.
@@ -60,7 +60,7 @@ class Names:
         authority = urllib.parse.urlsplit(origin).netloc if "://" in origin else ""
         # The same port as well: another one is somebody else's.
         if not authority or (
-            authority.lower() != (host or "").lower() and _name(origin) not in self._given
+            authority.lower() != (host or "").lower() and _name(origin) not in self._hosts
         ):
             raise _denied(f"Requests from pages of {origin[:100]} are refused")
 

@@ -1,14 +1,13 @@
 """The bodies of REST's predict: JSON to arrays by a signature's inputs, and arrays to JSON.
 
-Rules and words are TensorFlow Serving's. Regular lists of numbers, which images are, are converted
-in one go; the walk over every value gives the same arrays, and says what is wrong with a value.
+What is refused, and the beginning of each message, are TensorFlow Serving's.
 """
 
 import base64
 import binascii
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import grpc
@@ -17,9 +16,11 @@ import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
+from serving.server.endpoint import DEFAULT_SIGNATURE
 from serving.server.errors import ServingError, invalid
 from serving.server.rest import json_text
-from serving.server.rest.json_text import quoted, type_name
+from serving.server.rest.json_text import shown
+from serving.server.tensor_protos import dtype_name, shape_text
 
 Signatures = Mapping[str, meta_graph_pb2.SignatureDef]
 Inputs = Mapping[str, meta_graph_pb2.TensorInfo]
@@ -48,10 +49,16 @@ _FLOATS = {
     types_pb2.DT_DOUBLE: (2**53 - 1, float(np.finfo(np.float64).max)),
 }
 
+#: JSON's types, as Python has them, that are read as a dtype.
+_TYPES: dict[int, set[type]] = {
+    types_pb2.DT_STRING: {str, dict},
+    types_pb2.DT_BOOL: {bool},
+    **{dtype: {int} for dtype in _INTEGERS},
+    **{dtype: {int, float} for dtype in _FLOATS},
+}
+
 #: Dtypes of outputs that are written; strings besides.
-_WRITTEN = frozenset(
-    map(np.dtype, ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u4", "u8", np.bool_))
-)
+_WRITTEN = ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u4", "u8", "?")
 
 
 class PredictCall(NamedTuple):
@@ -76,32 +83,26 @@ def parse_predict(document: Mapping[str, Any], signatures: Signatures) -> Predic
         signatures: The model's, by name.
 
     Raises:
-        ServingError: INVALID_ARGUMENT in the real server's words.
+        ServingError: INVALID_ARGUMENT; UNIMPLEMENTED for an input's dtype that JSON does not reach.
     """
     name = signature_name(document)
-    key = name or tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
+    key = name or DEFAULT_SIGNATURE
     if key not in signatures:
         raise invalid(f'Serving signature name: "{key}" not found in signature def')
     infos = signatures[key].inputs
     if not infos:
-        raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
-    if "instances" in document:
-        if "inputs" in document:
-            raise invalid(
-                f"JSON Value: {quoted(document)} Not formatted correctly expecting only one of "
-                "'inputs' or 'instances' keys to exist "
-            )
-        instances = document["instances"]
-        if not isinstance(instances, list):
-            raise invalid(
-                f"JSON Value: {quoted(document)} Expecting 'instances' to be an list/array"
-            )
-        if not instances:
-            raise invalid(f"JSON Value: {quoted(document)} No values in 'instances' array")
-        return PredictCall(name, _from_rows(instances, infos), True)
-    if "inputs" in document:
+        raise invalid(f"Failed to get input map for signature: {key}")
+    forms = [form for form in ("instances", "inputs") if form in document]
+    if not forms:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    if len(forms) > 1:
+        raise invalid("JSON Value: expected only one of the keys 'inputs' and 'instances'")
+    if forms == ["inputs"]:
         return PredictCall(name, _from_columns(document["inputs"], infos), False)
-    raise invalid("Missing 'inputs' or 'instances' key")
+    instances = document["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise invalid("JSON Value: 'instances': expected a list of one value or more")
+    return PredictCall(name, _from_rows(instances, infos), True)
 
 
 def signature_name(document: Mapping[str, Any]) -> str:
@@ -112,10 +113,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
     """
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
-            f"JSON Value: {quoted(document)} not formatted correctly. "
-            "'signature_name' key must be a string value."
-        )
+        raise invalid(f"JSON Value: {shown(name)}: 'signature_name' key must be a string value.")
     return name
 
 
@@ -159,11 +157,7 @@ def decode_base64(value: Mapping[str, str]) -> bytes:
     Raises:
         ServingError: INVALID_ARGUMENT.
     """
-    text = value[_BASE64]
-    try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:
-        text = "".join(text.split())
+    text = "".join(value[_BASE64].split())
     try:
         return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
@@ -178,9 +172,9 @@ def check_float(value: float, dtype: int) -> None:
     """
     largest_integer, largest = _FLOATS[dtype]
     limit = largest_integer if isinstance(value, int) else largest
-    if np.isfinite(value) and abs(value) > limit:
+    if math.isfinite(value) and abs(value) > limit:
         raise invalid(
-            f"Cannot convert JSON value: {quoted(value)} to {_dtype_name(dtype)} without loss of "
+            f"Cannot convert JSON value: {shown(value)} to {dtype_name(dtype)} without loss of "
             "precision."
         )
 
@@ -189,24 +183,35 @@ def check_float(value: float, dtype: int) -> None:
 
 
 def _from_rows(instances: list, infos: Inputs) -> dict[str, np.ndarray]:
-    if not isinstance(instances[0], dict) and len(infos) > 1:
+    are_named = _is_row(instances[0])
+    if not are_named and len(infos) > 1:
         raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple input tensors "
-            "required as per tensorinfo_map"
+            f"instances is a plain list, but expecting list of objects with {_names(infos)}"
         )
-    names = sorted(infos)
-    if _is_row(instances[0]):
-        if all(_is_row(row) and row.keys() == infos.keys() for row in instances):
-            columns = {name: [row[name] for row in instances] for name in names}
-        else:
-            columns = None
-    else:
-        columns = None if any(map(_is_row, instances)) else {names[0]: instances}
-    if columns is not None:
-        arrays = {name: _at_once(column, infos[name].dtype) for name, column in columns.items()}
-        if all(array is not None for array in arrays.values()):
-            return arrays
-    return _row_by_row(instances, infos)
+    for number, instance in enumerate(instances):
+        if are_named != _is_row(instance):
+            expected, got = ("object", "list") if are_named else ("value/list", "object")
+            raise invalid(f"Expecting {expected} but got {got} at item {number} of input list")
+        if are_named and instance.keys() != infos.keys():
+            raise _bad_row(number, f"expected an object with {_names(infos)}")
+    if not are_named:
+        return {name: _rows(instances, info.dtype) for name, info in infos.items()}
+    return {
+        name: _rows([row[name] for row in instances], infos[name].dtype) for name in sorted(infos)
+    }
+
+
+def _from_columns(value: Any, infos: Inputs) -> dict[str, np.ndarray]:
+    if not _is_row(value):
+        if len(infos) > 1:
+            raise invalid(
+                f"inputs is a plain value/list, but expecting an object with {_names(infos)}"
+            )
+        value = {min(infos): value}
+    for name in sorted(infos):
+        if name not in value:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+    return {name: _tensor(value[name], infos[name].dtype) for name in sorted(infos)}
 
 
 def _is_row(value: Any) -> bool:
@@ -214,191 +219,84 @@ def _is_row(value: Any) -> bool:
     return isinstance(value, dict) and not is_base64(value)
 
 
-def _row_by_row(instances: list, infos: Inputs) -> dict[str, np.ndarray]:
-    are_rows = _is_row(instances[0])
-    first_name = min(infos)
-    collected: dict[str, _Tensor] = {}
-    for number, instance in enumerate(instances):
-        if are_rows != _is_row(instance):
-            expected, got = ("object", "list") if are_rows else ("value/list", "object")
-            raise invalid(f"Expecting {expected} but got {got} at item {number} of input list")
-        for name, value in instance.items() if are_rows else [(first_name, instance)]:
+def _names(infos: Inputs) -> str:
+    return f"the keys {', '.join(sorted(infos))}"
+
+
+def _rows(values: list, dtype: int) -> np.ndarray:
+    """One input of all instances; a message says which instance is at fault."""
+    try:
+        return _tensor(values, dtype)
+    except ServingError:
+        shape = None
+        for number, value in enumerate(values):
             try:
-                _add(collected, name, value, infos)
+                row = _tensor(value, dtype)
             except ServingError as error:
-                key = f" key: {name}" if are_rows else ""
-                raise invalid(
-                    f"Failed to process element: {number}{key} of 'instances' list. "
-                    f"Error: {error.code.name}: {error.message}"
-                ) from None
-        if are_rows and instance.keys() != infos.keys():
-            raise invalid(
-                f"Failed to process element: {number} of 'instances' list. JSON object: "
-                f"{quoted(instance)} must only have keys: {','.join(sorted(infos))}"
-            )
-    return {
-        name: _array(tensor.values, (len(instances), *tensor.shape), infos[name].dtype)
-        for name, tensor in collected.items()
-    }
+                raise _bad_row(number, f"Error: {error.code.name}: {error.message}") from None
+            if shape not in (None, row.shape):
+                expected, got = shape_text(shape), shape_text(row.shape)
+                raise _bad_row(number, f"expected the shape {expected}, got {got}") from None
+            shape = row.shape
+        raise
 
 
-def _add(collected: dict[str, "_Tensor"], name: str, value: Any, infos: Inputs) -> None:
-    if name not in infos:
-        raise invalid(f"JSON object: does not have named input: {name}")
-    added = _walk(value, infos[name].dtype)
-    known = collected.setdefault(name, _Tensor([], added.shape))
-    sizes = [math.prod(shape) for shape in (known.shape, added.shape)]
-    if sizes[0] != sizes[1]:
-        raise invalid(f"Expecting tensor size: {sizes[0]} but got: {sizes[1]}")
-    if known.shape != added.shape:
-        raise invalid(
-            f"Expecting shape {_shape_text(known.shape)} but got: {_shape_text(added.shape)}"
-        )
-    known.values.extend(added.values)
+def _bad_row(number: int, reason: str) -> ServingError:
+    return invalid(f"Failed to process element: {number} of 'instances' list. {reason}")
 
 
-def _from_columns(value: Any, infos: Inputs) -> dict[str, np.ndarray]:
-    if _is_row(value):
-        columns = {}
-        for name in sorted(infos):
-            if name not in value:
-                raise invalid(f"Missing named input: {name} in 'inputs' object.")
-            columns[name] = value[name]
-    elif len(infos) > 1:
-        raise invalid(
-            "inputs is a plain value/list, but expecting an object as multiple input tensors "
-            "required as per tensorinfo_map"
-        )
-    else:
-        columns = {min(infos): value}
-    found = {}
-    for name, column in columns.items():
-        dtype = infos[name].dtype
-        array = _at_once(column, dtype) if isinstance(column, list) else None
-        found[name] = _array(*_walk(column, dtype), dtype) if array is None else array
-    return found
-
-
-class _Tensor(NamedTuple):
-    """The values in the order of the shape."""
-
-    values: list
-    shape: tuple[int, ...]
-
-
-def _at_once(column: list, dtype: int) -> np.ndarray | None:
-    """The array of a regular list of numbers that all fit the dtype; None for any other list."""
-    shape, values = [len(column)], column
-    while values and isinstance(values[0], list) and len(shape) <= _MAX_RANK:
-        if set(map(type, values)) != {list} or len(sizes := set(map(len, values))) > 1:
-            return None
-        shape.append(sizes.pop())
+def _tensor(value: Any, dtype: int) -> np.ndarray:
+    """The array of a value, or of lists within lists that are regular."""
+    shape: list[int] = []
+    values = [value]
+    while values and isinstance(values[0], list):
+        if len(shape) > _MAX_RANK:
+            raise invalid(f"Encountered lists that are nested more than {_MAX_RANK} deep")
+        sizes = {len(each) if isinstance(each, list) else None for each in values}
+        size = sizes.pop()
+        if size is None or sizes:
+            raise invalid(f"Encountered list at unexpected size at level: {len(shape)}")
+        shape.append(size)
         values = list(itertools.chain.from_iterable(values))
-    types = set(map(type, values))
-    if dtype == types_pb2.DT_BOOL:
-        fit = types <= {bool}
-    elif dtype in _INTEGERS:
-        low, high = _INTEGERS[dtype]
-        fit = types <= {int} and low <= min(values, default=0) and max(values, default=0) <= high
-    elif dtype in _FLOATS and types <= {int, float}:
-        largest_integer, largest = _FLOATS[dtype]
-        numbers, values = values, np.array(values, np.float64)
-        magnitudes = np.abs(values)
-        fit = magnitudes.max(initial=0) <= largest_integer
-        if not fit:
-            integers = [abs(value) for value in numbers if type(value) is int]
-            fit = max(integers, default=0) <= largest_integer and not np.any(
-                magnitudes[np.isfinite(magnitudes)] > largest
-            )
-    else:
-        fit = False
-    return _array(values, shape, dtype) if fit else None
-
-
-def _walk(value: Any, dtype: int) -> _Tensor:
-    """The tensor that a value is, looked at one by one."""
-    shape, inner = [], value
-    while isinstance(inner, list):
-        shape.append(len(inner))
-        inner = inner[0] if inner else None
-    rank = len(shape)
-    if rank > _MAX_RANK:
-        raise invalid(
-            f"Encountered lists that are nested {rank} deep, expected {_MAX_RANK} or less"
-        )
-    values = []
-
-    def fill(item: Any, level: int) -> None:
-        if not isinstance(item, list):
-            if level != rank:
-                raise invalid(
-                    f"JSON Value: {quoted(item)} found at incorrect level: {level + 1} in the "
-                    f"JSON DOM. Expected at level: {rank}"
-                )
-            values.append(_read(item, dtype))
-            return
-        if level >= rank:
-            raise invalid(f"Encountered list at unexpected level: {level} expected < {rank}")
-        if len(item) != shape[level]:
-            raise invalid(
-                f"Encountered list at unexpected size: {len(item)} at level: {level} "
-                f"expected size: {shape[level]}"
-            )
-        for each in item:
-            fill(each, level + 1)
-
-    fill(value, 0)
-    return _Tensor(values, tuple(shape))
-
-
-def _read(value: Any, dtype: int) -> Any:
-    """One value as its array holds it."""
-    if dtype == types_pb2.DT_STRING and isinstance(value, dict):
-        if not is_base64(value):
-            raise invalid(f"JSON Value: {quoted(value)} not formatted correctly for base64 data")
-        return decode_base64(value)
-    if dtype == types_pb2.DT_STRING:
-        fits = isinstance(value, str)
-    elif dtype == types_pb2.DT_BOOL:
-        fits = isinstance(value, bool)
-    elif dtype in _FLOATS:
-        fits = type(value) in (int, float)
-    elif dtype in _INTEGERS:
-        low, high = _INTEGERS[dtype]
-        fits = type(value) is int and low <= value <= high
-    else:
+    if dtype not in _TYPES:
         raise ServingError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            f"Conversion of JSON Value: {quoted(value)} to type: {_dtype_name(dtype)}",
+            grpc.StatusCode.UNIMPLEMENTED, f"Conversion of JSON Value to type: {dtype_name(dtype)}"
         )
-    if not fits:
-        raise invalid(
-            f"JSON Value: {quoted(value)} Type: {type_name(value)} is not of expected type: "
-            f"{_dtype_name(dtype)}"
-        )
-    if dtype in _FLOATS:
-        check_float(value, dtype)
-    return value.encode() if isinstance(value, str) else value
+    if not set(map(type, values)) <= _TYPES[dtype]:
+        raise _misfit(next(each for each in values if type(each) not in _TYPES[dtype]), dtype)
+    return _array(values, dtype).reshape(shape)
 
 
-def _array(values: Sequence, shape: Sequence[int], dtype: int) -> np.ndarray:
+def _array(values: list, dtype: int) -> np.ndarray:
+    """The one-dimensional array of values of the right types."""
     if dtype == types_pb2.DT_STRING:
         array = np.empty(len(values), object)
-        array[:] = values
-        return array.reshape(shape)
+        array[:] = [_bytes(value) for value in values]
+        return array
     if dtype in _FLOATS:
-        wide = np.float64
+        array = np.array(values, np.float64)
+        if not np.abs(array).max(initial=0) <= _FLOATS[dtype][0]:
+            for value in values:
+                check_float(value, dtype)
     else:
-        wide = np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64
-    return np.array(values, wide).astype(tf.dtypes.as_dtype(dtype).as_numpy_dtype).reshape(shape)
+        low, high = _INTEGERS.get(dtype, (False, True))
+        for value in (min(values, default=low), max(values, default=low)):
+            if not low <= value <= high:
+                raise _misfit(value, dtype)
+        array = np.array(values, np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64)
+    return array.astype(tf.dtypes.as_dtype(dtype).as_numpy_dtype)
 
 
-def _dtype_name(dtype: int) -> str:
-    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
+def _bytes(value: str | dict) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if not is_base64(value):
+        raise invalid("JSON Value: an object is not formatted correctly for base64 data")
+    return decode_base64(value)
 
 
-def _shape_text(shape: Sequence[int]) -> str:
-    return "[" + ",".join(map(str, shape)) + "]"
+def _misfit(value: Any, dtype: int) -> ServingError:
+    return invalid(f"JSON Value: {shown(value)} is not of expected type: {dtype_name(dtype)}")
 
 
 # -- Answers -------------------------------------------------------------------------------------
@@ -409,7 +307,7 @@ def _check_rows(outputs: Mapping[str, np.ndarray]) -> None:
     for name, array in outputs.items():
         if array.ndim == 0:
             raise invalid(f"Tensor name: {name} has no shape information ")
-        if rows is not None and len(array) != rows:
+        if rows not in (None, len(array)):
             raise invalid(
                 f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {rows}"
             )
@@ -424,7 +322,7 @@ def _listed(name: str, array: np.ndarray) -> Any:
         return texts.tolist()
     if array.dtype not in _WRITTEN:
         dtype = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
-        raise invalid(f"Failed to write JSON value for tensor type: {_dtype_name(dtype)}")
+        raise invalid(f"Failed to write JSON value for tensor type: {dtype_name(dtype)}")
     return (json_text.shortest(array) if array.dtype == np.float32 else array).tolist()
 
 
