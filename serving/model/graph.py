@@ -38,7 +38,7 @@ class Graph:
         decision: Its labels, calibration and threshold.
         max_pixels: Pixels that an image may announce.
         max_batch: Images that a request may hold.
-        formats: Those of `image_guard.MAGIC` that are accepted.
+        formats: Those of `guard.MAGIC` that are accepted.
         detection: How cells are found in whole fields; None: the graph has no `detect`.
 
     Attributes:

@@ -2,13 +2,13 @@
 
 A picture of a few kilobytes can announce 65,000 x 65,000 pixels, repeat its scan a thousand times,
 or hold texts that unpack to gigabytes. What decoding costs is bounded here by what the file's bytes
-say: announced pixels, scans of a JPEG, rows of a PNG, packed texts, and the bytes that stand against
-all of these. GIF is refused as a whole: its pictures are many, and no training image is one.
-Arithmetic coding is, too: it packs any number of blocks into no bytes at all.
+say: announced pixels, scans of a JPEG, rows of a PNG, packed texts, and bytes against all of these.
+GIF is refused as a whole: its pictures are many, and no training image is one. Arithmetic coding
+is, too: it packs any number of blocks into no bytes at all.
 
-An honest file is a photograph of a smear, or an empty field as a scanner writes it (2,048 x 1,536
-white pixels at most where they have next to no bytes). No accepted file costs ten times the dearest
-honest one of at most as many bytes; benchmarks/hostile_images.py measures it.
+An honest file is a photograph of a smear, or an empty white field as scanners write it, of at most
+2,048 x 1,536 pixels. No accepted file costs ten times the dearest honest one of its format that has
+at most as many bytes; results/hostile_images.csv holds the figures.
 
 No operation of TensorFlow unpacks a part of a PNG: what goes on behind its last row is bounded
 here by the file's bytes alone, and may unpack to a thousand times as many. `png_streams` finds it
@@ -47,8 +47,8 @@ class Budget(NamedTuple):
     free_a_byte: int
 
 
-#: A white JPEG of 2,048 x 1,536 has 19 kB and 10 scans where it is progressive; a white PNG has four
-#: samples a pixel or one, which counts as three, and deflate packs a thousand of them into a byte.
+#: A white JPEG of 2,048 x 1,536 has 19 kB and 10 scans where it is progressive; a white PNG has
+#: four samples a pixel or one, which counts as three; deflate packs a thousand of them into a byte.
 BUDGETS = {"JPEG": Budget(64, 27 * 2**18, 384), "PNG": Budget(24, 13 * 2**20, 2**12)}
 
 #: Images of a request that share `Budget.free`; of more each has as much as one of these.
