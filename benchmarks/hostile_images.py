@@ -25,7 +25,7 @@ from pathlib import Path
 import machine
 from absl import app, flags
 
-from replication import runs
+from replication.runs import directory as runs
 from tfds_pap import commands
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each; the fastest counts (default: 3).")
@@ -99,7 +99,7 @@ def _costs(files):
         return milliseconds
 
     drawn = phantom.draw_field(0, width=4096, height=4096, cells=64)[0].astype(np.uint8)
-    sides = [round(8 * 2 ** (step / 3)) for step in range(28)]
+    sides = [round(8 * 2 ** (step / 4)) for step in range(37)]
 
     def white(form, mode, side, **options):
         file = io.BytesIO()

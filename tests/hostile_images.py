@@ -16,28 +16,35 @@ from serving.model import guard
 SIDE, FREE, LARGE = 248, 1760, 4096
 
 
-def slow_jpeg(side, scans, *, refined=False, frame=0xC2):
-    """A flat grey progressive JPEG whose one scan of AC coefficients is repeated.
+def slow_jpeg(side, scans, *, refined=False, frame=0xC2, components=1):
+    """A flat progressive JPEG whose one scan of AC coefficients is repeated.
 
     Args:
         side: Pixels, a multiple of eight.
         scans: Of AC coefficients.
         refined: Each refines the last bit of all coefficients, which takes ten times as long.
         frame: Marker of the frame: Huffman coding, or 0xCA for arithmetic coding.
+        components: 1 is grey, 3 have colours at every pixel, 4 are CMYK.
     """
     blocks = (side // 8) ** 2
     one = bytes([1] + [0] * 15)
+    names = range(1, components + 1)
+    sampling = b"".join(bytes([name, 0x11, 0]) for name in names)
     jpeg = b"\xff\xd8" + segment(0xDB, b"\0" + b"\x01" * 64)
-    jpeg += segment(frame, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
+    jpeg += segment(frame, struct.pack(">BHHB", 8, side, side, components) + sampling)
     jpeg += segment(0xC4, b"\x00" + one + b"\x00") + segment(0xC4, b"\x10" + one + b"\xe0")
-    jpeg += segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + _packed_bits("0" * blocks)
+    tables = b"".join(bytes([name, 0]) for name in names)
+    first = bytes([components]) + tables + b"\0\0\0"
+    jpeg += segment(0xDA, first) + _packed_bits("0" * blocks * components)
     left, runs = blocks, ""
     while left >= 1 << 14:
         run = min(left, (1 << 15) - 1)
         runs += "0" + format(run - (1 << 14), "014b")
         left -= run
-    scan = segment(0xDA, bytes([1, 1, 0, 1, 63, 0x10 * refined])) + _packed_bits(runs)
-    return jpeg + scan * scans + b"\xff\xd9"
+    bits = _packed_bits(runs)
+    for scan in range(scans):
+        jpeg += segment(0xDA, bytes([1, names[scan % components], 0, 1, 63, 0x10 * refined])) + bits
+    return jpeg + b"\xff\xd9"
 
 
 def segment(marker, data=b""):
@@ -106,9 +113,9 @@ def corpus(rng, *, large=False):
     scan = jpeg.find(b"\xff\xda")
     text = zlib.compress(b"\0" * 7_900_000, 9)
     yield "JPEG: 500 scans", slow_jpeg(SIDE, 500)
-    yield "JPEG: 31 scans", slow_jpeg(SIDE, 30)
-    refined = slow_jpeg(SIDE, 19, refined=True)
-    yield "JPEG: 20 scans, refined", with_segments(refined, segment(0xFE, bytes(400)))
+    yield "JPEG: 17 scans", slow_jpeg(SIDE, 16)
+    refined = slow_jpeg(SIDE, 15, refined=True)
+    yield "JPEG: 16 scans, refined", with_segments(refined, segment(0xFE, bytes(400)))
     yield "JPEG: arithmetic coding", slow_jpeg(SIDE, 9, refined=True, frame=0xCA)
     yield "PNG: 250,000 rows", png(1, 250_000, flat(1, 250_000), extra=chunk(b"tEXt", bytes(2_000)))
     yield "PNG: 250,000 rows of a bit", png(1, 250_000, flat(1, 250_000, 1), depth=1, colour=0)
@@ -139,13 +146,14 @@ def corpus(rng, *, large=False):
     if large:
         yield "JPEG: 500 scans of 16 MP", slow_jpeg(LARGE, 500)
         yield "JPEG: 4,000 scans of 16 MP", slow_jpeg(LARGE, 4_000)
-        for name, side, scans in (("16 MP", LARGE, 20), ("16 MP", LARGE, 10), ("3 MP", FREE, 10)):
-            data = slow_jpeg(side, scans - 1, refined=True)
-            name = f"JPEG: {scans} scans of {name}, refined"
-            yield name, data
-            yield f"{name}, padded", padded(data, side * side * (8 + scans) // 8)
-        scans = slow_jpeg(FREE, 30)
-        yield "JPEG: 31 scans of 3 MP", scans
+        sizes = (("16 MP", LARGE, 16), ("16 MP", LARGE, 10), ("3 MP", FREE, 10))
+        for components, colours in ((1, "grey"), (3, "colours"), (4, "CMYK")):
+            for name, side, scans in (*sizes, ("8 MP", 2880, 16)):
+                data = slow_jpeg(side, scans - 1, refined=True, components=components)
+                name = f"JPEG: {scans} scans of {name}, {colours}"
+                yield name, data
+                work = side * side * (8 + scans) // 8 * (2 if components == 4 else 1)
+                yield f"{name}, padded", padded(data, work)
         yield "JPEG: 4 MB of comments", with_segments(jpeg, segment(0xFE, bytes(65_000)) * 62)
         yield "PNG: deep pixels, 1 GB", png(SIDE, SIDE, deep(SIDE, SIDE, 1_000))
         yield (
@@ -159,8 +167,9 @@ def corpus(rng, *, large=False):
             yield f"PNG: {name} MP, flat", png(side, side, rows)
             rows = interlaced(side, side, filter_type=4)
             yield f"PNG: {name} MP, interlaced", png(side, side, rows, interlaced=1)
-        text = chunk(b"tEXt", b"a\0" + b" " * 2**21)
         rows = flat(LARGE, LARGE, filter_type=4)
+        missing = LARGE * (3 * LARGE + 32) // guard.BUDGETS["PNG"].a_byte - len(rows)
+        text = chunk(b"tEXt", b"a\0" + b" " * missing)
         yield "PNG: 16 MP, padded", png(LARGE, LARGE, rows, extra=text)
 
 

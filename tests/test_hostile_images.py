@@ -17,9 +17,9 @@ from tfds_pap import decoding
 
 #: Who refuses it, in which words; None: it is decoded, at a bounded cost.
 EXPECTED = {
-    "JPEG: 500 scans": "expected at most 20 scans, got more",
-    "JPEG: 31 scans": "expected at most 20 scans, got more",
-    "JPEG: 20 scans, refined": None,
+    "JPEG: 500 scans": "expected at most 16 scans, got more",
+    "JPEG: 17 scans": "expected at most 16 scans, got more",
+    "JPEG: 16 scans, refined": None,
     "JPEG: arithmetic coding": "expected Huffman coding, got arithmetic coding",
     "PNG: 250,000 rows": None,
     "PNG: 250,000 rows of a bit": "bytes: expected at least 2015 for its work",
@@ -71,7 +71,7 @@ def test_the_corpus(checked):
         assert (why is None) == (EXPECTED[name] is None), (name, why)
         assert EXPECTED[name] is None or EXPECTED[name] in why, (name, why)
         if kept is not None:
-            assert kept.count(b"\xff\xda") <= guard.MAX_SCANS or not name.startswith("JPEG")
+            assert kept.count(b"\xff\xda\0") <= guard.MAX_SCANS or not name.startswith("JPEG")
             assert b"zTXt" not in kept and b"iTXt" not in kept
 
 
@@ -146,7 +146,7 @@ def test_large_pictures_need_bytes(checked):
     side = hostile_images.LARGE
     rows = hostile_images.flat(side, side)
     plain = hostile_images.png(side, side, rows)
-    least = -(-side * (3 * side + 32) // 24)
+    least = -(-side * (3 * side + 32) // 18)
     assert bytes_wanted(plain) == least
     for missing in (1, 0):
         text = hostile_images.chunk(b"tEXt", bytes(least - len(plain) - 12 - missing))
@@ -189,7 +189,16 @@ def test_the_work_of_a_jpeg_is_its_blocks_times_its_scans(options, eighths):
 def least_bytes(side, eighths):
     """Of a square JPEG whose side is a multiple of 32."""
     work = side * side * eighths // 8
-    return -(-work // (384 if work <= 2048 * 1536 * 18 // 8 else 64))
+    return -(-work // (384 if work <= 2048 * 1536 * 18 // 8 else 48))
+
+
+def test_scans_of_cmyk_count_twice(checked):
+    side = 2880
+    for scans, eighths in ((16, 48), (3, 22)):
+        data = hostile_images.slow_jpeg(side, scans - 1, components=4)
+        assert bytes_wanted(data) == least_bytes(side, eighths)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="fewer scans of so many CMYK pixels"):
+        checked(hostile_images.slow_jpeg(side + 32, 15, components=4))
 
 
 def _places(data, mark):
@@ -218,7 +227,7 @@ def test_what_seems_to_be_a_frame_makes_nothing_cheaper(checked):
     one = hostile_images.segment(0xC0, struct.pack(">BHHB", 8, side, side, 3) + components)
     whole = hostile_images.segment(0xDA, b"\3\1\0\2\0\3\0\0\x3f\0")
     single = hostile_images.segment(0xDA, b"\1\1\0\0\x3f\0")
-    for scan, eighths in ((whole, 3), (single, 9), (whole + b"\xff\xda", 10)):
+    for scan, eighths in ((whole, 3), (single, 9), (whole + b"\xff\xda\0", 10)):
         data = b"\xff\xd8" + one + scan
         assert bytes_wanted(data) == least_bytes(side, eighths)
 

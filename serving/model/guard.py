@@ -28,8 +28,8 @@ MAGIC = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "BMP": b"BM"}
 #: Pixels an image may announce: 4,096 x 4,096, five times a field of 2,048 x 1,536.
 MAX_PIXELS = 2**24
 
-#: Scans of a JPEG. Each costs a pass over all pixels; libjpeg writes 10, of CMYK 18.
-MAX_SCANS = 20
+#: Scans of a JPEG. Each costs a pass over all pixels; libjpeg writes 10, and 14 of RGB.
+MAX_SCANS = 16
 
 
 class Budget(NamedTuple):
@@ -49,7 +49,7 @@ class Budget(NamedTuple):
 
 #: A white JPEG of 2,048 x 1,536 has 19 kB and 10 scans where it is progressive; a white PNG has
 #: four samples a pixel or one, which counts as three; deflate packs a thousand of them into a byte.
-BUDGETS = {"JPEG": Budget(64, 27 * 2**18, 384), "PNG": Budget(24, 13 * 2**20, 2**12)}
+BUDGETS = {"JPEG": Budget(48, 27 * 2**18, 384), "PNG": Budget(18, 13 * 2**20, 2**12)}
 
 #: Images of a request that share `Budget.free`; of more each has as much as one of these.
 _SHARES = 12
@@ -70,7 +70,8 @@ _BMP_HEADER = 26
 _PNG_SAMPLES = np.array([1, 0, 3, 1, 2, 0, 4])
 #: Chunks of a PNG that hold packed texts.
 _TEXTS = (b"zTXt", b"iTXt")
-_SCAN_MARKER = b"\xff\xda"
+#: A scan's marker, and the first byte of its length, which is 14 at most.
+_SCAN = b"\xff\xda\0"
 _PROGRESSIVE, _ARITHMETIC = b"\xff\xc2", (b"\xff\xc9", b"\xff\xca")
 #: A frame may seem to begin where it does not; more often than this none does.
 _MOST_FRAMES = 4
@@ -137,8 +138,8 @@ def _refuse(data: tf.Tensor, accepted: list[str]) -> tf.Tensor:
 def _jpeg(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(data)
     height, width, components = tf.unstack(tf.cast(shape, tf.int64), num=3)
-    # Wherever libjpeg sees the marker its two bytes stand together; they seldom do elsewhere.
-    parts = _split(data, _SCAN_MARKER, MAX_SCANS + 1)
+    # Wherever libjpeg sees them these bytes stand together; they seldom do elsewhere.
+    parts = _split(data, _SCAN, MAX_SCANS + 1)
     scans = tf.size(parts, tf.int64) - 1
     frame = [0, 8 + 3 * components, 8, height // 256, height % 256, width // 256, width % 256]
     frame = tf.strings.reduce_join(tf.gather(_BYTES, tf.stack([*frame, components]) % 256))
@@ -148,18 +149,21 @@ def _jpeg(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     arithmetic = tf.reduce_any([kinds == kind for kind in _ARITHMETIC])
     # Coefficients are kept until all scans are read, unless the only one holds all components.
     whole = tf.strings.reduce_join(
-        tf.gather(_BYTES, tf.stack([0, 6 + 2 * components, components]) % 256)
+        tf.gather(_BYTES, tf.stack([6 + 2 * components, components]) % 256)
     )
     one_pass = (scans == 1) & tf.reduce_all(kinds != _PROGRESSIVE)
-    one_pass &= tf.strings.substr(parts[-1], 0, 3) == whole
+    one_pass &= tf.strings.substr(parts[-1], 0, 2) == whole
     # As CMYK four components are multiplied for each pixel.
     eighths = tf.where(one_pass, tf.constant(3, tf.int64), 8 + scans)
+    eighths *= 1 + tf.cast(components > 3, tf.int64)
     blocks = [_MOST_BLOCK * -(-side // _MOST_BLOCK) for side in (height, width)]
-    work = blocks[0] * blocks[1] * eighths * (1 + tf.cast(components > 3, tf.int64)) // 8
+    work = blocks[0] * blocks[1] * eighths // 8
+    affordable = height * width * eighths <= bounds.max_pixels * (8 + MAX_SCANS)
     conditions = [
         (scans <= MAX_SCANS, f"expected at most {MAX_SCANS} scans, got more"),
         (tf.size(before) <= _MOST_FRAMES + 1, "expected one frame, got more"),
         (tf.logical_not(arithmetic), "expected Huffman coding, got arithmetic coding"),
+        ((components <= 3) | affordable, "expected fewer scans of so many CMYK pixels"),
     ]
     return _bounded("JPEG", data, height, width, work, bounds, conditions)
 
