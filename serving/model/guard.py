@@ -36,7 +36,7 @@ class Budget(NamedTuple):
     """The work that a file of so many bytes may ask for, in units of some 5 ns of a core.
 
     Attributes:
-        a_byte: Units for each byte. Photographs of smears need a tenth of it.
+        a_byte: Units for each byte. Photographs of smears need a sixth of it.
         free: Units, for all images of a request together, up to which `free_a_byte` holds: those of
             a white field of 2,048 x 1,536. Each of many has that of a white ROI of 512 x 512.
         free_a_byte: Units for each byte of such an image; a white one needs nearly as many.
