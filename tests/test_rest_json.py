@@ -326,6 +326,31 @@ def test_converting_at_once_equals_the_walk(instances, dtype, form):
         np.testing.assert_array_equal(found, walked, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("body", "dtype"),
+    [
+        (lambda n: {"instances": ["a"] * n}, STRING),
+        (lambda n: {"inputs": ["a"] * n}, STRING),
+        (lambda n: {"instances": [{"x": "a"}] * n}, STRING),
+        (lambda n: {"instances": [[{"b64": ""}] * n]}, STRING),
+        (lambda n: {"instances": [["a"] * (n // 2), ["a"] * (n - n // 2)]}, STRING),
+        (lambda n: {"instances": [[]] * n}, STRING),
+        (lambda n: {"inputs": [[[]] * n]}, STRING),
+        (lambda n: {"instances": [1] * (n - 1) + [True]}, FLOAT),
+    ],
+)
+def test_values_that_are_looked_at_one_by_one_are_bounded(body, dtype, monkeypatch):
+    monkeypatch.setattr(predict_json, "_MAX_WALKED", 10)
+    too_many = "Expecting at most 10 values that are not all numbers that fit"
+    for count in (10, 12):
+        try:
+            answer = parse(body(count), x=dtype).inputs["x"]
+        except ServingError as error:
+            answer = error.message
+        assert (too_many in str(answer)) == (count == 12), answer
+    assert len(parse({"instances": [1] * 12}, x=FLOAT).inputs["x"]) == 12
+
+
 def test_an_image_of_nested_lists_is_converted_at_once(monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3)) + 0.25
     monkeypatch.setattr(predict_json, "_walk", lambda value, dtype: pytest.fail("one by one"))

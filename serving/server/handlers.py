@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from serving.server.servable import Servable
 
 
+_UNREAD = np.empty(0)
+
+
 def predict(
     manager: "Manager", request: predict_pb2.PredictRequest, *, timeout: float | None = None
 ) -> predict_pb2.PredictResponse:
@@ -51,9 +54,13 @@ def predict_with(
 ) -> predict_pb2.PredictResponse:
     """`predict` by one version, whatever version the request names."""
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    # The signature comes before the tensors, as in the real server.
-    servable.signature(key)
-    inputs = {name: tensor_protos.to_array(proto, name) for name, proto in request.inputs.items()}
+    # The signature comes before the tensors, as in the real server. What it does not have is not
+    # read, only named in the error: there may be a million of it.
+    known = servable.signature(key).inputs
+    inputs = {
+        name: tensor_protos.to_array(proto, name) if name in known else _UNREAD
+        for name, proto in request.inputs.items()
+    }
     outputs = servable.run(key, inputs, request.output_filter, timeout=timeout)
     response = predict_pb2.PredictResponse()
     _fill_model_spec(response.model_spec, servable, key)

@@ -30,6 +30,10 @@ _BASE64 = "b64"
 #: Lists within lists that an array can have, one less for the batch.
 _MAX_RANK = 32
 
+#: Values that are looked at one by one: strings, and what is wrong somewhere. 4 us each; of numbers
+#: that fit any number is converted at once.
+_MAX_WALKED = 2**18
+
 #: The smallest and the largest JSON integer that is read as a dtype; what does not fit the narrow
 #: ones wraps, as in the real server.
 _INTEGERS = {
@@ -219,6 +223,7 @@ def _row_by_row(instances: list, infos: Inputs) -> dict[str, np.ndarray]:
     first_name = min(infos)
     collected: dict[str, _Tensor] = {}
     for number, instance in enumerate(instances):
+        _check_walked(number)
         if are_rows != _is_row(instance):
             expected, got = ("object", "list") if are_rows else ("value/list", "object")
             raise invalid(f"Expecting {expected} but got {got} at item {number} of input list")
@@ -255,6 +260,7 @@ def _add(collected: dict[str, "_Tensor"], name: str, value: Any, infos: Inputs) 
             f"Expecting shape {_shape_text(known.shape)} but got: {_shape_text(added.shape)}"
         )
     known.values.extend(added.values)
+    _check_walked(len(known.values))
 
 
 def _from_columns(value: Any, infos: Inputs) -> dict[str, np.ndarray]:
@@ -326,7 +332,7 @@ def _walk(value: Any, dtype: int) -> _Tensor:
         raise invalid(
             f"Encountered lists that are nested {rank} deep, expected {_MAX_RANK} or less"
         )
-    values = []
+    values, lists = [], [0] * rank
 
     def fill(item: Any, level: int) -> None:
         if not isinstance(item, list):
@@ -336,6 +342,7 @@ def _walk(value: Any, dtype: int) -> _Tensor:
                     f"JSON DOM. Expected at level: {rank}"
                 )
             values.append(_read(item, dtype))
+            _check_walked(len(values))
             return
         if level >= rank:
             raise invalid(f"Encountered list at unexpected level: {level} expected < {rank}")
@@ -344,11 +351,18 @@ def _walk(value: Any, dtype: int) -> _Tensor:
                 f"Encountered list at unexpected size: {len(item)} at level: {level} "
                 f"expected size: {shape[level]}"
             )
+        lists[level] += 1
+        _check_walked(lists[level])
         for each in item:
             fill(each, level + 1)
 
     fill(value, 0)
     return _Tensor(values, tuple(shape))
+
+
+def _check_walked(count: int) -> None:
+    if count > _MAX_WALKED:
+        raise invalid(f"Expecting at most {_MAX_WALKED} values that are not all numbers that fit")
 
 
 def _read(value: Any, dtype: int) -> Any:
