@@ -1,8 +1,10 @@
 """Bodies that are too long, too slow or too many."""
 
 import asyncio
+import gzip
 
 import grpc
+import numpy as np
 import pytest
 
 from serving.server.errors import ServingError
@@ -69,3 +71,23 @@ def test_bytes_on_their_way_are_bounded_and_given_back():
     refused = [answer for answer in answers if isinstance(answer, ServingError)]
     assert [error.code for error in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     assert answers.count(b"abcd") == 2 and again == b"abcd"
+
+
+def test_what_a_packed_body_unpacks_to_is_bounded_by_its_own_bytes():
+    free = 2 * 2**20
+    headers = [(b"content-encoding", b"gzip")]
+
+    def unpacked(body, limit=2**24):
+        scope = {"headers": headers}
+        return asyncio.run(Bodies(limit).read(scope, receiver(gzip.compress(body))))
+
+    assert len(unpacked(bytes(free))) == free
+    too_much = bytes(free + 300_000)
+    most = free + 100 * len(gzip.compress(too_much))
+    with pytest.raises(TooLongError, match=f"expected {most} bytes at most"):
+        unpacked(too_much)
+    with pytest.raises(TooLongError, match="expected 1000 bytes at most"):
+        unpacked(bytes(1_001), limit=1_000)
+    # What does not shrink may be as long as any.
+    noise = np.random.default_rng(0).bytes(3 * free)
+    assert unpacked(noise) == noise

@@ -1,5 +1,6 @@
 """How commands start and end: quiet, and with one line after Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,41 @@ def test_ctrl_c_in_training_is_one_line_and_the_run_goes_on(tmp_path):
     chatter = [line for line in error.replace("\r", "\n").splitlines()[:-1] if line.strip()]
     assert chatter and all(line.startswith(("fit 1 of 1", "audit: ")) for line in chatter), chatter
     assert "Plan: 1 fit, at most 100000 epochs" in output and "Unknown size" not in output
+
+
+PRINTS = """
+import sys
+from tfds_pap import commands
+def main(argv):
+    for _ in range(int(argv[1])):
+        print("a line")
+    if argv[2:]:
+        raise BrokenPipeError("a connection") if argv[2] == "raise" else SystemExit(argv[2])
+commands.run(main, commands.STARTS_AGAIN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered", "status"),
+    [(["100000"], "", 141), (["1"], "", 0), (["1", "why"], "", 1), (["1"], "1", 141)],
+)
+def test_a_command_whose_reader_has_gone_ends_quietly(arguments, unbuffered, status):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as output:
+        ended = subprocess.run(
+            [sys.executable, "-c", PRINTS, *arguments],
+            **{"stdout": output, "stderr": subprocess.PIPE, "text": True},
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (ended.returncode, ended.stderr) == (status, "why\n" if arguments[1:] else "")
+
+
+def test_a_connection_that_breaks_is_an_error():
+    ended = subprocess.run(
+        [sys.executable, "-c", PRINTS, "1", "raise"], capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and "BrokenPipeError: a connection" in ended.stderr
 
 
 SCRIPT = """

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import serving_models
 from serving_clients import PREDICT, eventually, linear_body, rest
+from tensorflow_serving.apis import model_pb2
 
 from serving.server import connections, deadlines, fronts
 from serving.server.errors import ServingError
+from serving.server.grpc import front
 from serving.server.rest import names
 
 MIB = 2**20
@@ -272,6 +274,43 @@ def test_gzip_as_tensorflow_serving_takes_it(serving_dir):
 
 
 # -- The page, and what errors tell ----------------------------------------------------------------
+
+
+class Aborted(Exception):
+    pass
+
+
+class Context:
+    """Of a call, as far as one that fails asks for it."""
+
+    def abort(self, code, message):
+        raise Aborted(code.name, message)
+
+
+def test_messages_at_work_are_bounded_by_their_bytes():
+    memory, context = front._Memory(10), Context()
+    read = []
+
+    def call(name, method):
+        data = model_pb2.ModelSpec(name=name).SerializeToString()
+        return front._answer(method, model_pb2.ModelSpec, memory, data, context)
+
+    def remember(spec, _):
+        read.append(spec.name)
+        return spec.name
+
+    def while_at_work(spec, _):
+        with pytest.raises(Aborted, match="Too many requests are on their way"):
+            call("abc", remember)
+        return call("ab", remember)
+
+    # A name has two bytes more than letters: beside one of four there is room for two.
+    assert call("abcd", while_at_work) == "ab" and read == ["ab"]
+    with pytest.raises(Aborted, match="INTERNAL"):
+        front._answer(remember, model_pb2.ModelSpec, memory, b"\xff", context)
+    with pytest.raises(ZeroDivisionError):
+        call("abcd", lambda spec, context: 1 / 0)
+    assert call("abcdefgh", remember) == "abcdefgh"
 
 
 def test_samples_of_any_name(server):

@@ -115,6 +115,8 @@ def test_small_integers_wrap_as_on_the_real_server():
         tensor(types_pb2.DT_FLOAT, [10**12], float_val=[1]),
         tensor(types_pb2.DT_FLOAT, [10**12]),
         tensor(types_pb2.DT_STRING, [2**20], string_val=[b"x" * 1000]),
+        tensor(types_pb2.DT_STRING, [2**20 + 1], string_val=[b""]),
+        tensor(types_pb2.DT_FLOAT, [1], float_val=[0.0], string_val=[b""] * (2**20 + 1)),
         tensor(types_pb2.DT_FLOAT, [2**62, 2**62], float_val=[1]),
         tensor(types_pb2.DT_FLOAT, [0, 2**62, 2**62]),
         tensor(types_pb2.DT_FLOAT, [-1], float_val=[1]),
@@ -161,6 +163,15 @@ def test_mutated_tensors_never_crash(mutation):
 
 
 # -- Requests --------------------------------------------------------------------------------------
+
+
+def test_tensors_that_no_input_takes_are_not_read(servable, monkeypatch):
+    request = predict_request("tiny", "linear")
+    for number in range(3):
+        request.inputs[f"other {number}"].dtype = 9999
+    monkeypatch.setattr(tensor_protos, "to_array", lambda *_: pytest.fail("it was read"))
+    message = refused(CODE.INVALID_ARGUMENT, handlers.predict_with, servable, request)
+    assert message.startswith("input size does not match signature")
 
 
 def test_predict_answers_in_typed_fields_and_names_the_version(manager):

@@ -1,11 +1,15 @@
 """Every image that costs more than it looks is refused, or made harmless, before it is decoded."""
 
+import io
+import re
+import struct
 import zlib
 
 import hostile_images
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from serving.model import guard, png_streams
 from serving.server.errors import ServingError
@@ -13,8 +17,13 @@ from tfds_pap import decoding
 
 #: Who refuses it, in which words; None: it is decoded, at a bounded cost.
 EXPECTED = {
-    "JPEG: 500 scans": "expected at most 32 scans, got more",
-    "JPEG: 31 scans": None,
+    "JPEG: 500 scans": "expected at most 16 scans, got more",
+    "JPEG: 17 scans": "expected at most 16 scans, got more",
+    "JPEG: 16 scans, refined": None,
+    "JPEG: arithmetic coding": "expected Huffman coding, got arithmetic coding",
+    "PNG: 250,000 rows": None,
+    "PNG: 250,000 rows of a bit": "bytes: expected at least 2015 for its work",
+    "PNG: interlaced": None,
     "JPEG: restarts": None,
     "JPEG: a restart a block": None,
     "JPEG: empty comments": None,
@@ -62,7 +71,7 @@ def test_the_corpus(checked):
         assert (why is None) == (EXPECTED[name] is None), (name, why)
         assert EXPECTED[name] is None or EXPECTED[name] in why, (name, why)
         if kept is not None:
-            assert kept.count(b"\xff\xda") <= guard.MAX_SCANS or not name.startswith("JPEG")
+            assert kept.count(b"\xff\xda\0") <= guard.MAX_SCANS or not name.startswith("JPEG")
             assert b"zTXt" not in kept and b"iTXt" not in kept
 
 
@@ -125,36 +134,128 @@ def test_the_number_of_texts_is_exact(checked, count):
             checked(data)
 
 
+def bytes_wanted(data):
+    """The bytes that the guard wants at least, by its refusal."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match="for its work") as refused:
+        guard.checked(tf.constant(data))
+    return int(re.search(r"expected at least (\d+) for its work", str(refused.value))[1])
+
+
 def test_large_pictures_need_bytes(checked):
     """A flat one of 16 megapixels is refused, with as much text beside it as it takes it passes."""
     side = hostile_images.LARGE
     rows = hostile_images.flat(side, side)
-    data = hostile_images.png(side, side, rows)
-    missing = side * side // guard.PIXELS_A_BYTE - len(data)
-    assert missing > 100_000
-    for padding, passes in ((missing - 13, False), (missing - 12, True)):
-        text = hostile_images.chunk(b"tEXt", bytes(padding))
+    plain = hostile_images.png(side, side, rows)
+    least = -(-side * (3 * side + 32) // 18)
+    assert bytes_wanted(plain) == least
+    for missing in (1, 0):
+        text = hostile_images.chunk(b"tEXt", bytes(least - len(plain) - 12 - missing))
         data = hostile_images.png(side, side, rows, extra=text)
+        if missing:
+            assert bytes_wanted(data) == least
+        else:
+            assert checked(data).numpy() == data
+    # As large as a white field, and a little larger.
+    for rows, passes in ((2048, True), (2240, False)):
+        data = hostile_images.png(2048, rows, hostile_images.flat(2048, rows))
         if passes:
             assert checked(data).numpy() == data
         else:
-            with pytest.raises(tf.errors.InvalidArgumentError, match="64 pixels for each byte"):
-                checked(data)
-    free = hostile_images.FREE
-    flat = hostile_images.png(free, free, hostile_images.flat(free, free))
-    assert len(flat) < 20_000
-    assert checked(flat).numpy() == flat
+            assert bytes_wanted(data) > 500_000
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 10}])
-def test_a_white_field_passes(checked, options):
-    white = np.full((1536, 2048, 3), 255, np.uint8)
-    for form in ("JPEG", "PNG"):
-        data = hostile_images.encoded(white, form, **(options if form == "JPEG" else {}))
+@pytest.mark.parametrize(
+    ("options", "eighths"),
+    [
+        ({}, 3),
+        ({"progressive": True}, 18),
+        ({"mode": "L", "progressive": True}, 14),
+        ({"mode": "CMYK"}, 6),
+    ],
+)
+def test_the_work_of_a_jpeg_is_its_blocks_times_its_scans(options, eighths):
+    options = dict(options)
+    side = 4096
+    picture = Image.new(options.pop("mode", "RGB"), (side - 31, side), 255)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", **options)
+    # Cut before its pixels: so few bytes are refused whatever the work.
+    scans = data.getvalue()
+    head = scans[: scans.find(b"\xff\xda")]
+    marks = [scans[start : start + 16] for start in _places(scans, b"\xff\xda")]
+    assert bytes_wanted(head + b"".join(marks)) == least_bytes(side, eighths)
+
+
+def least_bytes(side, eighths):
+    """Of a square JPEG whose side is a multiple of 32."""
+    work = side * side * eighths // 8
+    return -(-work // (384 if work <= 2048 * 1536 * 18 // 8 else 48))
+
+
+def test_scans_of_cmyk_count_twice(checked):
+    side = 2880
+    for scans, eighths in ((16, 48), (3, 22)):
+        data = hostile_images.slow_jpeg(side, scans - 1, components=4)
+        assert bytes_wanted(data) == least_bytes(side, eighths)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="fewer scans of so many CMYK pixels"):
+        checked(hostile_images.slow_jpeg(side + 32, 15, components=4))
+
+
+def _places(data, mark):
+    place = data.find(mark)
+    while place >= 0:
+        yield place
+        place = data.find(mark, place + 1)
+
+
+def test_what_seems_to_be_a_frame_makes_nothing_cheaper(checked):
+    """Neither a frame in a comment, nor a scan there, nor one of a single component."""
+    jpeg = hostile_images.encoded(np.full((96, 64, 3), 255, np.uint8), "JPEG")
+    place = jpeg.find(b"\xff\xc0")
+    frame = jpeg[place : place + 19]
+    arithmetic = jpeg.replace(frame, b"\xff\xc9" + frame[2:])
+    hidden = hostile_images.with_segments(arithmetic, hostile_images.segment(0xFE, frame * 2))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="got arithmetic coding"):
+        checked(hidden)
+    many = hostile_images.with_segments(jpeg, hostile_images.segment(0xFE, frame * 4))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected one frame"):
+        checked(many)
+    few = hostile_images.with_segments(jpeg, hostile_images.segment(0xFE, frame * 3))
+    assert checked(few).numpy() == few
+    side = 4096
+    components = b"\1\x11\0\2\x11\0\3\x11\0"
+    one = hostile_images.segment(0xC0, struct.pack(">BHHB", 8, side, side, 3) + components)
+    whole = hostile_images.segment(0xDA, b"\3\1\0\2\0\3\0\0\x3f\0")
+    single = hostile_images.segment(0xDA, b"\1\1\0\0\x3f\0")
+    for scan, eighths in ((whole, 3), (single, 9), (whole + b"\xff\xda\0", 10)):
+        data = b"\xff\xd8" + one + scan
+        assert bytes_wanted(data) == least_bytes(side, eighths)
+
+
+#: A white field as it may be written. Of 2,048 x 1,536; the last of four times as many pixels.
+WHITE = [
+    *(("JPEG", "RGB", o) for o in ({}, {"optimize": True}, {"quality": 10}, {"subsampling": 0})),
+    *(("JPEG", mode, {"progressive": True}) for mode in ("RGB", "L")),
+    ("JPEG", "L", {"optimize": True}),
+    *(("PNG", mode, {"optimize": True}) for mode in ("RGB", "L", "RGBA")),
+]
+
+
+@pytest.mark.parametrize(("form", "mode", "options"), WHITE)
+def test_a_white_field_passes(checked, form, mode, options):
+    for width, height in ((2048, 1536), (512, 512), (250, 250)):
+        data = io.BytesIO()
+        Image.new(mode, (width, height), "white").save(data, form, **options)
+        data = data.getvalue()
         assert checked(data).numpy() == data
-    # Of 12 megapixels at 0.127 bits each, as libjpeg writes it.
-    data = hostile_images.encoded(np.full((3000, 4000, 3), 255, np.uint8), "JPEG")
-    assert checked(data).numpy() == data
+        assert guard.checked(tf.constant(data), images=100 if width < 1000 else 1) == data
+
+
+def test_a_larger_white_field_passes_as_most_are_written(checked):
+    white = np.full((3000, 4000, 3), 255, np.uint8)
+    for options in ({}, {"optimize": True}, {"subsampling": 0}):
+        data = hostile_images.encoded(white, "JPEG", **options)
+        assert checked(data).numpy() == data
 
 
 @pytest.mark.parametrize("interlaced", [0, 1])

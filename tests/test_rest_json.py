@@ -296,6 +296,41 @@ def test_rows_together_are_the_rows_alone(instances, dtype):
             assert array is None
 
 
+@pytest.mark.parametrize(
+    ("body", "dtype", "what"),
+    [
+        (lambda n: {"instances": ["a"] * n}, STRING, "strings"),
+        (lambda n: {"inputs": ["a"] * n}, STRING, "strings"),
+        (lambda n: {"instances": [{"x": "a"}] * n}, STRING, "rows that name their inputs"),
+        (lambda n: {"instances": [[{"b64": ""}] * n]}, STRING, "strings"),
+        (lambda n: {"instances": [["a"] * (n // 2)] * 2}, STRING, "strings"),
+        (lambda n: {"instances": [1e30] * n}, FLOAT, "numbers as large as these"),
+    ],
+)
+def test_values_that_are_looked_at_one_by_one_are_bounded(body, dtype, what, monkeypatch):
+    monkeypatch.setattr(predict_json, "_MAX_ONE_BY_ONE", 10)
+    assert parse(body(10), x=dtype).inputs["x"].size == 10
+    with pytest.raises(ServingError, match=f"at most 10 {what} in a request, got 12"):
+        parse(body(12), x=dtype)
+    assert len(parse({"instances": [1] * 12}, x=FLOAT).inputs["x"]) == 12
+
+
+@pytest.mark.parametrize("form", ["instances", "inputs"])
+def test_lists_are_bounded(form, monkeypatch):
+    monkeypatch.setattr(predict_json, "_MAX_LISTS", 10)
+    assert parse({form: [[1]] * 10}, x=FLOAT).inputs["x"].shape == (10, 1)
+    with pytest.raises(ServingError, match="at most 10 lists in a request, got 11"):
+        parse({form: [[1]] * 11}, x=FLOAT)
+
+
+def test_only_the_first_rows_are_looked_at_for_the_one_at_fault(monkeypatch):
+    monkeypatch.setattr(predict_json, "_MAX_ONE_BY_ONE", 3)
+    with pytest.raises(ServingError, match="element: 2 of"):
+        parse({"instances": [1, 2, "a", 4]}, x=FLOAT)
+    with pytest.raises(ServingError, match="is not of expected type"):
+        parse({"instances": [1, 2, 3, "a"]}, x=FLOAT)
+
+
 # -- Answers -------------------------------------------------------------------------------------
 
 

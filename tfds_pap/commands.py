@@ -1,8 +1,9 @@
-"""How every command's process is prepared, and how it ends when somebody presses Ctrl-C."""
+"""How every command's process is prepared, and how it ends on Ctrl-C or when nobody reads on."""
 
 import contextlib
 import logging
 import os
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from absl import app
 
 #: What a shell reports of a command that SIGINT ended.
 INTERRUPTED = 130
+#: And of one that SIGPIPE ended, as `| head` does.
+UNREAD = 141
 
 #: For commands that go on where they were.
 RESUMES = "the same command goes on where it was"
@@ -30,6 +33,9 @@ _SETTINGS = {
 def run(main: Callable[[list[str]], object], interrupted: str) -> None:
     """Runs a command; Ctrl-C ends it with one line and exit status 130.
 
+    Where the reader of its output has gone it ends without a word; with exit status 141 if it had
+    more to say.
+
     Args:
         main: From the arguments that are no flags to anything.
         interrupted: What is said after Ctrl-C: `RESUMES`, `STARTS_AGAIN`, or a sentence.
@@ -40,6 +46,25 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         # On a line of its own: a progress line may be half written.
         print(f"\n{_program()}: interrupted; {str(error) or interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Of a connection it is an error like others.
+        if not _unread():
+            raise
+        sys.exit(UNREAD)
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Else the interpreter tries again when it ends, and says that it could not.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unread() -> bool:
+    """Whether nobody is left to read standard output or error."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _program() -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from serving.model import guard
 from serving.server.errors import invalid
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -64,6 +65,9 @@ def _check_picture(chunks: memoryview) -> None:
     row = (width * depth * _SAMPLES.get(colour, 4) + 7) // 8
     # A row's filter is one byte; those of an interlaced picture have up to two rows for each.
     most = height * (row + 3) + _AT_ONCE
+    budget = guard.BUDGETS["PNG"]
+    if height * row > max(budget.free, budget.a_byte * len(chunks)):
+        return  # The guard refuses it, whatever it unpacks to.
     unpacked, stream = 0, zlib.decompressobj()
     for part in _packed(chunks):
         rest: bytes | memoryview = part

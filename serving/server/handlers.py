@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Answer = Callable[..., Any]
 
+_UNREAD = np.empty(0)
+
 
 def predict_with(
     servable: "Servable", request: predict_pb2.PredictRequest, *, timeout: float | None = None
@@ -47,9 +49,13 @@ def predict_with(
         ServingError: As the real server fails.
     """
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    # The signature comes before the tensors, as in the real server.
-    servable.signature(key)
-    inputs = {name: tensor_protos.to_array(proto, name) for name, proto in request.inputs.items()}
+    # The signature comes before the tensors, as in the real server. What it does not have is not
+    # read, only named in the error: there may be a million of it.
+    known = servable.signature(key).inputs
+    inputs = {
+        name: tensor_protos.to_array(proto, name) if name in known else _UNREAD
+        for name, proto in request.inputs.items()
+    }
     outputs = servable.run(key, inputs, request.output_filter, timeout=timeout)
     response = predict_pb2.PredictResponse()
     _fill_model_spec(response.model_spec, servable, key)

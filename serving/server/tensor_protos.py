@@ -17,6 +17,9 @@ from serving.server.errors import ServingError, invalid
 #: own size of values, this is what it may ask for on top.
 MAX_FILLED_BYTES = 2**26
 
+#: Strings of a tensor. An empty one takes two bytes of a message and a hundred of memory.
+MAX_STRINGS = 2**20
+
 #: Typed fields: the field, the dtype of its values, the dtype they are read as.
 _FIELDS = {
     types_pb2.DT_FLOAT: ("float_val", np.float32),
@@ -55,8 +58,9 @@ def to_array(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
         An array; strings are an object array of bytes.
 
     Raises:
-        ServingError: INVALID_ARGUMENT, if shape, dtype and values contradict each other or more
-            than `MAX_FILLED_BYTES` were to be filled with the last value.
+        ServingError: INVALID_ARGUMENT, if shape, dtype and values contradict each other, more than
+            `MAX_FILLED_BYTES` were to be filled with the last value, or there are more than
+            `MAX_STRINGS`.
 
     Example:
         >>> to_array(tf.make_tensor_proto([1.0, 2.0]), "x")
@@ -71,6 +75,8 @@ def to_array(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
     if math.prod(size or 1 for size in shape) > np.iinfo(np.int64).max:
         raise _malformed(name, f"its shape {shape_text(shape)} is too large")
     count = math.prod(shape)
+    if max(len(proto.string_val), count * (proto.dtype == types_pb2.DT_STRING)) > MAX_STRINGS:
+        raise _malformed(name, f"it has more than {MAX_STRINGS} strings")
     dtype = tf.dtypes.as_dtype(proto.dtype).as_numpy_dtype
     if proto.tensor_content:
         values = _from_content(proto, dtype, count, name)

@@ -1,6 +1,8 @@
 """The server's gRPC front: TensorFlow Serving's two services, and gRPC's own health service."""
 
+import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor, message_factory
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -35,11 +39,13 @@ _OTHER_CALLS = 64
 #: A day; whoever sets no deadline has more than that left.
 _LONGEST_SECONDS = 86400.0
 
-_SERVICES = (
-    "",
-    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
-)
+#: Messages of the greatest length that may be at work at the same time. One of empty strings takes
+#: sixteen times its bytes once it is read.
+_TOGETHER = 16
+
+_PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+_MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_SERVICES = ("", _PREDICTION.full_name, _MODEL.full_name)
 
 _log = logging.getLogger(__name__)
 
@@ -108,11 +114,12 @@ class GrpcFront:
             ],
         )
         calls = _Calls(manager, admission, metrics)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            _PredictionService(calls), self._server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            _ModelService(calls, reload_below), self._server
+        memory = _Memory(_TOGETHER * max_request_bytes)
+        self._server.add_generic_rpc_handlers(
+            [
+                _service(_PREDICTION, _PredictionService(calls), memory),
+                _service(_MODEL, _ModelService(calls, reload_below), memory),
+            ]
         )
         self._health = health.HealthServicer()
         self._published: int | None = None
@@ -147,6 +154,67 @@ class GrpcFront:
             for service in _SERVICES:
                 self._health.set(service, now)
             self._published = now
+
+
+class _Memory:
+    """Counts the bytes of the messages at work and refuses those beyond a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._held = 0
+
+    def take(self, size: int) -> bool:
+        """Whether there was room for so many bytes, which are held now."""
+        with self._lock:
+            fits = self._held + size <= self._limit
+            self._held += size * fits
+        return fits
+
+    def give_back(self, size: int) -> None:
+        """Frees what was taken."""
+        with self._lock:
+            self._held -= size
+
+
+def _service(
+    service: descriptor.ServiceDescriptor, servicer: Any, memory: _Memory
+) -> grpc.GenericRpcHandler:
+    """Like the generated `add_...Servicer_to_server`, but reads no message beyond its memory."""
+    methods = {}
+    for method in service.methods:
+        message, answer = map(
+            message_factory.GetMessageClass, (method.input_type, method.output_type)
+        )
+        methods[method.name] = grpc.unary_unary_rpc_method_handler(
+            functools.partial(_answer, getattr(servicer, method.name), message, memory),
+            response_serializer=answer.SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _answer(
+    method: Callable[..., Any],
+    message: type[Message],
+    memory: _Memory,
+    data: bytes,
+    context: grpc.ServicerContext,
+) -> Any:
+    size = len(data)
+    if not memory.take(size):
+        context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "Too many requests are on their way; try again later.",
+        )
+    try:
+        try:
+            request = message.FromString(data)
+        except DecodeError:
+            # In the words of gRPC, which does this as a rule.
+            context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+        return method(request, context)
+    finally:
+        memory.give_back(size)
 
 
 class _Calls:

@@ -12,6 +12,10 @@ from serving.server.errors import ServingError, invalid
 #: Seconds in which a body must have arrived.
 _SECONDS = 60.0
 
+#: Bytes that come out of a packed one, and beyond that, out of the gzip that a body may be: flat
+#: images as lists of numbers have fifty.
+_UNPACKED_A_BYTE, _UNPACKED_FREE = 100, 2 * 2**20
+
 #: Bodies of the greatest length that may be on their way at the same time.
 _TOGETHER = 16
 
@@ -54,7 +58,8 @@ class Bodies:
             The body; None if the client went away.
 
         Raises:
-            TooLongError: It is longer than the limit, packed or unpacked, or says so.
+            TooLongError: It is longer than the limit, packed or unpacked, or says so; or unpacks to
+                far more than it has.
             ServingError: DEADLINE_EXCEEDED if it does not arrive in time, RESOURCE_EXHAUSTED if too
                 many bytes are on their way, INVALID_ARGUMENT if it is called gzip and is none.
         """
@@ -94,12 +99,13 @@ class Bodies:
 
     def _unpacked(self, body: bytearray) -> bytes:
         stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        limit = min(self.limit, _UNPACKED_FREE + _UNPACKED_A_BYTE * len(body))
         try:
-            unpacked = stream.decompress(body, self.limit + 1)
+            unpacked = stream.decompress(body, limit + 1)
         except zlib.error as error:
             raise invalid(f"The body of the request is no gzip: {error}") from None
-        if len(unpacked) > self.limit:
-            raise TooLongError(self.limit)
+        if len(unpacked) > limit:
+            raise TooLongError(limit)
         if not stream.eof:
             raise invalid("The body of the request is no gzip: it ends before its end")
         return unpacked

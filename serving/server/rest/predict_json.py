@@ -31,6 +31,13 @@ _BASE64 = "b64"
 #: Lists within lists that an array can have, one less for the batch.
 _MAX_RANK = 32
 
+#: Values of a request that Python looks at one by one, up to 10 us each: strings, rows that name
+#: their inputs, and what is wrong somewhere. Of numbers that fit any number is converted at once.
+_MAX_ONE_BY_ONE = 2**18
+
+#: Lists of a request, 0.3 us each: 80 pictures of 224 x 224 px have as many.
+_MAX_LISTS = 2**22
+
 #: The smallest and the largest JSON integer that is read as a dtype; what does not fit the narrow
 #: ones wraps, as in the real server.
 _INTEGERS = {
@@ -188,6 +195,8 @@ def _from_rows(instances: list, infos: Inputs) -> dict[str, np.ndarray]:
         raise invalid(
             f"instances is a plain list, but expecting list of objects with {_names(infos)}"
         )
+    if are_named:
+        _check_count(len(instances), _MAX_ONE_BY_ONE, "rows that name their inputs")
     for number, instance in enumerate(instances):
         if are_named != _is_row(instance):
             expected, got = ("object", "list") if are_named else ("value/list", "object")
@@ -229,7 +238,7 @@ def _rows(values: list, dtype: int) -> np.ndarray:
         return _tensor(values, dtype)
     except ServingError:
         shape = None
-        for number, value in enumerate(values):
+        for number, value in enumerate(values[:_MAX_ONE_BY_ONE]):
             try:
                 row = _tensor(value, dtype)
             except ServingError as error:
@@ -250,6 +259,7 @@ def _tensor(value: Any, dtype: int) -> np.ndarray:
     shape: list[int] = []
     values = [value]
     while values and isinstance(values[0], list):
+        _check_count(len(values), _MAX_LISTS, "lists")
         if len(shape) > _MAX_RANK:
             raise invalid(f"Encountered lists that are nested more than {_MAX_RANK} deep")
         sizes = {len(each) if isinstance(each, list) else None for each in values}
@@ -270,14 +280,16 @@ def _tensor(value: Any, dtype: int) -> np.ndarray:
 def _array(values: list, dtype: int) -> np.ndarray:
     """The one-dimensional array of values of the right types."""
     if dtype == types_pb2.DT_STRING:
+        _check_count(len(values), _MAX_ONE_BY_ONE, "strings")
         array = np.empty(len(values), object)
         array[:] = [_bytes(value) for value in values]
         return array
     if dtype in _FLOATS:
         array = np.array(values, np.float64)
-        if not np.abs(array).max(initial=0) <= _FLOATS[dtype][0]:
-            for value in values:
-                check_float(value, dtype)
+        large = np.flatnonzero(~(np.abs(array) <= _FLOATS[dtype][0]))
+        _check_count(len(large), _MAX_ONE_BY_ONE, "numbers as large as these")
+        for number in large:
+            check_float(values[number], dtype)
     else:
         low, high = _INTEGERS.get(dtype, (False, True))
         for value in (min(values, default=low), max(values, default=low)):
@@ -285,6 +297,11 @@ def _array(values: list, dtype: int) -> np.ndarray:
                 raise _misfit(value, dtype)
         array = np.array(values, np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64)
     return array.astype(tf.dtypes.as_dtype(dtype).as_numpy_dtype)
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise invalid(f"Expecting at most {most} {what} in a request, got {count}")
 
 
 def _bytes(value: str | dict) -> bytes:
