@@ -177,7 +177,7 @@ def test_groups(tmp_path):
         "train_field_1",
     }
     rows = (tree / "groups.csv").read_text().splitlines()
-    (tree / "groups.csv").write_text("\n".join([*rows[:-1], "train/1/ghost.jpg,x", rows[1], "a"]))
+    (tree / "groups.csv").write_text("\n".join([*rows[:-1], "train/1/ghost.jpg,x", rows[1], "a,"]))
     assert offenders(tree) == [
         "groups.csv line 13: train/1/ghost.jpg is not in the tree",
         "groups.csv line 14: train/1/train_1_0.jpg is named twice",
@@ -185,7 +185,7 @@ def test_groups(tmp_path):
         "validation/4/validation_4_0.jpg: has no row in groups.csv",
     ]
     (tree / "groups.csv").write_text("image;slide\n")
-    assert offenders(tree)[0].startswith("groups.csv: expected the columns file,group")
+    assert "groups.csv, line 1: expected the columns file, group; got image" in offenders(tree)[0]
 
 
 def test_tree_without_splits(tmp_path):
@@ -220,3 +220,26 @@ def test_images_that_a_command_is_given(tmp_path):
         folders.expand_images([cells, str(tmp_path / "empty")])
     with pytest.raises(folders.TreeError, match="nowhere: no such file or folder"):
         folders.expand_images(["nowhere"])
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_groups_of_a_spreadsheet_name_files_by_path_or_bare_name(tmp_path, encoding):
+    tree = make_tree(tmp_path, "DB_4", groups=2)
+    ids = [file.id for file in folders.read_tree(tree, taxonomy.DB4_FOLDERS).files]
+    lines = ["file;group"]
+    for number, id_ in enumerate(ids):
+        name = id_.rpartition("/")[2] if number % 2 else id_.replace("/", "\\")
+        lines.append(f"{name};Präparat {number % 3}")
+    (tree / "groups.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    read = folders.read_tree(tree, taxonomy.DB4_FOLDERS).files
+    assert [file.group for file in read] == [f"Präparat {number % 3}" for number in range(len(ids))]
+
+
+def test_a_bare_name_of_several_files_is_an_offender(tmp_path):
+    tree = make_tree(tmp_path, "DB_4", groups=2)
+    save_image(tree / "train" / "1" / "same.png", 1)
+    save_image(tree / "train" / "2" / "same.png", 2)
+    with (tree / "groups.csv").open("a") as file:
+        file.write("same.png,a\n")
+    listed = "same.png may be any of train/1/same.png, train/2/same.png"
+    assert any(listed in line for line in offenders(tree))

@@ -72,7 +72,7 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, data, said):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(PapError, match="no such file"):
+    with pytest.raises(PapError, match="No such file"):
         tables.read(tmp_path / "none.csv", ("file",))
 
 

@@ -5,7 +5,6 @@ A tree is ``<root>/<split>/<class folder>/**/<image>`` with an optional ``<root>
 """
 
 import collections
-import csv
 import dataclasses
 import hashlib
 import io
@@ -16,7 +15,7 @@ from concurrent import futures
 from etils import epath
 from PIL import Image
 
-from tfds_pap import images
+from tfds_pap import images, tables
 from tfds_pap.errors import PapError
 
 #: Files that commonly lie beside images; they are not data.
@@ -308,21 +307,28 @@ def _read_groups(root: epath.Path, ids: set[str]) -> tuple[dict[str, str], list[
     path = root / "groups.csv"
     if not path.exists():
         return {}, []
-    rows = list(csv.DictReader(io.StringIO(path.read_text().lstrip("\ufeff"))))
-    if not rows or set(rows[0]) != {"file", "group"}:
-        return {}, ["groups.csv: expected the columns file,group and a row for every image"]
+    try:
+        rows = tables.read(path, ("file", "group"))
+    except PapError as error:
+        return {}, [str(error)]
+    names = tables.Names(ids)
     groups: dict[str, str] = {}
     offenders = []
-    for number, row in enumerate(rows, start=2):
+    for line, row in rows:
         file, group = row["file"], row["group"]
+        meant = names.find(file)
         if not file or not group:
-            offenders.append(f"groups.csv line {number}: expected file,group")
-        elif file in groups:
-            offenders.append(f"groups.csv line {number}: {file} is named twice")
-        elif file not in ids:
-            offenders.append(f"groups.csv line {number}: {file} is not in the tree")
+            offenders.append(f"groups.csv line {line}: expected file,group")
+        elif not meant:
+            offenders.append(f"groups.csv line {line}: {file} is not in the tree")
+        elif len(meant) > 1:
+            offenders.append(
+                f"groups.csv line {line}: {file} may be any of {', '.join(sorted(meant))}"
+            )
+        elif meant[0] in groups:
+            offenders.append(f"groups.csv line {line}: {file} is named twice")
         else:
-            groups[file] = group
+            groups[meant[0]] = group
     offenders += [f"{id_}: has no row in groups.csv" for id_ in sorted(ids - groups.keys())]
     return groups, offenders
 

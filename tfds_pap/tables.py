@@ -53,7 +53,7 @@ def read(path: Path, columns: Sequence[str], optional: Collection[str] = ()) -> 
     try:
         text = decode(path.read_bytes())
     except OSError as error:
-        raise PapError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise PapError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise PapError(
             f"{path}: expected text in UTF-8, UTF-16 or Windows-1252, got byte "

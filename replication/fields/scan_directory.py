@@ -1,6 +1,5 @@
 """Scans fields into a directory: field by field, resumed where it was left, and summed up."""
 
-import csv
 import dataclasses
 import hashlib
 import io
@@ -25,7 +24,7 @@ from replication.fields.read import reader
 from replication.fields.read.field import Field, FieldError
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
-from tfds_pap import files
+from tfds_pap import files, tables
 
 TRUTH = "nuclei.csv"
 GROUPS = "groups.csv"
@@ -213,9 +212,9 @@ def _slide(path: Path) -> str:
     groups = path.parent / GROUPS
     if not groups.exists():
         return ""
-    with groups.open(newline="") as file:
-        slides = {row.get("file"): row.get("group") or "" for row in csv.DictReader(file)}
-    return slides.get(path.name, "")
+    rows = tables.read(groups, ("file", "group"))
+    names = tables.Names([path.name])
+    return next((row["group"] for _, row in rows if names.find(row["file"])), "")
 
 
 def _finished(folder: Path, path: str, truth: Path | None) -> bool:

@@ -1,14 +1,12 @@
 """Where the nuclei of a field really are, and what they are."""
 
-import csv
 import dataclasses
-import io
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tfds_pap import tables
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -69,63 +67,33 @@ def read_nuclei(path: Path) -> dict[str, Nuclei]:
         PapError: If it is no such table, names a place twice, or has no nucleus; the message
             gives the line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise PapError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise PapError(f"{path}: expected UTF-8 text") from None
     rows: dict[str, list[tuple[float, float, str]]] = {}
     lines: dict[tuple[str, float, float], int] = {}
-    for line, (field, x, y, label) in _rows(path, text):
+    for line, (field, x, y, label) in _rows(path):
         first = lines.setdefault((field, x, y), line)
         if first != line:
-            raise _problem(path, line, f"the same field, x and y as in line {first}")
+            raise tables.problem(path, line, f"the same field, x and y as in line {first}")
         rows.setdefault(field, []).append((x, y, label))
     if not rows:
         raise PapError(f"{path}: expected a line for each annotated nucleus, got none")
     return {field: Nuclei.of(*zip(*nuclei, strict=True)) for field, nuclei in rows.items()}
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, tuple[str, float, float, str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in _COLUMNS if name not in header]
-        if missing:
-            raise _problem(
-                path, 1, f"expected the columns {', '.join(_COLUMNS)}; no {', '.join(missing)}"
-            )
-        for row in reader:
-            line = reader.line_num
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise _problem(path, line, f"expected {len(header)} values, got {len(row)}")
-            named = {name: value.strip() for name, value in zip(header, row, strict=True)}
-            if not named["field"]:
-                raise _problem(path, line, "expected the name of a field, got none")
-            if named["label"] not in LABELS:
-                raise _problem(
-                    path,
-                    line,
-                    f"expected one of the labels {', '.join(LABELS)}, got {named['label']!r}",
-                )
-            x, y = (_pixels(path, line, name, named[name]) for name in ("x", "y"))
-            yield line, (named["field"], x, y, named["label"])
-    except csv.Error as error:
-        raise _problem(path, reader.line_num, f"expected CSV ({error})") from None
+def _rows(path: Path) -> Iterator[tuple[int, tuple[str, float, float, str]]]:
+    for row in tables.read(path, _COLUMNS):
+        field, label = row.values["field"], row.values["label"]
+        if not field:
+            raise tables.problem(path, row.line, "expected the name of a field, got none")
+        if label not in LABELS:
+            expected = f"expected one of the labels {', '.join(LABELS)}, got {label!r}"
+            raise tables.problem(path, row.line, expected)
+        x, y = (_pixels(path, row, column) for column in ("x", "y"))
+        yield row.line, (field, x, y, label)
 
 
-def _pixels(path: Path, line: int, name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise _problem(path, line, f"{name}: expected pixels, 0 or more, got {text!r}")
+def _pixels(path: Path, row: tables.Row, column: str) -> float:
+    value = tables.number(path, row, column)
+    if value < 0:
+        text = row.values[column]
+        raise tables.problem(path, row.line, f"{column}: expected pixels, 0 or more, got {text!r}")
     return value
-
-
-def _problem(path: Path, line: int, what: str) -> PapError:
-    return PapError(f"{path}, line {line}: {what}")
