@@ -243,3 +243,41 @@ def test_a_bare_name_of_several_files_is_an_offender(tmp_path):
         file.write("same.png,a\n")
     listed = "same.png may be any of train/1/same.png, train/2/same.png"
     assert any(listed in line for line in offenders(tree))
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "line"),
+    [
+        ("gone.jpg", "nowhere.jpg", "train/1/gone.jpg: is a link to a file that is not there"),
+        ("self.jpg", "self.jpg", "train/1/self.jpg: is a link to a file that is not there"),
+        ("again", ".", "train/1/again: is a link to a folder above it"),
+        ("up", "../..", "train/1/up: is a link to a folder above it"),
+    ],
+)
+def test_links_that_lead_to_no_file_are_offenders(tmp_path, link, target, line):
+    tree = make_tree(tmp_path, "DB_4")
+    before = folders.fingerprint(tree, taxonomy.DB4_FOLDERS)
+    (tree / "train" / "1" / link).symlink_to(target)
+    assert offenders(tree) == [line]
+    assert folders.fingerprint(tree, taxonomy.DB4_FOLDERS) == before
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
+    tree = make_tree(tmp_path, "DB_4")
+    save_image(tmp_path / "elsewhere" / "more.png", 99)
+    (tree / "train" / "1" / "linked").symlink_to(tmp_path / "elsewhere")
+    ids = [file.id for file in folders.read_tree(tree, taxonomy.DB4_FOLDERS).files]
+    assert "train/1/linked/more.png" in ids
+
+
+def test_class_folders_are_no_splits_and_no_leftovers_of_archivers(tmp_path):
+    for name in ("NILM", "HSIL", "__MACOSX", ".git"):
+        (tmp_path / "lab" / name).mkdir(parents=True)
+    assert folders.class_folders(tmp_path / "lab") == ["HSIL", "NILM"]
+    for name in ("train", "Test"):
+        (tmp_path / "kaggle" / name).mkdir(parents=True)
+    with pytest.raises(folders.TreeError, match="got the splits Test, train; name one of them"):
+        folders.class_folders(tmp_path / "kaggle")
+    with pytest.raises(folders.TreeError, match="two or more class folders, got 1"):
+        (tmp_path / "one" / "NILM").mkdir(parents=True)
+        folders.class_folders(tmp_path / "one")

@@ -11,12 +11,16 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent import futures
+from pathlib import Path
 
 from etils import epath
 from PIL import Image
 
 from tfds_pap import images, tables
 from tfds_pap.errors import PapError
+
+#: What people call the parts of a split, as folders.
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
 #: Files that commonly lie beside images; they are not data.
 _SIDECARS = frozenset({".csv", ".txt", ".json", ".xml", ".md", ".ini", ".db", ".yaml", ".yml"})
@@ -169,6 +173,30 @@ def read_groups(
     return {file.id: groups.get(file.id, "") for file in files}
 
 
+def class_folders(root: epath.PathLike) -> list[str]:
+    """Returns the names of the class folders of a tree `root/<class>/*`, sorted.
+
+    Args:
+        root: The tree.
+
+    Raises:
+        TreeError: If there is no such folder, it has fewer than two folders, or these are splits.
+    """
+    root = epath.Path(root)
+    expected = f"expected {root.name}/<class>/*"
+    if not root.is_dir():
+        raise TreeError(f"{root}: no such folder; {expected}")
+    names = [child.name for child in _children(root) if child.is_dir()]
+    if len(names) < 2:
+        raise TreeError(f"{root}: {expected} with two or more class folders, got {len(names)}")
+    if {name.lower() for name in names} <= _SPLITS:
+        raise TreeError(
+            f"{root}: {expected}, got the splits {', '.join(names)}; name one of them, such as "
+            f"{root / names[0]}"
+        )
+    return names
+
+
 def image_paths(folder: epath.PathLike) -> list[epath.Path]:
     """Returns every image below a folder, sorted; other files are passed over."""
     return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in images.FORMATS]
@@ -221,13 +249,25 @@ def _children(folder: epath.Path) -> list[epath.Path]:
     return sorted(child for child in folder.iterdir() if not _ignored(child))
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file below a class folder, sorted; nested folders are part of the class."""
+def _walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
+    """Every file below a class folder, sorted; nested folders are part of the class.
+
+    A link to a folder above it is given as it is and not followed, see `_broken_link`.
+    """
+    here = Path(os.path.realpath(folder))
+    above |= {str(here), *map(str, here.parents)}
     for child in _children(folder):
-        if child.is_dir():
-            yield from _walk(child)
+        if child.is_dir() and os.path.realpath(child) not in above:
+            yield from _walk(child, above)
         else:
             yield child
+
+
+def _broken_link(path: epath.Path) -> str:
+    """Why a path of `_walk` leads to no file; "" where it does."""
+    if path.is_dir():
+        return "is a link to a folder above it"
+    return "" if path.exists() else "is a link to a file that is not there"
 
 
 def _list_images(
@@ -261,9 +301,11 @@ def _list_images(
             if not below:
                 offenders.append(f"{prefix}{name}: class folder is empty")
             for path in below:
-                files.append(
-                    ImageFile(path, path.relative_to(root).as_posix(), split, label, group="")
-                )
+                id_ = path.relative_to(root).as_posix()
+                if why := _broken_link(path):
+                    offenders.append(f"{id_}: {why}")
+                else:
+                    files.append(ImageFile(path, id_, split, label, group=""))
     return sorted(files, key=lambda file: file.id), offenders
 
 

@@ -37,14 +37,7 @@ def config(root: str | os.PathLike) -> FoldersConfig:
         folders.TreeError: If there is no such folder, or it has fewer than two class folders.
     """
     root = Path(root).expanduser().resolve()
-    if not root.is_dir():
-        raise folders.TreeError(f"{root}: no such folder; expected {root.name}/<class>/*")
-    names = [child.name for child in root.iterdir() if child.is_dir() and child.name[0] != "."]
-    if len(names) < 2:
-        raise folders.TreeError(
-            f"{root}: expected two or more class folders, {root.name}/<class>/*, found {len(names)}"
-        )
-    class_names = taxonomy.in_order_of_severity(names)
+    class_names = taxonomy.in_order_of_severity(folders.class_folders(root))
     fingerprint = folders.fingerprint(root, {name: name for name in class_names}, splits=())
     return FoldersConfig(
         name=f"{_NAME.sub('_', root.name)}_{fingerprint[:12]}",
