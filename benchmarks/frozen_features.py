@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     import keras
     import numpy as np
 
-    from replication.learning import features, heads, models, training, weights
+    from replication.learning import features, heads, knobs, models, training, weights
     from tfds_pap import phantom_set, pipeline, roles
 
     class Clock(keras.callbacks.Callback):
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         index = pipeline.read_index(builder)
         everything = np.flatnonzero(index.splits == "train")
         assigned = roles.Roles(everything, everything[:0], everything[:0])
-        recipe = heads.HeadRecipe(epochs=_EPOCHS.value)
+        recipe = knobs.HeadRecipe(epochs=_EPOCHS.value)
         for name in _BACKBONES.value:
             entry = models.backbone(name)
             spec = features.FeatureSpec(
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
             start = time.perf_counter()
             store = features.extract(builder, spec, place / name, policy=policy, batch_size=16)
-            on_features = recipe.training_recipe(store, "clean", 0, tuned=False)
+            on_features = heads.training_recipe(recipe, store, "clean", 0, tuned=False)
             once = Clock(start)
             options = {"seed": 0, "policy": policy, "label": None}
             training.fit(

@@ -28,19 +28,18 @@ def blocks(network: keras.Model) -> list[list[keras.layers.Layer]]:
         [4, 3, 4, 4, 4]
     """
     layers = list(models.leaf_layers(network))
-    names = [_NAMED.search(layer.name) for layer in layers]
+    matches = [_NAMED.search(layer.name) for layer in layers]
+    names = [match and match.group(1) for match in matches]
     if not any(names):
         names = [layer.name if hasattr(layer, "kernel") else None for layer in layers]
-    else:
-        names = [found and found.group(1) for found in names]
-    found: list[list[keras.layers.Layer]] = [[]]
+    in_blocks: list[list[keras.layers.Layer]] = [[]]
     current = None
     for layer, name in zip(layers, names, strict=True):
         if name is not None and current is not None and name != current:
-            found.append([])
+            in_blocks.append([])
         current = name or current
-        found[-1].append(layer)
-    return found
+        in_blocks[-1].append(layer)
+    return in_blocks
 
 
 def unfreeze(model: keras.Model, count: int) -> None:
@@ -56,30 +55,17 @@ def unfreeze(model: keras.Model, count: int) -> None:
     Raises:
         PapError: If the backbone has fewer blocks.
     """
-    (network,) = _networks(model)
-    found = blocks(network)
-    if count > len(found):
+    (network,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    all_blocks = blocks(network)
+    if count > len(all_blocks):
         raise PapError(
-            f"unfrozen_blocks={count}: {network.name} has {len(found)} blocks, expected at most "
-            "that many"
+            f"unfrozen_blocks={count}: {network.name} has {len(all_blocks)} blocks, expected at "
+            "most that many"
         )
     # A layer is trained only where the model around it is.
     network.trainable = True
-    for number, block in enumerate(found):
+    for number, block in enumerate(all_blocks):
         for layer in block:
-            layer.trainable = number >= len(found) - count and not isinstance(
+            layer.trainable = number >= len(all_blocks) - count and not isinstance(
                 layer, keras.layers.BatchNormalization
             )
-
-
-def backbone_variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables of the backbone that are trained.
-
-    Args:
-        model: A head alone, which has none, or a classifier.
-    """
-    return [variable for network in _networks(model) for variable in network.trainable_variables]
-
-
-def _networks(model: keras.Model) -> list[keras.Model]:
-    return [layer for layer in model.layers if isinstance(layer, keras.Model)]

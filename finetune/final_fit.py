@@ -11,7 +11,7 @@ from finetune import recipes
 from finetune.search import scoring
 from finetune.tuning import Tuning
 from replication.learning import features, models, training
-from replication.runs import experiment
+from replication.runs import fitting
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, pipeline, roles
@@ -98,7 +98,7 @@ class FinalFit:
                 recipe = self._with_blocks(head, seed)
                 if epochs:
                     recipe = _fixed(recipe, epochs[1])
-        experiment.run_fit(
+        fitting.run_fit(
             run,
             dataclasses.replace(recipe, train_on_tune=self.train_on_tune),
             self.protocol,
@@ -160,7 +160,7 @@ class FinalFit:
         """Trains what a later phase needs; returns its model and what happened, also when done."""
         model_path, outcome_path = directory / "model.keras", directory / "outcome.json"
         if not outcome_path.exists():
-            examples = experiment.store(self.builder, recipe, self.policy, self.features_dir)
+            examples = fitting.store(self.builder, recipe, self.policy, self.features_dir)
             assigned = roles.assign_roles(
                 examples.index, self.protocol, stage=2, blocks=self.blocks
             )
@@ -187,4 +187,4 @@ def _epochs(outcome: dict[str, Any]) -> int:
 
 
 def _fixed(recipe: training.Recipe, epochs: int) -> training.Recipe:
-    return dataclasses.replace(recipe, epochs=epochs, patience=None, keep="last")
+    return dataclasses.replace(recipe, epochs=epochs, patience=0, keep="last")

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import keras
 
-from finetune import blocks, optimizers
+from finetune import blocks
 from finetune.tuning import Tuning
 from replication.learning import features, models, training, weights
 
 
 def feature_spec(
-    tuning: Tuning, found: weights.Weights, protocol: str, precision: str, views: int
+    tuning: Tuning, pretrained: weights.Weights, protocol: str, precision: str, views: int
 ) -> features.FeatureSpec:
     """Returns which features a head is trained on.
 
     Args:
         tuning: Holds backbone and size.
-        found: The backbone's weights.
+        pretrained: The backbone's weights.
         protocol: "paper" feeds BGR 0..255 unscaled, as P5 and P6 did; "clean" feeds what the
             weights were trained on.
         precision: Keras dtype policy of the backbone.
@@ -25,7 +25,7 @@ def feature_spec(
     backbone = models.backbone(tuning.backbone)
     return features.FeatureSpec(
         tuning.backbone.lower(),
-        found,
+        pretrained,
         tuning.size or backbone.size,
         backbone.preprocessing if protocol == "clean" else "bgr",
         views=views,
@@ -78,26 +78,18 @@ def recipe(
         blocks.unfreeze(model, tuning.unfrozen_blocks)
         return model
 
-    def optimizer(model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
-        return optimizers.build(tuning, model, steps, blocks.backbone_variables(model))
-
-    return training.Recipe(
+    return training.Recipe.of(
+        tuning,
         name=name,
         stage=2,
         build=with_blocks if on_images else new_head,
         size=spec.size,
         resize=spec.resize,
         epochs=epochs or tuning.epochs,
-        batch_size=tuning.batch_size,
-        learning_rate=tuning.learning_rate,
         keep=keep,
-        patience=tuning.patience or None,
         augment=augment,
-        optimizer=tuning.optimizer,
         monitor=monitor,
         published=published,
         features=None if on_images else spec,
-        build_optimizer=optimizer,
-        label_smoothing=tuning.label_smoothing,
-        class_weights=tuning.class_weights,
+        schedule_epochs=tuning.epochs,
     )

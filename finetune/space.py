@@ -7,8 +7,8 @@ it leaves out, or sets to None (a parameter that is not active), keeps its value
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
+import runpy
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +37,12 @@ def paper(hp: keras_tuner.HyperParameters) -> dict[str, Any]:
 
 
 #: The point that the authors chose (P5); the batch size is that of P6.
-PAPER_CHOICE = {"head": "64", "dropout": 0.2, "learning_rate": 0.01, "batch_size": 16}
+PAPER_CHOICE: Mapping[str, str | int | float | bool] = {
+    "head": "64",
+    "dropout": 0.2,
+    "learning_rate": 0.01,
+    "batch_size": 16,
+}
 
 
 def extended(
@@ -130,11 +135,11 @@ class Space:
         Args:
             hp: From `hyperparameters`.
         """
-        asked = hp.copy()
-        found = set()
-        for asked.values in _corners(hp):
-            found.add(self.tuning(asked).views)
-        return max(found)
+        corner = hp.copy()
+        views = set()
+        for corner.values in _corners(hp):
+            views.add(self.tuning(corner).views)
+        return max(views)
 
     def tuning(self, hp: keras_tuner.HyperParameters) -> Tuning:
         """Returns how to fine-tune at one point of the space.
@@ -194,16 +199,13 @@ def find(spec: str, base: Tuning, *, max_unfrozen_blocks: int = 0) -> Space:
             f"--space={spec}: expected {', '.join(NAMES)}, or a Python file with a function "
             "space(hp)"
         )
-    module_spec = importlib.util.spec_from_file_location(f"space_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
+        names = runpy.run_path(str(path), run_name=f"space_{path.stem}")
     except Exception as error:
         raise PapError(f"--space={spec}: {_words(error)}") from error
-    declare = getattr(module, "space", None)
-    if not callable(declare):
+    if not callable(names.get("space")):
         raise PapError(f"--space={spec}: expected a function space(hp) in it")
-    return Space(spec, declare, base)
+    return Space(spec, names["space"], base)
 
 
 def _corners(hp: keras_tuner.HyperParameters) -> list[dict[str, Any]]:

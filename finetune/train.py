@@ -11,16 +11,22 @@ and head) a seed. Running the same command again resumes; further seeds may be a
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
+from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
+from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import commands
 from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    from finetune import final_fit
 
 _FROM_SEARCH = flags.DEFINE_string(
     "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
@@ -31,20 +37,12 @@ _HPARAMS = flags.DEFINE_string(
     "JSON file with fields of finetune.tuning.Tuning, such as best.json of a search; p6 is the "
     "paper's final model (default: none).",
 )
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "imagenet",
-    "imagenet (default; Keras's download and cache), none, or the path of a file or directory of "
-    ".h5 or .keras files; those of the search where there is one.",
-)
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol",
-    "clean",
-    ["paper", "clean"],
+_WEIGHTS = shared.weights("; those of the search where there is one")
+_PROTOCOL = shared.protocol(
     "clean (default): the backbone's own preprocessing, best epoch on tune images. paper: BGR "
-    "0..255 unscaled, random tune images, and the last epoch, as in P6.",
+    "0..255 unscaled, random tune images, and the last epoch, as in P6."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, one model each (default: 0).")
+_SEEDS = shared.seeds(0, of="model")
 _TRAIN_ON = flags.DEFINE_enum(
     "train_on",
     "train",
@@ -65,17 +63,8 @@ _SECOND_PHASE_LEARNING_RATE = flags.DEFINE_float(
 _SECOND_PHASE_EPOCHS = flags.DEFINE_integer(
     "second_phase_epochs", 10, "Epochs at most of the second phase (default: 10).", lower_bound=1
 )
-_RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "Where the run is written (default: runs/finetuned-<backbone>-<data>)."
-)
-_PREVALENCE = flags.DEFINE_float(
-    "prevalence",
-    None,
-    "Share of HSIL or SCC where the model is to be used, 0 to 1, for PPV and NPV (default: none, "
-    "and no predictive values).",
-    lower_bound=0,
-    upper_bound=1,
-)
+_RUN_DIR = shared.run_dir("Where the run is written (default: runs/finetuned-<backbone>-<data>).")
+_PREVALENCE = shared.prevalence()
 
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(audit_flags)
@@ -84,8 +73,7 @@ flags.adopt_module_key_flags(stage2_flags)
 
 def main(argv: list[str]) -> None:
     """Trains one model a seed, looks at the test images once, and writes the report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    flag_values.no_arguments(argv)
     if bool(_FROM_SEARCH.value) == bool(_HPARAMS.value):
         raise app.UsageError("--from_search, --hparams: give one of them")
     seeds, images = flag_values.seeds(_SEEDS.value), stage2_flags.images()
@@ -93,92 +81,99 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from finetune import final_fit, recipes
-    from finetune.search import collect
-    from finetune.tuning import P6, Tuning
-    from replication.learning import weights
-    from replication.runs import experiment, results
-    from tfds_pap import folders, pipeline, roles
+    from replication.runs import description, publication, results
 
-    try:
-        policy = device_flags.policy()
-        monitor, searched = "val_loss", None
-        if _FROM_SEARCH.value:
-            searched = collect.best(RunDirectory(Path(_FROM_SEARCH.value)))
-            tuning, monitor = searched.tuning, searched.objective
-            print(f"Trial {searched.trial.trial_id}: {monitor} {searched.trial.score:.4f}")
-        else:
-            tuning = Tuning.read(P6 if _HPARAMS.value == "p6" else Path(_HPARAMS.value))
-        if tuning.unfrozen_blocks and _SECOND_PHASE_BLOCKS.value:
-            raise PapError(
-                f"--second_phase_blocks={_SECOND_PHASE_BLOCKS.value}: expected 0, as these "
-                f"hyperparameters train blocks at once (unfrozen_blocks={tuning.unfrozen_blocks})"
-            )
-        found = weights.find(tuning.backbone, _WEIGHTS.value)
-        if searched and searched.weights != found.digest:
-            raise PapError(
-                f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
-            )
-        builder = stage2_flags.prepare()
-        if searched and searched.data != pipeline.identity(builder):
-            print("Note: the search looked at other images than these")
-        spec = recipes.feature_spec(tuning, found, _PROTOCOL.value, policy.precision, tuning.views)
-        plan = final_fit.FinalFit(
-            tuning=tuning,
-            spec=spec,
-            protocol=_PROTOCOL.value,
-            monitor=monitor,
-            train_on_tune=_TRAIN_ON.value == "train_and_tune",
-            second=final_fit.SecondPhase(
-                blocks=_SECOND_PHASE_BLOCKS.value,
-                learning_rate=_SECOND_PHASE_LEARNING_RATE.value,
-                epochs=_SECOND_PHASE_EPOCHS.value,
-            ),
-            builder=builder,
-            features_dir=stage2_flags.features_dir(),
-            policy=policy,
-        )
-        path = (
-            _RUN_DIR.value or Path("runs") / f"finetuned-{tuning.backbone}-{stage2_flags.source()}"
-        )
-        run = RunDirectory.open(
-            path,
-            {
-                "source": stage2_flags.source(),
-                **plan.identity(),
-                **device_flags.identity(policy),
-                **audit_flags.identity(),
-            },
-        )
-        builders = {2: builder}
-        audits = experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
-        blocks = audit_flags.blocks(audits)
-        plan = dataclasses.replace(plan, blocks=blocks.get(builder.name))
-        experiment.describe(
-            run,
-            builders,
-            policy,
-            program="finetune.train",
-            images=images,
-            remarks=[] if found.path else [experiment.UNTRAINED],
-            blocks=blocks,
-        )
-        print(device_flags.words(policy))
-        for seed in seeds:
-            plan.run(run, seed, prevalence=_PREVALENCE.value)
-        page = experiment.publish(run, builders, audits, prevalence=_PREVALENCE.value)
-    except (PapError, folders.TreeError, roles.CutError, OSError) as error:
-        raise SystemExit(f"finetune.train: {error}") from None
-    for fit in results.read_fits(run):
+    policy = device_flags.policy()
+    plan = _plan(policy)
+    run = RunDirectory.open(
+        _RUN_DIR.value
+        or Path("runs") / f"finetuned-{plan.tuning.backbone}-{stage2_flags.source()}",
+        {
+            "source": stage2_flags.source(),
+            **plan.identity(),
+            **device_flags.identity(policy),
+            **audit_flags.identity(),
+        },
+    )
+    builders = {2: plan.builder}
+    audits = description.audit(run, [plan.builder], audit_flags.effort(), audit_flags.note)
+    blocks = audit_flags.blocks(audits)
+    plan = dataclasses.replace(plan, blocks=blocks.get(plan.builder.name))
+    description.describe(
+        run,
+        builders,
+        policy,
+        program="finetune.train",
+        images=images,
+        remarks=[] if plan.spec.weights.path else [description.UNTRAINED],
+        blocks=blocks,
+    )
+    print(device_flags.words(policy))
+    for seed in seeds:
+        plan.run(run, seed, prevalence=_PREVALENCE.value)
+    page = publication.publish(run, builders, audits, prevalence=_PREVALENCE.value)
+    fits = results.read_fits(run)
+    for fit in fits:
         print(f"Model: {fit.model_path}")
         if "whole_model_differs_by" in fit.info:
             print(
                 f"  on all {sum(fit.info['counts']['test'].values())} test images as on stored "
                 f"features, to {fit.info['whole_model_differs_by']:.1g} in probability"
             )
-    print(f"\n{len(results.read_fits(run))} models, {time.perf_counter() - start:.0f} s")
+    print(f"\n{len(fits)} models, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
+
+
+def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
+    """Returns how the model is trained, as the search or the file says.
+
+    Raises:
+        PapError: If they do not go with the other flags.
+    """
+    from finetune import final_fit, recipes
+    from finetune.search import collect
+    from finetune.tuning import P6, Tuning
+    from replication.learning import weights
+    from tfds_pap import pipeline
+
+    monitor, best = "val_loss", None
+    if _FROM_SEARCH.value:
+        best = collect.best(RunDirectory(Path(_FROM_SEARCH.value)))
+        tuning, monitor = best.tuning, best.objective
+        print(f"Trial {best.trial.trial_id}: {monitor} {best.trial.score:.4f}")
+    else:
+        tuning = Tuning.read(P6 if _HPARAMS.value == "p6" else Path(_HPARAMS.value))
+    if tuning.unfrozen_blocks and _SECOND_PHASE_BLOCKS.value:
+        raise PapError(
+            f"--second_phase_blocks={_SECOND_PHASE_BLOCKS.value}: expected 0, as these "
+            f"hyperparameters train blocks at once (unfrozen_blocks={tuning.unfrozen_blocks})"
+        )
+    pretrained = weights.find(tuning.backbone, _WEIGHTS.value)
+    if best and best.weights != pretrained.digest:
+        raise PapError(
+            f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
+        )
+    builder = stage2_flags.prepare()
+    if best and best.data != pipeline.identity(builder):
+        print("Note: the search looked at other images than these")
+    return final_fit.FinalFit(
+        tuning=tuning,
+        spec=recipes.feature_spec(
+            tuning, pretrained, _PROTOCOL.value, policy.precision, tuning.views
+        ),
+        protocol=_PROTOCOL.value,
+        monitor=monitor,
+        train_on_tune=_TRAIN_ON.value == "train_and_tune",
+        second=final_fit.SecondPhase(
+            blocks=_SECOND_PHASE_BLOCKS.value,
+            learning_rate=_SECOND_PHASE_LEARNING_RATE.value,
+            epochs=_SECOND_PHASE_EPOCHS.value,
+        ),
+        builder=builder,
+        features_dir=stage2_flags.features_dir(),
+        policy=policy,
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from replication.learning.knobs import HeadRecipe
 from tfds_pap import files
 from tfds_pap.errors import PapError
 
@@ -18,50 +19,22 @@ _CLASS_WEIGHTS = ("none", "balanced")
 _VIEWS = (1, 8)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tuning:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning(HeadRecipe):
     """Hyperparameters of one fit; the defaults are those of P6.
 
     Attributes:
         backbone: See `models.backbone`.
         size: Height and width of the input in pixels; 0 takes the backbone's own.
-        epochs: Epochs at most.
-        patience: Epochs without a better one after which training ends; 0 never does.
-        hidden_units: Of each hidden layer of the head, at most 4.
-        dropout: Share of values that are dropped before every dense layer of the head.
-        batch_size: Images a step.
-        optimizer: "sgd", "adam" or "adamw".
-        momentum: Of SGD.
-        weight_decay: Of AdamW.
-        learning_rate: Of the head; the highest one where a schedule changes it.
-        schedule: "constant", or "cosine": falls to 0 over all epochs, after a linear warm-up.
-        warmup_epochs: Of the cosine schedule.
-        label_smoothing: Share of the label that is spread over all classes.
-        class_weights: "balanced" weighs each class by the inverse of its number of images.
         views: 8 trains on flips and quarter-turns, picked at random in every epoch.
         unfrozen_blocks: Blocks of the backbone that are trained too, from its end; 0 trains the
             head on stored features. BatchNorm stays in inference mode.
-        backbone_learning_rate: Of these blocks.
     """
 
     backbone: str = "resnet152"
     size: int = 0
-    epochs: int = 50
-    patience: int = 20
-    hidden_units: tuple[int, ...] = (64,)
-    dropout: float = 0.2
-    batch_size: int = 16
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    learning_rate: float = 0.01
-    schedule: str = "constant"
-    warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
     views: int = 1
     unfrozen_blocks: int = 0
-    backbone_learning_rate: float = 1e-5
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -93,12 +66,11 @@ class Tuning:
         Raises:
             PapError: If a name is unknown, or a value is not what it should be.
         """
-        known = [field.name for field in dataclasses.fields(self)]
+        names = [field.name for field in dataclasses.fields(self)]
         for name in values:
-            if name not in known:
-                raise PapError(f"{name}: expected one of {', '.join(known)}")
-        given = {name: value for name, value in values.items() if value is not None}
-        return dataclasses.replace(self, **given)
+            if name not in names:
+                raise PapError(f"{name}: expected one of {', '.join(names)}")
+        return dataclasses.replace(self, **{k: v for k, v in values.items() if v is not None})
 
     def write(self, path: Path, **beside: Any) -> None:
         """Writes it as JSON.

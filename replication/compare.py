@@ -11,25 +11,32 @@ command again resumes; further backbones and seeds may be added to a run directo
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
+from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
+from replication.learning.knobs import HeadRecipe
+from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import commands
-from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets.public_api as tfds
+
+    from replication.learning import features
+    from tfds_pap import pipeline
 
 _FOLDERS = flags.DEFINE_string(
     "folders",
     None,
     "Any tree PATH/<class>/* with an optional PATH/groups.csv (file,group), instead of DB_4.",
 )
-_RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "Where the comparison is written (default: runs/compare-<data>)."
-)
+_RUN_DIR = shared.run_dir("Where the comparison is written (default: runs/compare-<data>).")
 _BACKBONES = flags.DEFINE_list(
     "backbones",
     None,
@@ -42,15 +49,12 @@ _WEIGHTS = flags.DEFINE_list(
     "imagenet (default; Keras's download and cache), none, or the path of a file or directory of "
     ".h5 or .keras files; NAME=one of these sets it for one backbone: none,mobilenetv2=DIR.",
 )
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol",
-    "clean",
-    ["paper", "clean"],
+_PROTOCOL = shared.protocol(
     "clean (default): each backbone's own preprocessing, best epoch on tune images. paper: BGR "
     "0..255 unscaled and the last epoch, as in P6, whose 250 px come with --size=250; P4's size is "
-    "not published.",
+    "not published."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, one head each (default: 0,1,2).")
+_SEEDS = shared.seeds(0, 1, 2, of="head")
 _FOLDS = flags.DEFINE_integer(
     "folds",
     None,
@@ -94,12 +98,8 @@ _OPTIMIZER = flags.DEFINE_enum(
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", 0.01, "Learning rate of the head (default: the paper's 0.01).", 1e-9
 )
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 16, "Images a step of the head (default: the paper's 16).", lower_bound=1
-)
-_EPOCHS = flags.DEFINE_integer(
-    "epochs", 50, "Epochs at most of each head (default: the paper's 50).", lower_bound=1
-)
+_BATCH_SIZE = shared.batch_size(16, "Images a step of the head (default: the paper's 16).")
+_EPOCHS = shared.epochs(50, "Epochs at most of each head (default: the paper's 50).")
 
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(stage2_flags)
@@ -115,100 +115,58 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from replication.comparison import steps
-    from replication.learning import features, heads, models, weights
-    from replication.runs import experiment
-    from tfds_pap import folders, pipeline, roles
+    from replication.learning import features
+    from replication.runs import description
+    from tfds_pap import pipeline
 
-    try:
-        policy = device_flags.policy()
-        specs = _weights()
-        names = steps.backbone_names(_BACKBONES.value, specs)
-        chosen = {name: weights.find(name, specs.get(name, specs[""])) for name in names}
-        if _FOLDERS.value:
-            builder = pipeline.prepare_folders(_FOLDERS.value, stage2_flags.data_dir())
-        else:
-            builder = stage2_flags.prepare()
-        index = pipeline.read_index(builder)
-        cuts, count = _cuts(index)
-        recipe = heads.HeadRecipe(
-            units=_UNITS.value,
-            dropout=_DROPOUT.value,
-            optimizer=_OPTIMIZER.value,
-            learning_rate=_LEARNING_RATE.value,
-            batch_size=_BATCH_SIZE.value,
-            epochs=_EPOCHS.value,
-        )
-        design = steps.Design(
-            protocol=_PROTOCOL.value, cuts=cuts, folds=count, seeds=seeds, unit=_UNIT.value
-        )
+    policy = device_flags.policy()
+    specs = _feature_specs(policy)
+    builder = _images()
+    index = pipeline.read_index(builder)
+    recipe = _head_recipe()
+    cuts, count = _cuts(index)
+    design = steps.Design(
+        protocol=_PROTOCOL.value, cuts=cuts, folds=count, seeds=seeds, unit=_UNIT.value
+    )
+    steps.check_cuts(index, design)
+    run = RunDirectory.open(
+        Path(_RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"),
+        {
+            **steps.identity(builder, design, recipe, specs),
+            **device_flags.identity(policy),
+            **audit_flags.identity(),
+        },
+    )
+    audits = description.audit(run, [builder], audit_flags.effort(), audit_flags.note)
+    if blocks := audit_flags.blocks(audits).get(builder.name):
+        design = dataclasses.replace(design, blocks=blocks)
         steps.check_cuts(index, design)
-        specs_of = {
-            name: features.FeatureSpec(
-                name,
-                found,
-                _SIZE.value or models.backbone(name).size,
-                models.backbone(name).preprocessing if _PROTOCOL.value == "clean" else "bgr",
-                resize=_RESIZE.value,
-                views=int(_VIEWS.value),
-                precision=policy.precision,
-            )
-            for name, found in chosen.items()
-        }
-        run = RunDirectory.open(
-            Path(_RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"),
-            {
-                **steps.identity(builder, design, recipe, specs_of),
-                **device_flags.identity(policy),
-                **audit_flags.identity(),
-            },
-        )
-        audits = experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
-        if blocks := audit_flags.blocks(audits).get(builder.name):
-            design = dataclasses.replace(design, blocks=blocks)
-            steps.check_cuts(index, design)
-        steps.describe(
-            run,
-            builder,
-            index,
-            policy,
-            untrained=steps.untrained(chosen),
-            images=stage2_flags.images(),
-            remarks=steps.size_remarks(_PROTOCOL.value, specs_of),
-        )
-        print(device_flags.words(policy))
-        scored = {
-            name: steps.score(
-                run,
-                features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
-                spec,
-                design,
-                recipe,
-                policy=policy,
-            )
-            for name, spec in specs_of.items()
-        }
-        result = steps.compare(scored, design)
-        page = steps.publish(
-            run,
-            result,
-            builder,
-            specs_of[result.winner],
-            design,
-            recipe,
-            features_dir=stage2_flags.features_dir(),
-            policy=policy,
-            found=audits[builder.name],
-        )
-    except (PapError, folders.TreeError, roles.CutError) as error:
-        raise SystemExit(f"replication.compare: {error}") from None
+    _describe(run, builder, index, policy, specs)
+    print(device_flags.words(policy))
+    directory = stage2_flags.features_dir()
+    scored = {}
+    for name, spec in specs.items():
+        store = features.extract(builder, spec, directory, policy=policy)
+        scored[name] = steps.score(run, store, spec, design, recipe, policy=policy)
+    result = steps.compare(scored, design)
+    page = steps.publish(
+        run,
+        result,
+        builder,
+        specs[result.winner],
+        design,
+        recipe,
+        features_dir=directory,
+        policy=policy,
+        audit=audits[builder.name],
+    )
     print(f"\n{len(scored)} backbones, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
 
 
 def _check_flags(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    flag_values.no_arguments(argv)
     if _FOLDERS.value and stage2_flags.manual_dir():
         raise app.UsageError("--folders and --manual_dir: give one of them")
     stage2_flags.images()
@@ -222,6 +180,66 @@ def _check_flags(argv: list[str]) -> None:
         raise app.UsageError("--cut needs --folds=2 or more")
 
 
+def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
+    """Returns which features of each backbone are compared."""
+    from replication.comparison import steps
+    from replication.learning import features, models, weights
+
+    sources = _weights()
+    names = steps.backbone_names(_BACKBONES.value, sources)
+    return {
+        name: features.FeatureSpec(
+            name,
+            weights.find(name, sources.get(name, sources[""])),
+            _SIZE.value or models.backbone(name).size,
+            models.backbone(name).preprocessing if _PROTOCOL.value == "clean" else "bgr",
+            resize=_RESIZE.value,
+            views=int(_VIEWS.value),
+            precision=policy.precision,
+        )
+        for name in names
+    }
+
+
+def _images() -> "tfds.core.DatasetBuilder":
+    from tfds_pap import pipeline
+
+    if _FOLDERS.value:
+        return pipeline.prepare_folders(_FOLDERS.value, stage2_flags.data_dir())
+    return stage2_flags.prepare()
+
+
+def _head_recipe() -> HeadRecipe:
+    return HeadRecipe(
+        hidden_units=(_UNITS.value,) if _UNITS.value else (),
+        dropout=_DROPOUT.value,
+        optimizer=_OPTIMIZER.value,
+        learning_rate=_LEARNING_RATE.value,
+        batch_size=_BATCH_SIZE.value,
+        epochs=_EPOCHS.value,
+    )
+
+
+def _describe(
+    run: RunDirectory,
+    builder: "tfds.core.DatasetBuilder",
+    index: "pipeline.Index",
+    policy: DevicePolicy,
+    specs: "dict[str, features.FeatureSpec]",
+) -> None:
+    from replication.comparison import steps
+
+    steps.describe(
+        run,
+        builder,
+        index,
+        policy,
+        untrained=[name for name, spec in specs.items() if spec.weights.path is None],
+        images=stage2_flags.images(),
+        remarks=steps.size_remarks(_PROTOCOL.value, specs),
+    )
+
+
 def _weights() -> dict[str, str]:
     """From a backbone's name to where its weights are; "" stands for every other backbone."""
     specs = {"": "imagenet"}
@@ -231,7 +249,7 @@ def _weights() -> dict[str, str]:
     return specs
 
 
-def _cuts(index: object) -> tuple[tuple[str, ...], int]:
+def _cuts(index: "pipeline.Index") -> tuple[tuple[str, ...], int]:
     """Names of the cuts, the main one first, and the number of folds."""
     from replication.learning import heads
 

@@ -15,30 +15,23 @@ from absl import app, flags
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
 from replication.flags import images as image_flags
+from replication.flags import shared
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from tfds_pap import commands
-from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from replication.learning import training
 
 _STAGES = ("1", "2")
 
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn)."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
-)
-_RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "Where the run is written (default: runs/phantom or runs/original)."
-)
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol",
-    "both",
-    ["paper", "clean", "both"],
+_MANUAL_DIR = shared.manual_dir("DB_3 and DB_4")
+_DATA_DIR = shared.data_dir()
+_RUN_DIR = shared.run_dir("Where the run is written (default: runs/phantom or runs/original).")
+_PROTOCOL = shared.protocol(
     "As the authors ran it, without their defects, or both (default).",
+    default="both",
+    further=["both"],
 )
 _STAGE_LIST = flags.DEFINE_list("stages", list(_STAGES), "Stages to train (default: 1,2).")
 _STAGE1 = flags.DEFINE_enum(
@@ -60,11 +53,8 @@ _WEIGHTS = flags.DEFINE_string(
     "Of the ResNet50: imagenet (default; Keras's download and cache), none, or the path of a .h5 "
     "or .keras file or of a directory of them.",
 )
-_EPOCHS = flags.DEFINE_integer(
-    "epochs",
-    None,
-    "Epochs at most for every model (default: the paper's 100; phantoms: see --budget).",
-    lower_bound=1,
+_EPOCHS = shared.epochs(
+    None, "Epochs at most for every model (default: the paper's 100; phantoms: see --budget)."
 )
 _BUDGET = flags.DEFINE_integer(
     "budget",
@@ -73,13 +63,10 @@ _BUDGET = flags.DEFINE_integer(
     "minutes are more epochs.",
     lower_bound=4,
 )
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Images a step (default: the paper's 32; phantoms: 8 in stage 2).",
-    lower_bound=1,
+_BATCH_SIZE = shared.batch_size(
+    None, "Images a step (default: the paper's 32; phantoms: 8 in stage 2)."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, one model each (default: 0).")
+_SEEDS = shared.seeds(0, of="model")
 _AUGMENT = flags.DEFINE_enum(
     "augment",
     None,
@@ -89,14 +76,7 @@ _AUGMENT = flags.DEFINE_enum(
 _STRATEGY = flags.DEFINE_enum(
     "strategy", "none", ["none", "mirrored"], "Use every GPU of this machine (default: none)."
 )
-_PREVALENCE = flags.DEFINE_float(
-    "prevalence",
-    None,
-    "Share of HSIL or SCC where the model is to be used, 0 to 1, for PPV and NPV (default: none, "
-    "and no predictive values: the share in a folder is no prevalence).",
-    lower_bound=0,
-    upper_bound=1,
-)
+_PREVALENCE = shared.prevalence(": the share in a folder is no prevalence")
 _SCAN_FIELDS = flags.DEFINE_integer(
     "scan_fields",
     3,
@@ -115,8 +95,7 @@ flags.adopt_module_key_flags(image_flags)
 
 def main(argv: list[str]) -> None:
     """Prepares the data, trains both stages in both protocols, reads fields, writes the report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    flag_values.no_arguments(argv)
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = "phantom" if _MANUAL_DIR.value is None else "original"
@@ -128,43 +107,39 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from replication.fields import whole_fields
-    from replication.runs import experiment, results
+    from replication.runs import publication, results
     from replication.runs import steps as run_steps
-    from tfds_pap import folders, roles
 
-    try:
-        policy = device_flags.policy(strategy=_STRATEGY.value)
-        steps = run_steps.Steps(
-            path=Path(_RUN_DIR.value or Path("runs") / source),
-            source=source,
-            manual_dir=_MANUAL_DIR.value,
-            data_dir=_DATA_DIR.value,
-            images=images,
-            policy=policy,
-            identity=_identity(source, policy),
-            planned={(name, stage): _recipe(name, stage) for name in protocols for stage in stages},
-            prevalence=_PREVALENCE.value,
-            profile=_PROFILE.value,
-            effort=audit_flags.effort(),
-        )
-        # The report shows what earlier commands trained here as well.
-        needed = {fit.stage for fit in results.read_fits(steps.run)}
-        if source == "original":
-            # Before hours of training: a tree may be wrong. Drawn images cannot be.
-            needed.update(stages)
-        steps.prepare(sorted(needed))
-        missing = steps.missing(seeds, stages)
-        progress = steps.progress(missing, ending=_SCAN_FIELDS.value > 0)
-        print(device_flags.words(policy), *progress.plan(), sep="\n", flush=True)
-        with progress:
-            for seed, stage, protocol in missing:
-                steps.fit(seed, stage, protocol, progress)
-        whole_fields.scan_of_run(steps.run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
-        page = experiment.publish(
-            steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value
-        )
-    except (PapError, folders.TreeError, roles.CutError) as error:
-        raise SystemExit(f"replication.run: {error}") from None
+    policy = device_flags.policy(strategy=_STRATEGY.value)
+    steps = run_steps.Steps(
+        path=Path(_RUN_DIR.value or Path("runs") / source),
+        source=source,
+        manual_dir=_MANUAL_DIR.value,
+        data_dir=_DATA_DIR.value,
+        images=images,
+        policy=policy,
+        identity=_identity(source, policy),
+        planned={(name, stage): _recipe(name, stage) for name in protocols for stage in stages},
+        prevalence=_PREVALENCE.value,
+        profile=_PROFILE.value,
+        effort=audit_flags.effort(),
+    )
+    # The report shows what earlier commands trained here as well.
+    needed = {fit.stage for fit in results.read_fits(steps.run)}
+    if source == "original":
+        # Before hours of training: a tree may be wrong. Drawn images cannot be.
+        needed.update(stages)
+    steps.prepare(sorted(needed))
+    missing = steps.missing(seeds, stages)
+    progress = steps.progress(missing, ending=_SCAN_FIELDS.value > 0)
+    print(device_flags.words(policy), *progress.plan(), sep="\n", flush=True)
+    with progress:
+        for seed, stage, protocol in missing:
+            steps.fit(seed, stage, protocol, progress)
+    whole_fields.scan_of_run(steps.run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
+    page = publication.publish(
+        steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value
+    )
     print(f"\n{len(results.read_fits(steps.run))} models, {time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={steps.path / 'logs'}")

@@ -14,36 +14,25 @@ from pathlib import Path
 from absl import app, flags
 
 from replication.flags import fields as field_flags
+from replication.flags import shared
 from replication.runs import device
 from tfds_pap import commands
 from tfds_pap.errors import PapError
 
-_PHANTOM = flags.DEFINE_bool(
-    "phantom", False, "Scan fields that are drawn on the spot, with their truth (default: off)."
-)
-_PHANTOM_FIELDS = flags.DEFINE_integer(
-    "phantom_fields", 3, "Fields that --phantom draws (default: 3).", lower_bound=1
+_PHANTOM, _PHANTOM_FIELDS = shared.phantom(
+    "Scan fields that are drawn on the spot, with their truth (default: off).", 3
 )
 _SCAN_DIR = flags.DEFINE_string(
     "scan_dir", None, "Where the scan is written (default: runs/scan, runs/scan_phantom)."
 )
-_STRIDE = flags.DEFINE_integer(
-    "stride", 25, "Pixels from one ROI to the next (default: 25).", lower_bound=1
-)
+_STRIDE = shared.stride("Pixels from one ROI to the next (default: 25).")
 _ROI = flags.DEFINE_integer("roi", 150, "Side of the ROI in pixels (default: 150).", lower_bound=1)
-_THRESHOLD = flags.DEFINE_float(
-    "threshold",
-    0.5,
-    "Stage-1 probability of a cell, 0 to 1, at which an ROI is kept (default: 0.5).",
-    lower_bound=0,
-    upper_bound=1,
+_THRESHOLD = shared.threshold(
+    "Stage-1 probability of a cell, 0 to 1, at which an ROI is kept (default: 0.5)."
 )
-_SUPPRESSION_RADIUS = flags.DEFINE_float(
-    "suppression_radius",
-    50.0,
+_SUPPRESSION_RADIUS = shared.suppression_radius(
     "Of kept ROIs nearer than this to each other only the most probable stays, pixels (default: "
-    "50).",
-    lower_bound=0,
+    "50)."
 )
 _METHOD = flags.DEFINE_enum(
     "method",
@@ -79,40 +68,35 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     commands.prepare_tensorflow()
     from replication.fields import scan_directory, whole_fields
-    from tfds_pap import folders
 
-    try:
-        outcome = whole_fields.scan_and_report(
-            Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan")),
-            whole_fields.Models(**field_flags.models()),
-            argv[1:],
-            settings=scan_directory.Settings(
-                roi=_ROI.value,
-                stride=_STRIDE.value,
-                threshold=_THRESHOLD.value,
-                radius=_SUPPRESSION_RADIUS.value,
-                method=_METHOD.value,
-                mpp=_MPP.value,
-                file_mpp=_FIELD_MPP.value,
-            ),
-            policy=device.configure(precision="float32"),
-            phantoms=_PHANTOM_FIELDS.value if _PHANTOM.value else 0,
-            workers=_WORKERS.value or os.cpu_count() or 1,
-            truth=field_flags.truth(),
-            complete_truth=field_flags.complete_truth() or _PHANTOM.value,
-            match_radius=match_radius,
-        )
-    except (PapError, folders.TreeError) as error:
-        raise SystemExit(f"replication.scan: {error}") from None
+    outcome = whole_fields.scan_and_report(
+        Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan")),
+        whole_fields.Models(**field_flags.models()),
+        argv[1:],
+        settings=scan_directory.Settings(
+            roi=_ROI.value,
+            stride=_STRIDE.value,
+            threshold=_THRESHOLD.value,
+            radius=_SUPPRESSION_RADIUS.value,
+            method=_METHOD.value,
+            mpp=_MPP.value,
+            file_mpp=_FIELD_MPP.value,
+        ),
+        policy=device.configure(precision="float32"),
+        phantoms=_PHANTOM_FIELDS.value if _PHANTOM.value else 0,
+        workers=_WORKERS.value or os.cpu_count() or 1,
+        truth=field_flags.truth(),
+        complete_truth=field_flags.complete_truth() or _PHANTOM.value,
+        match_radius=match_radius,
+    )
     seconds, memory = time.perf_counter() - start, device.peak_memory_mib()
     print(f"{outcome.fields} fields, {seconds:.0f} s, peak memory {memory:,.0f} MiB")
     print(f"Report: {outcome.page}")
     if outcome.unreadable:
         lines = [f"  {entry['reason']}" for entry in outcome.unreadable]
         count = outcome.fields + len(lines)
-        raise SystemExit(
-            f"replication.scan: {len(lines)} of {count} fields could not be read:\n"
-            + "\n".join(lines[:20])
+        raise PapError(
+            f"{len(lines)} of {count} fields could not be read:\n" + "\n".join(lines[:20])
         )
 
 

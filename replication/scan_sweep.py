@@ -16,15 +16,13 @@ from typing import Any
 from absl import app, flags
 
 from replication.flags import fields as field_flags
+from replication.flags import shared
 from replication.runs import device
 from tfds_pap import commands, files
 from tfds_pap.errors import PapError
 
-_PHANTOM = flags.DEFINE_bool(
-    "phantom", False, "Sweep over fields that are drawn on the spot (default: off)."
-)
-_PHANTOM_FIELDS = flags.DEFINE_integer(
-    "phantom_fields", 10, "Fields that --phantom draws (default: 10).", lower_bound=1
+_PHANTOM, _PHANTOM_FIELDS = shared.phantom(
+    "Sweep over fields that are drawn on the spot (default: off).", 10
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/sweep", "Where it is written (default: runs/sweep).")
 _STRIDES = flags.DEFINE_list(
@@ -56,34 +54,29 @@ def main(argv: list[str]) -> None:
     from replication.fields import whole_fields
     from replication.fields.judge import sweep
     from replication.fields.judge.results import plural
-    from replication.fields.read.field import FieldError
     from replication.fields.scan_directory import Settings
     from replication.fields.show import sweep_figure
-    from tfds_pap import folders
 
     output = Path(_OUTPUT.value)
     device.configure(precision="float32")
     models = whole_fields.Models(**field_flags.models())
     complete = field_flags.complete_truth() or _PHANTOM.value
-    try:
-        annotated = _annotated(_fields(argv[1:], output))
-        stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
-        with (
-            futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-            tqdm.tqdm(total=len(annotated), unit="field") as bar,
-        ):
-            rows = sweep.sweep(
-                _opened(annotated),
-                stages,
-                radii=radii,
-                thresholds=thresholds,
-                pool=pool,
-                complete=complete,
-                match_radius=match_radius,
-                advance=bar.update,
-            )
-    except (PapError, folders.TreeError, FieldError) as error:
-        raise SystemExit(f"replication.scan_sweep: {error}") from None
+    annotated = _annotated(_fields(argv[1:], output))
+    stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
+    with (
+        futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm.tqdm(total=len(annotated), unit="field") as bar,
+    ):
+        rows = sweep.sweep(
+            _opened(annotated),
+            stages,
+            radii=radii,
+            thresholds=thresholds,
+            pool=pool,
+            complete=complete,
+            match_radius=match_radius,
+            advance=bar.update,
+        )
     files.write_atomically(output / "sweep.csv", sweep.table(rows))
     for form in ("svg", "png"):
         files.write_atomically(output / f"sweep.{form}", sweep_figure.sweep_figure(rows, form))

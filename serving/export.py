@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from replication.flags import shared
 from replication.runs.directory import RunDirectory
 from tfds_pap import commands, files
 from tfds_pap.errors import PapError
@@ -21,17 +22,14 @@ if TYPE_CHECKING:
     from replication.runs import results
     from serving.model.detection import Detection
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose model is exported.", required=True)
+_RUN_DIR = shared.run_dir("Run whose model is exported.", required=True)
 _SERVING_DIR = flags.DEFINE_string(
     "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
 )
 _STAGE = flags.DEFINE_integer(
     "stage", 2, "Which stage's model (default: 2).", lower_bound=1, upper_bound=2
 )
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", "clean", ["paper", "clean"], "Which of the run's models (default: clean)."
-)
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the model (default: the run's first).")
+_PROTOCOL, _SEED = shared.trained("the run's", "model")
 _LABEL = flags.DEFINE_string(
     "label",
     None,
@@ -71,28 +69,17 @@ _STAGE1_RUN_DIR = flags.DEFINE_string(
     "Run whose stage 1 finds the cells of whole fields for the signature detect (default: "
     "--run_dir, where it holds one; without any there is no detect).",
 )
-_STRIDE = flags.DEFINE_integer(
-    "stride", 25, "Of detect: pixels from one ROI to the next (default: 25).", lower_bound=1
+_STRIDE = shared.stride("Of detect: pixels from one ROI to the next (default: 25).")
+_THRESHOLD = shared.threshold(
+    "Of detect: stage-1 probability of a cell at least, 0 to 1 (default: 0.5)."
 )
-_THRESHOLD = flags.DEFINE_float(
-    "threshold",
-    0.5,
-    "Of detect: stage-1 probability of a cell at least, 0 to 1 (default: 0.5).",
-    lower_bound=0,
-    upper_bound=1,
-)
-_SUPPRESSION_RADIUS = flags.DEFINE_float(
-    "suppression_radius",
-    50.0,
-    "Of detect: of kept ROIs nearer than this only the most probable stays, pixels (default: 50).",
-    lower_bound=0,
+_SUPPRESSION_RADIUS = shared.suppression_radius(
+    "Of detect: of kept ROIs nearer than this only the most probable stays, pixels (default: 50)."
 )
 _MAX_DETECTIONS = flags.DEFINE_integer(
     "max_detections", 256, "Of detect: cells that are answered at most (default: 256).", 1
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
-)
+_DATA_DIR = shared.data_dir()
 
 
 def main(argv: list[str]) -> None:
@@ -104,18 +91,14 @@ def main(argv: list[str]) -> None:
             f"--check_images={_CHECK_IMAGES.value}: expected at most --max_batch={_MAX_BATCH.value}"
         )
     # What can be wrong with the flags is said before TensorFlow is imported, which takes seconds.
-    try:
-        run, fit = _chosen()
-    except PapError as error:
-        raise SystemExit(f"serving.export: {error}") from None
+    run, fit = _chosen()
     commands.prepare_tensorflow()
     from serving.server import errors
-    from serving.store import model_config
 
     try:
         _export(run, fit, Path(_SERVING_DIR.value))
-    except (PapError, errors.ServingError, model_config.ConfigError, OSError) as error:
-        raise SystemExit(f"serving.export: {_in_one_line(error)}") from None
+    except (errors.ServingError, OSError) as error:
+        raise PapError(_in_one_line(error)) from error
 
 
 def _chosen() -> tuple[RunDirectory, "results.Fit"]:

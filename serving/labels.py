@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import app, flags
 
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 _SERVING_DIR = flags.DEFINE_string(
     "serving_dir", None, "Holds the versions of one model.", required=True
@@ -39,26 +40,21 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--to_version: expected --label as well")
     if _LABEL.value is not None and not (_ROLLBACK.value or _TO_VERSION.value is not None):
         raise app.UsageError("--label: expected --to_version or --rollback as well")
-    from tfds_pap.errors import PapError
-
     commands.quiet_logs()
     from serving.store import model_config, publish
 
     serving_dir = Path(_SERVING_DIR.value)
     available = publish.versions(serving_dir)
     if not available:
-        raise SystemExit(f"serving.labels: --serving_dir={serving_dir} holds no version")
+        raise PapError(f"--serving_dir={serving_dir} holds no version")
     config = model_config.ModelConfig(serving_dir)
-    try:
-        if _ROLLBACK.value:
-            before, now = config.roll_back(_LABEL.value)
-            print(f"{_LABEL.value or config.name}: version {before} -> {now}")
-        elif _TO_VERSION.value is not None:
-            before = config.assign(_LABEL.value, _TO_VERSION.value)
-            print(f"{_LABEL.value}: version {before or 'none'} -> {_TO_VERSION.value}")
-        labels, pinned = config.labels(), config.pinned()
-    except (model_config.ConfigError, PapError) as error:
-        raise SystemExit(f"serving.labels: {error}") from None
+    if _ROLLBACK.value:
+        before, now = config.roll_back(_LABEL.value)
+        print(f"{_LABEL.value or config.name}: version {before} -> {now}")
+    elif _TO_VERSION.value is not None:
+        before = config.assign(_LABEL.value, _TO_VERSION.value)
+        print(f"{_LABEL.value}: version {before or 'none'} -> {_TO_VERSION.value}")
+    labels, pinned = config.labels(), config.pinned()
     for version in available:
         names = [label for label, number in sorted(labels.items()) if number == version]
         served = version in pinned if pinned else version == available[-1]

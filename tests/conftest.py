@@ -150,7 +150,7 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
 
     from replication.learning import training
     from replication.report import model_card
-    from replication.runs import device, experiment
+    from replication.runs import description, device, fitting
     from replication.runs.directory import RunDirectory
     from tfds_pap import pipeline
 
@@ -174,16 +174,17 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
         batch_size=8,
         learning_rate=0.01,
         keep="best",
-        patience=None,
+        patience=0,
         augment="none",
+        optimizer="adam",
         published="P2.accuracy",
     )
     builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     run = RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
     policy = device.configure()
-    experiment.describe(run, {2: builder}, policy)
-    experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
+    description.describe(run, {2: builder}, policy)
+    fitting.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     model_card.write(run)
     return folder
 
@@ -194,7 +195,7 @@ def two_stage_run(
 ) -> Path:
     """The run of `tiny_run` with the stage-1 CNN beside it, trained for a moment."""
     from replication.learning import recipes
-    from replication.runs import device, experiment
+    from replication.runs import device, fitting
     from replication.runs.directory import RunDirectory
     from tfds_pap import pipeline
 
@@ -203,7 +204,7 @@ def two_stage_run(
     run = RunDirectory.open(folder, {"data of stage 1": "tiny"})
     policy = device.configure()
     recipe = recipes.plan("clean", 1, phantoms=True, epochs=3)
-    experiment.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
+    fitting.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
     return folder
 
 

@@ -76,7 +76,7 @@ def test_suspects_depend_on_what_is_tested(builder):
 
 def test_accuracy_without_suspects_is_that_of_the_rest(builder):
     from replication.measures import evaluation
-    from replication.runs import experiment
+    from replication.runs import description
 
     found = leak_audit.audit_builder(builder)
     ids = sorted(found.ids["validation"])
@@ -95,12 +95,12 @@ def test_accuracy_without_suspects_is_that_of_the_rest(builder):
         probabilities=np.eye(4)[named],
         class_names=names,
     )
-    line = experiment.accuracy_without_suspects([predictions], found)
+    line = description.accuracy_without_suspects([predictions], found)
     assert (
         f"without suspect test images ({len(suspects)}," in line and ": 0.0000 [0.0000 to" in line
     )
     clean = dataclasses.replace(found, pairs=(), groups={})
-    assert experiment.accuracy_without_suspects([predictions], clean) == ""
+    assert description.accuracy_without_suspects([predictions], clean) == ""
 
 
 def test_the_command_prints_and_writes(leaky, tmp_path):

@@ -67,7 +67,7 @@ def test_a_head_on_features_learns_what_it_learns_on_images(builder, spec, tmp_p
         batch_size=8,
         learning_rate=0.05,
         keep="last",
-        patience=None,
+        patience=0,
         augment="stored_views" if views == 8 else "none",
         optimizer="sgd",
     )

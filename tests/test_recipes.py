@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from replication.learning import features, heads, models, recipes, training, weights
+from replication.learning import features, heads, knobs, models, recipes, training, weights
 from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
 from tfds_pap.errors import PapError
@@ -102,17 +102,21 @@ def test_a_head_is_trained_as_the_protocol_says(
         tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch", views=8
     )
     store = features.extract(builder, spec, tmp_path / "features", policy=POLICY)
-    recipe = heads.HeadRecipe(epochs=4, units=5)
-    planned = recipe.training_recipe(store, protocol, 0, tuned=True)
+    recipe = knobs.HeadRecipe(epochs=4, hidden_units=(5,))
+    planned = heads.training_recipe(recipe, store, protocol, 0, tuned=True)
     assert (planned.keep, planned.monitor, planned.augment) == (keep, monitor, augment)
-    assert recipe.training_recipe(store, protocol, 0, tuned=False).keep == "last"
+    assert heads.training_recipe(recipe, store, protocol, 0, tuned=False).keep == "last"
     cut = heads.cut(store.index, heads.PUBLISHED, protocol=protocol, count=0, seed=0)
     options = {"protocol": protocol, "seed": 0, "policy": POLICY}
     first = heads.fit_and_score(store, cut, recipe, directory=tmp_path / "a", **options)
     again = heads.fit_and_score(store, cut, recipe, directory=tmp_path / "b", **options)
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
     other = heads.fit_and_score(
-        store, cut, dataclasses.replace(recipe, units=0), directory=tmp_path / "c", **options
+        store,
+        cut,
+        dataclasses.replace(recipe, hidden_units=()),
+        directory=tmp_path / "c",
+        **options,
     )
     assert not np.array_equal(first.probabilities, other.probabilities)
     assert set(first.splits) == {"tune", "test"}
@@ -133,7 +137,7 @@ def test_folds_pool_what_each_head_has_not_seen(tiny_backbone, builder, tmp_path
     pooled = heads.fit_and_score(
         store,
         cut,
-        heads.HeadRecipe(epochs=2),
+        knobs.HeadRecipe(epochs=2),
         protocol="clean",
         seed=0,
         policy=POLICY,
@@ -143,7 +147,7 @@ def test_folds_pool_what_each_head_has_not_seen(tiny_backbone, builder, tmp_path
     alone = heads.fit_and_score(
         store,
         cut[1:2],
-        heads.HeadRecipe(epochs=2),
+        knobs.HeadRecipe(epochs=2),
         protocol="clean",
         seed=0,
         policy=POLICY,

@@ -11,7 +11,7 @@ from replication.measures import evaluation, one_class, published
 from replication.measures.predictions import Predictions
 from replication.report import model_card
 from replication.report import page as report
-from replication.runs import experiment, results
+from replication.runs import publication, results
 from replication.runs.directory import RunDirectory
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -101,7 +101,7 @@ def test_the_terminal_of_a_run_prints_both_and_what_is_wrong(tmp_path, capsys):
     remark = one_class.remark(ALL_SCC, NAMES, LABELS)
     figure = published.published("P2.accuracy")
     row = results.Row(2, "CNN", "clean", figure, summary, "not comparable", (remark,))
-    experiment.print_summary([row], run)
+    publication.print_summary([row], run)
     printed = " ".join(capsys.readouterr().out.split())
     assert "CNN, clean protocol: HSIL+ sensitivity 100.0 % [56.6, 100.0], specificity 0.0 % [" in (
         printed.replace("\u00a0", " ")

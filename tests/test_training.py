@@ -38,8 +38,9 @@ RECIPE = training.Recipe(
     batch_size=8,
     learning_rate=1e-2,
     keep="best",
-    patience=None,
+    patience=0,
     augment="flips",
+    optimizer="adam",
 )
 POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from finetune import blocks, optimizers, recipes, tuning
+from finetune import blocks, recipes, tuning
 from finetune.search import scoring
-from replication.learning import features, models, training, weights
+from replication.learning import features, models, optimizers, training, weights
 from replication.runs import device
 from tfds_pap import pipeline, roles
 from tfds_pap.errors import PapError
@@ -85,11 +85,11 @@ def test_blocks_of_the_papers_networks():
 
 def test_unfreezing_leaves_batch_normalisation_alone(tiny_backbone):
     model = models.classifier(spec(tiny_backbone).extractor(), models.head(8, 4))
-    assert blocks.backbone_variables(model) == []
+    assert optimizers.backbone_variables(model) == []
     blocks.unfreeze(model, 1)
-    assert [v.path.split("/")[-2] for v in blocks.backbone_variables(model)] == ["top", "top"]
+    assert [v.path.split("/")[-2] for v in optimizers.backbone_variables(model)] == ["top", "top"]
     blocks.unfreeze(model, 2)
-    assert {v.path.split("/")[-2] for v in blocks.backbone_variables(model)} == {"stem", "top"}
+    assert {v.path.split("/")[-2] for v in optimizers.backbone_variables(model)} == {"stem", "top"}
     with pytest.raises(PapError, match="tiny_net has 2 blocks"):
         blocks.unfreeze(model, 3)
 
@@ -110,8 +110,8 @@ def test_the_backbone_takes_its_own_learning_rate(tiny_backbone, name):
     asked = tuning.Tuning(
         optimizer=name, learning_rate=1e-2, backbone_learning_rate=1e-4, unfrozen_blocks=1
     )
-    backbone = blocks.backbone_variables(model)
-    optimizer = optimizers.build(asked, model, 10, backbone)
+    backbone = optimizers.backbone_variables(model)
+    optimizer = optimizers.build(asked, model, 10)
     slow = {id(variable) for variable in backbone}
     moved = one_step(model, optimizer)
     for variable, distance in zip(model.trainable_variables, moved, strict=True):

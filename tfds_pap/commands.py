@@ -1,4 +1,4 @@
-"""How every command's process is prepared, and how it ends on Ctrl-C or when nobody reads on."""
+"""How every command's process is prepared, and how it ends: done, refused, or interrupted."""
 
 import contextlib
 import logging
@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from absl import app
+
+from tfds_pap.errors import PapError
 
 #: What a shell reports of a command that SIGINT ended.
 INTERRUPTED = 130
@@ -31,7 +33,7 @@ _SETTINGS = {
 
 
 def run(main: Callable[[list[str]], object], interrupted: str) -> None:
-    """Runs a command; Ctrl-C ends it with one line and exit status 130.
+    """Runs a command; what can be mended ends it with one line and exit status 1, Ctrl-C with 130.
 
     Where the reader of its output has gone it ends without a word; with exit status 141 if it had
     more to say.
@@ -46,11 +48,10 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         # On a line of its own: a progress line may be half written.
         print(f"\n{_program()}: interrupted; {str(error) or interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Of a connection it is an error like others.
-        if not _unread():
-            raise
-        sys.exit(UNREAD)
+    except (PapError, OSError) as error:
+        # A broken pipe of a connection is an error like others.
+        is_unread = isinstance(error, BrokenPipeError) and _unread()
+        sys.exit(UNREAD if is_unread else f"{_program()}: {error}")
     finally:
         try:
             sys.stdout.flush()

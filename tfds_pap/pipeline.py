@@ -327,7 +327,7 @@ class ImageStore:
 
     def batches(
         self,
-        positions: Sequence[int],
+        positions: np.ndarray,
         batch_size: int,
         *,
         seed: int | None = None,
@@ -371,7 +371,7 @@ class ImageStore:
 def ordered_batches(
     gather: Callable[[tf.Tensor], tf.Tensor],
     labels: np.ndarray,
-    positions: Sequence[int],
+    positions: np.ndarray,
     batch_size: int,
     *,
     seed: int | None = None,

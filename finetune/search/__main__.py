@@ -9,17 +9,30 @@ side by side on this machine; KerasTuner's variables KERASTUNER_TUNER_ID, KERAST
 KERASTUNER_ORACLE_PORT spread the search over several (see README).
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
+from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
+from replication.flags import values as flag_values
+from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import commands
 from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    import keras_tuner
+
+    from finetune import space
+    from finetune.search import oracles, tuner
+    from finetune.tuning import Tuning
 
 _TUNER = flags.DEFINE_enum(
     "tuner",
@@ -39,24 +52,16 @@ _BACKBONE = flags.DEFINE_string(
     "Name of the table in replication/learning/models.py or of keras.applications "
     "(default: resnet152).",
 )
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "imagenet",
-    "imagenet (default; Keras's download and cache), none, or the path of a file or directory of "
-    ".h5 or .keras files.",
-)
+_WEIGHTS = shared.weights()
 _OBJECTIVE = flags.DEFINE_enum(
     "objective",
     "val_macro_f1",
     ["val_macro_f1", "val_accuracy", "val_loss", "val_hsil_plus_sensitivity"],
     "What is optimised, on tune images (default: val_macro_f1).",
 )
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol",
-    "clean",
-    ["paper", "clean"],
+_PROTOCOL = shared.protocol(
     "clean (default): tune images choose, test images are not looked at. paper: as P5, scored on "
-    "images that were trained on, stopped on training accuracy, BGR 0..255.",
+    "images that were trained on, stopped on training accuracy, BGR 0..255."
 )
 _MAX_EPOCHS = flags.DEFINE_integer(
     "max_epochs", 30, "Epochs at most of a trial (default: the paper's 30).", lower_bound=1
@@ -126,112 +131,23 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    import keras_tuner
-
-    from finetune import recipes, space
-    from finetune.search import (
-        cluster,
-        estimate,
-        local_workers,
-        oracles,
-        progress,
-        scoring,
-        steps,
-        tensorboard,
-        tuner,
-    )
-    from finetune.tuning import Tuning
+    from finetune.search import cluster, estimate, local_workers, oracles, scoring, steps, tuner
     from replication.drawing import pages
-    from replication.learning import features, weights
-    from replication.runs import experiment
-    from tfds_pap import folders, leak_audit, pipeline, roles
 
-    try:
+    with _what_is_finished_is_kept():
         if cluster.is_worker():
             local_workers.end_with_chief()
             # It prepares data, features and directory, which its workers share.
             cluster.wait_for_chief()
         policy = device_flags.policy()
-        base = Tuning(
-            backbone=_BACKBONE.value.lower(),
-            size=_SIZE.value,
-            epochs=_MAX_EPOCHS.value,
-            patience=_PATIENCE.value,
-        )
-        searched = space.find(_SPACE.value, base, max_unfrozen_blocks=_MAX_UNFROZEN_BLOCKS.value)
+        searched = _space()
         hyperparameters = searched.hyperparameters()
-        search = {
-            "max_trials": _max_trials(),
-            "max_epochs": _MAX_EPOCHS.value,
-            "factor": _FACTOR.value,
-        }
-        plan = oracles.plan(_TUNER.value, hyperparameters, **search)
-        if plan.trials > _MOST_TRIALS:
-            raise PapError(
-                f"--tuner={_TUNER.value} --space={_SPACE.value}: {plan.trials:,} trials; give "
-                "--max_trials, or another --tuner"
-            )
-        found = weights.find(base.backbone, _WEIGHTS.value)
-        builder = stage2_flags.prepare()
-        index = pipeline.read_index(builder)
-        audits = {builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort())}
-        blocks = audit_flags.blocks(audits).get(builder.name)
-        assigned = scoring.assign_roles(index, _PROTOCOL.value, blocks)
-        scoring.check_objective(_OBJECTIVE.value, index, assigned.tune)
-        spec = recipes.feature_spec(
-            base, found, _PROTOCOL.value, policy.precision, searched.views(hyperparameters)
-        )
-        run = RunDirectory.open(
-            _search_dir(),
-            {
-                "tuner": _TUNER.value,
-                "space": Path(_SPACE.value).name,
-                "resolved space": searched.digest(hyperparameters),
-                "objective": _OBJECTIVE.value,
-                "protocol": _PROTOCOL.value,
-                "max_epochs": _MAX_EPOCHS.value,
-                "patience": _PATIENCE.value,
-                "factor": _FACTOR.value,
-                "executions_per_trial": _EXECUTIONS.value,
-                "seed": _SEED.value,
-                "source": stage2_flags.source(),
-                **spec.key(pipeline.identity(builder)),
-                **device_flags.identity(policy),
-                **audit_flags.identity(),
-            },
-            flag="search_dir",
-        )
-        if not cluster.is_worker():
-            experiment.audit(run, [builder], audit_flags.effort(), audit_flags.note)
-            steps.describe(
-                run,
-                builder,
-                policy,
-                assigned,
-                untrained=found.path is None,
-                protocol=_PROTOCOL.value,
-                images=stage2_flags.images(),
-            )
-            print(device_flags.words(policy))
-        study = tuner.Study(
-            space=searched,
-            spec=spec,
-            store=features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
-            assigned=assigned,
-            images=lambda: experiment.images(builder, spec.size, spec.resize),
-            protocol=_PROTOCOL.value,
-            objective=_OBJECTIVE.value,
-            executions=_EXECUTIONS.value,
-            seed=_SEED.value,
-            policy=policy,
-        )
+        plan = _plan(hyperparameters)
+        run, study = _prepared(searched, hyperparameters, policy)
+        objective = scoring.objective(_OBJECTIVE.value)
         search_tuner = tuner.SearchTuner(
             oracles.build(
-                _TUNER.value,
-                hyperparameters,
-                scoring.objective(_OBJECTIVE.value),
-                seed=_SEED.value,
-                **search,
+                _TUNER.value, hyperparameters, objective, seed=_SEED.value, **_search_options()
             ),
             study,
             run.path,
@@ -240,37 +156,175 @@ def main(argv: list[str]) -> None:
         if cluster.is_worker():
             search_tuner.search()
             return
+        print(device_flags.words(policy))
         steps.print_space(searched, hyperparameters, plan, _EXECUTIONS.value)
         if not search_tuner.oracle.end_order:
             expected = estimate.estimate(study, plan)
             seconds = pages.duration(expected.seconds, digits=0)
             print(f"About {seconds} on one process: {expected.words}")
-        tensorboard.write_columns(run.path / "logs", hyperparameters, _OBJECTIVE.value)
-        with progress.Progress(search_tuner.oracle, plan) as shown:
-            if cluster.is_chief():
-                search_tuner.serve(shown.update)
-            elif _WORKERS.value > 1:
-                with local_workers.LocalWorkers(_WORKERS.value, run.path) as workers:
-                    search_tuner.serve(lambda: (shown.update(), workers.check()))
-            else:
-                search_tuner.search_alone(shown.update)
+        _search(search_tuner, plan, run, hyperparameters)
         page = steps.publish(run, study, plan, name=_TUNER.value)
-    except (PapError, folders.TreeError, roles.CutError) as error:
-        raise SystemExit(f"finetune.search: {error}") from None
-    except (keras_tuner.errors.FatalError, OSError) as error:
-        raise SystemExit(
-            f"finetune.search: {error}; what is finished in {_search_dir()} is kept, the "
-            "same command goes on"
-        ) from None
     print(f"\n{time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
     print(f"TensorBoard: tensorboard --logdir={run.path / 'logs'}")
     print(f"Train the best: python -m finetune.train --from_search={run.path}")
 
 
+@contextlib.contextmanager
+def _what_is_finished_is_kept() -> Iterator[None]:
+    """Says so where a full disk, a lost chief or KerasTuner ends the search."""
+    import keras_tuner
+
+    try:
+        yield
+    except (PapError, BrokenPipeError):
+        raise
+    except (keras_tuner.errors.FatalError, OSError) as error:
+        raise PapError(
+            f"{error}; what is finished in {_search_dir()} is kept, the same command goes on"
+        ) from error
+
+
+def _base() -> "Tuning":
+    from finetune.tuning import Tuning
+
+    return Tuning(
+        backbone=_BACKBONE.value.lower(),
+        size=_SIZE.value,
+        epochs=_MAX_EPOCHS.value,
+        patience=_PATIENCE.value,
+    )
+
+
+def _space() -> "space.Space":
+    from finetune import space
+
+    return space.find(_SPACE.value, _base(), max_unfrozen_blocks=_MAX_UNFROZEN_BLOCKS.value)
+
+
+def _search_options() -> dict[str, Any]:
+    """Returns what plan and oracle depend on alike."""
+    endless = _TUNER.value in ("random", "bayesian")
+    return {
+        "max_trials": _MAX_TRIALS.value or (_DEFAULT_TRIALS if endless else None),
+        "max_epochs": _MAX_EPOCHS.value,
+        "factor": _FACTOR.value,
+    }
+
+
+def _plan(hyperparameters: "keras_tuner.HyperParameters") -> "oracles.Plan":
+    from finetune.search import oracles
+
+    plan = oracles.plan(_TUNER.value, hyperparameters, **_search_options())
+    if plan.trials > _MOST_TRIALS:
+        raise PapError(
+            f"--tuner={_TUNER.value} --space={_SPACE.value}: {plan.trials:,} trials; give "
+            "--max_trials, or another --tuner"
+        )
+    return plan
+
+
+def _prepared(
+    searched: "space.Space",
+    hyperparameters: "keras_tuner.HyperParameters",
+    policy: DevicePolicy,
+) -> "tuple[RunDirectory, tuner.Study]":
+    """Prepares images, roles, features and directory; a chief, or who is alone, describes them."""
+    from finetune import recipes
+    from finetune.search import cluster, scoring, steps, tuner
+    from replication.learning import features, weights
+    from replication.runs import description, fitting
+    from tfds_pap import leak_audit, pipeline
+
+    base = searched.base
+    pretrained = weights.find(base.backbone, _WEIGHTS.value)
+    builder = stage2_flags.prepare()
+    index = pipeline.read_index(builder)
+    audits = {builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort())}
+    blocks = audit_flags.blocks(audits).get(builder.name)
+    assigned = scoring.assign_roles(index, _PROTOCOL.value, blocks)
+    scoring.check_objective(_OBJECTIVE.value, index, assigned.tune)
+    views = searched.views(hyperparameters)
+    spec = recipes.feature_spec(base, pretrained, _PROTOCOL.value, policy.precision, views)
+    run = RunDirectory.open(
+        _search_dir(),
+        {
+            **_identity(),
+            "resolved space": searched.digest(hyperparameters),
+            **spec.key(pipeline.identity(builder)),
+            **device_flags.identity(policy),
+        },
+        flag="search_dir",
+    )
+    if not cluster.is_worker():
+        description.audit(run, [builder], audit_flags.effort(), audit_flags.note)
+        steps.describe(
+            run,
+            builder,
+            policy,
+            assigned,
+            untrained=pretrained.path is None,
+            protocol=_PROTOCOL.value,
+            images=stage2_flags.images(),
+        )
+    return run, tuner.Study(
+        space=searched,
+        spec=spec,
+        store=features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
+        assigned=assigned,
+        images=lambda: fitting.images(builder, spec.size, spec.resize),
+        protocol=_PROTOCOL.value,
+        objective=_OBJECTIVE.value,
+        executions=_EXECUTIONS.value,
+        seed=_SEED.value,
+        policy=policy,
+    )
+
+
+def _identity() -> dict[str, object]:
+    """Returns the flags that results depend on."""
+    return {
+        "tuner": _TUNER.value,
+        "space": Path(_SPACE.value).name,
+        "objective": _OBJECTIVE.value,
+        "protocol": _PROTOCOL.value,
+        "max_epochs": _MAX_EPOCHS.value,
+        "patience": _PATIENCE.value,
+        "factor": _FACTOR.value,
+        "executions_per_trial": _EXECUTIONS.value,
+        "seed": _SEED.value,
+        "source": stage2_flags.source(),
+        **audit_flags.identity(),
+    }
+
+
+def _search(
+    search_tuner: "tuner.SearchTuner",
+    plan: "oracles.Plan",
+    run: RunDirectory,
+    hyperparameters: "keras_tuner.HyperParameters",
+) -> None:
+    """Runs every trial: here, in workers of this machine, or in those of a cluster."""
+    from finetune.search import cluster, local_workers, progress, tensorboard
+
+    tensorboard.write_columns(run.path / "logs", hyperparameters, _OBJECTIVE.value)
+    with progress.Progress(search_tuner.oracle, plan) as display:
+        if cluster.is_chief():
+            search_tuner.serve(display.update)
+        elif _WORKERS.value > 1:
+            with local_workers.LocalWorkers(_WORKERS.value, run.path) as workers:
+
+                def tick() -> None:
+                    display.update()
+                    workers.check()
+
+                search_tuner.serve(tick)
+        else:
+            search_tuner.search_alone(display.update)
+
+
 def _check_flags(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    flag_values.no_arguments(argv)
     if _TUNER.value == "hyperband" and _MAX_TRIALS.value is not None:
         raise app.UsageError(
             "--max_trials: hyperband has its own number of trials, which --max_epochs and "
@@ -279,12 +333,6 @@ def _check_flags(argv: list[str]) -> None:
     stage2_flags.images()
     if 0 < _SIZE.value < 32:
         raise app.UsageError(f"--size={_SIZE.value}: expected 0, or 32 or more pixels")
-
-
-def _max_trials() -> int | None:
-    if _TUNER.value in ("random", "bayesian"):
-        return _MAX_TRIALS.value or _DEFAULT_TRIALS
-    return _MAX_TRIALS.value
 
 
 def _search_dir() -> Path:

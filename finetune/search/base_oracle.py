@@ -64,6 +64,8 @@ class SearchOracle(keras_tuner.Oracle):
         # When each worker was heard of, and who was last given a trial.
         self._heard: dict[str, float] = {}
         self._runners: dict[str, str] = {}
+        self._retry_queue: list[str]
+        self.ongoing_trials: dict[str, trial_module.Trial]
         super().__init__(seed=seed, allow_new_entries=False, tune_new_entries=False, **options)
         self.max_trials = max_trials
         # KerasTuner takes 0 for "any seed".

@@ -94,6 +94,7 @@ def tuning(trial: trials.Trial) -> Tuning:
     Args:
         trial: One that came to its end.
     """
+    assert trial.directory is not None, "trials that are read from a search have one"
     return Tuning().replace(files.read_json(trial.directory / "key.json")["tuning"])
 
 

@@ -14,7 +14,7 @@ from finetune import recipes
 from finetune.search import oracles, scoring
 from finetune.search.tuner import Study
 from finetune.tuning import Tuning
-from replication.learning import training
+from replication.learning import optimizers, training
 
 #: Epochs that are trained to measure; the first one pays for tracing.
 _EPOCHS = 3
@@ -58,7 +58,9 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
     points = [_draw(study, hp, int(seed)) for seed in rng.integers(1 << 30, size=_POINTS)]
     images, tuned = len(study.assigned.train), len(study.assigned.tune)
     heads = [point for point in points if not point.unfrozen_blocks]
-    starts, costs, words = [], [], []
+    starts: list[float] = []
+    costs: list[float] = []
+    words = []
     if heads:
         smallest = min(heads, key=lambda point: point.batch_size)
         largest = max(heads, key=lambda point: point.batch_size)
@@ -68,7 +70,7 @@ def estimate(study: Study, plan: oracles.Plan) -> Estimate:
         steps = [measured[size][1] for size in sizes]
         starts += [start for _ in heads]
         costs += [
-            math.ceil(images / point.batch_size) * np.interp(point.batch_size, sizes, steps)
+            math.ceil(images / point.batch_size) * float(np.interp(point.batch_size, sizes, steps))
             for point in heads
         ]
         words.append(
@@ -144,7 +146,7 @@ def _measure_images(study: Study, point: Tuning) -> tuple[float, float, float]:
     begin = time.perf_counter()
     model = recipe.build(recipe.size)
     model.compile(
-        recipe.build_optimizer(model, 1),
+        optimizers.build(recipe, model, 1),
         "sparse_categorical_crossentropy",
         jit_compile=study.policy.jit_compile,
     )

@@ -51,7 +51,9 @@ def count_grid_points(hyperparameters: keras_tuner.HyperParameters) -> int:
     Args:
         hyperparameters: The space.
     """
-    return _count(hyperparameters, _gridded)
+    count = _count(hyperparameters, _gridded)
+    assert count is not None, "a grid takes finitely many values of each range"
+    return count
 
 
 def grid_points(hyperparameters: keras_tuner.HyperParameters) -> Iterator[dict[str, Any]]:
@@ -111,7 +113,7 @@ def _points(space: Sequence[Any], values_of: _Values, values: dict) -> Iterator[
     if not is_active(first, values):
         yield from _points(rest, values_of, values)
         return
-    for value in values_of(first):
+    for value in values_of(first) or ():
         yield from _points(rest, values_of, {**values, first.name: value})
 
 
@@ -119,9 +121,9 @@ def _count(hyperparameters: keras_tuner.HyperParameters, values_of: _Values) -> 
     space = hyperparameters.space
     parents = {condition.name for parameter in space for condition in parameter.conditions}
     # Only the values of parents decide what follows: points that share those are counted together.
-    counts = {(): 1}
+    counts: dict[tuple, int] = {(): 1}
     for parameter in space:
-        following = collections.Counter()
+        following: collections.Counter[tuple] = collections.Counter()
         for state, count in counts.items():
             if not is_active(parameter, dict(state)):
                 following[state] += count

@@ -62,7 +62,8 @@ class LocalWorkers:
             if error[0] is not None:
                 process.terminate()
             process.wait()
-            process.stdin.close()
+            if process.stdin:
+                process.stdin.close()
 
     def check(self) -> None:
         """Tells whether there is still one that works.

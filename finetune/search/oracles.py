@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras_tuner
@@ -105,7 +105,7 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
 
     def _best_untried(self) -> dict[str, Any] | None:
         points = finite_points(self.hyperparameters)
-        untried = [point for point in points if not self._duplicate(point)]
+        untried = [point for point in points or () if not self._duplicate(point)]
         if not untried:
             return None
         self.gpr.fit(*self._vectorize_trials())
@@ -131,7 +131,7 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
         mean, deviation = self.gpr.predict(guessed, return_std=True)
         return np.concatenate([points, guessed]), np.concatenate([scores, mean + deviation])
 
-    def _vectors(self, points: list[Mapping[str, Any]]) -> np.ndarray:
+    def _vectors(self, points: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Points as rows of numbers from 0 to 1; what is not active stands at its default."""
         space = self._nonfixed_space()
         rows = [
@@ -155,6 +155,9 @@ class HyperbandOracle(SearchOracle, keras_tuner.oracles.HyperbandOracle):
     exhausted before the first round of a bracket is full, later rounds follow its real size; a
     bracket that gets no trial is skipped. A failed trial is never promoted.
     """
+
+    #: Of KerasTuner's class.
+    _brackets: list[dict[str, Any]]
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Promotes a trial or draws a new point, in the first bracket that can use one.

@@ -7,13 +7,14 @@ import keras
 import keras_tuner
 import numpy as np
 
+from finetune.search.trials import Direction
 from replication.learning import features, training
 from replication.measures import intervals
 from tfds_pap import pipeline, roles, taxonomy
 from tfds_pap.errors import PapError
 
 #: Objective -> direction. All are of the tune role, or of the fold that P5 took for one.
-OBJECTIVES = {
+OBJECTIVES: Mapping[str, Direction] = {
     "val_macro_f1": "max",
     "val_accuracy": "max",
     "val_loss": "min",

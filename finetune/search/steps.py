@@ -13,7 +13,8 @@ from finetune import space
 from finetune.report import page as search_report
 from finetune.search import collect, oracles, scoring, summary, tuner
 from replication.learning import training
-from replication.runs import device, experiment
+from replication.measures import published
+from replication.runs import description, device
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import roles
@@ -33,7 +34,7 @@ def describe(
     *,
     untrained: bool,
     protocol: str,
-    images: str | None = None,
+    images: published.Source | None = None,
 ) -> None:
     """Writes what is searched on what into the manifest, which holds the audit already.
 
@@ -46,8 +47,8 @@ def describe(
         protocol: "paper" or "clean".
         images: Whose they are by declaration: "original", "stand-in", or None.
     """
-    remarks = {experiment.UNTRAINED: untrained, _PAPER: protocol == "paper"}
-    experiment.describe(
+    remarks = {description.UNTRAINED: untrained, _PAPER: protocol == "paper"}
+    description.describe(
         run,
         {2: builder},
         policy,

@@ -279,10 +279,9 @@ def find(trials: Sequence[Trial], values: Mapping[str, Value]) -> Trial | None:
 
 def equal(one: Value | None, other: Value | None) -> bool:
     """Whether two values are the same, but for the last bits of a number."""
-    numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other)]
-    if all(numbers):
-        return math.isclose(one, other, rel_tol=1e-9)
-    return type(one) is type(other) and one == other
+    if isinstance(one, bool | str | None) or isinstance(other, bool | str | None):
+        return type(one) is type(other) and one == other
+    return math.isclose(one, other, rel_tol=1e-9)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -427,7 +426,7 @@ def write_csv(
     """
     replaced = superseded(trials)
     ranked = rank(trials, direction)
-    rows = list(enumerate(ranked, start=1))
+    rows: list[tuple[int | str, Trial]] = list(enumerate(ranked, start=1))
     rest = sorted((t for t in trials if t.trial_id in replaced), key=lambda trial: trial.order)
     rows += [("", trial) for trial in rest]
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))

@@ -169,7 +169,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         Returns:
             Mean of every figure over the executions.
         """
-        beat = contextlib.nullcontext()
+        beat: contextlib.AbstractContextManager = contextlib.nullcontext()
         if cluster.is_worker():
             beat = cluster.Heartbeat(self.oracle, trial.trial_id, self._lease_seconds)
         with beat:
@@ -223,7 +223,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def _fit(self, tuning: Tuning, key: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         study = self._study
-        store = study.images() if tuning.unfrozen_blocks else study.store
+        store: training.Store = study.images() if tuning.unfrozen_blocks else study.store
         recipe = recipes.recipe(
             tuning,
             study.spec,
@@ -287,11 +287,11 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             store.index, scored, scoring.predict(model, store, positions)
         )
         predictions.write(directory / "predictions.csv")
-        found = {}
+        by_name: dict[str, float] = {}
         for split, prefix in (("tune", "val_"), ("test", "held_out_"))[: len(scored)]:
             part = predictions.select(split)
-            found |= scoring.figures(part.labels, part.probabilities, part.class_names, prefix)
-        return found
+            by_name |= scoring.figures(part.labels, part.probabilities, part.class_names, prefix)
+        return by_name
 
     def _worst(self) -> dict[str, float]:
         """Figures of a trial that said nothing."""

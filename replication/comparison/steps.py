@@ -13,9 +13,9 @@ import tqdm
 
 from replication.comparison import ranking, report, tensorboard
 from replication.comparison.candidates import Candidate, Cost
-from replication.learning import features, heads, models, weights, whole_model
-from replication.measures import evaluation
-from replication.runs import device, experiment, provenance
+from replication.learning import features, heads, knobs, models, weights, whole_model
+from replication.measures import evaluation, published
+from replication.runs import description, device, provenance
 from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
@@ -94,11 +94,6 @@ def backbone_names(given: Sequence[str] | None, specs: Mapping[str, str]) -> lis
     return names
 
 
-def untrained(chosen: Mapping[str, weights.Weights]) -> list[str]:
-    """Names of backbones with random weights."""
-    return [name for name, found in chosen.items() if found.path is None]
-
-
 #: Input of P6's final model in pixels; that of P4's comparison is not published.
 _P6_SIZE = 250
 
@@ -128,7 +123,7 @@ def data_name(builder: tfds.core.DatasetBuilder) -> str:
 def identity(
     builder: tfds.core.DatasetBuilder,
     design: Design,
-    recipe: heads.HeadRecipe,
+    recipe: knobs.HeadRecipe,
     specs: Mapping[str, features.FeatureSpec],
 ) -> dict[str, Any]:
     """Everything that results depend on; backbones and seeds only choose among fits."""
@@ -137,12 +132,18 @@ def identity(
         "protocol": design.protocol,
         "cuts": list(design.cuts),
         "folds": design.folds,
-        **dataclasses.asdict(recipe),
+        **settings(recipe),
         **{
             f"{name} features": {k: v for k, v in spec.key("").items() if k != "data"}
             for name, spec in specs.items()
         },
     }
+
+
+def settings(recipe: knobs.HeadRecipe) -> dict[str, float | str]:
+    """Returns the knobs that a comparison can turn, as its manifest and TensorBoard name them."""
+    names = ("dropout", "optimizer", "learning_rate", "batch_size", "epochs", "patience")
+    return {"units": sum(recipe.hidden_units), **{name: getattr(recipe, name) for name in names}}
 
 
 def describe(
@@ -152,7 +153,7 @@ def describe(
     policy: DevicePolicy,
     *,
     untrained: Sequence[str],
-    images: str | None = None,
+    images: published.Source | None = None,
     remarks: Sequence[str] = (),
 ) -> None:
     """Writes what is compared on what into the manifest, which holds the audit already.
@@ -179,7 +180,7 @@ def describe(
         source=source,
         announcement=" ".join(filter(None, [announcement.strip(), *remarks])),
         environment=run_environment.describe(policy, "replication.compare"),
-        data={builder.name: experiment.describe_images(builder, index)},
+        data={builder.name: description.describe_images(builder, index)},
     )
 
 
@@ -210,7 +211,7 @@ def score(
     store: features.FeatureStore,
     spec: features.FeatureSpec,
     design: Design,
-    recipe: heads.HeadRecipe,
+    recipe: knobs.HeadRecipe,
     *,
     policy: DevicePolicy,
 ) -> dict[str, tuple[Candidate, list[evaluation.Predictions]]]:
@@ -230,7 +231,7 @@ def score(
     head = models.head(
         store.features.shape[-1],
         len(store.index.class_names),
-        units=(recipe.units,) if recipe.units else (),
+        units=recipe.hidden_units,
         dropout=recipe.dropout,
     )
     cost = Cost(
@@ -328,11 +329,11 @@ def publish(
     builder: tfds.core.DatasetBuilder,
     spec: features.FeatureSpec,
     design: Design,
-    recipe: heads.HeadRecipe,
+    recipe: knobs.HeadRecipe,
     *,
     features_dir: Path,
     policy: DevicePolicy,
-    found: leak_audit.Audit,
+    audit: leak_audit.Audit,
 ) -> Path:
     """Writes tables, page, TensorBoard logs and, of published folders, the winner's whole model.
 
@@ -345,15 +346,13 @@ def publish(
         recipe: How heads were trained.
         features_dir: Where features are stored.
         policy: Where and how to compute.
-        found: The audit of the images.
+        audit: Of the images.
 
     Returns:
         The page.
     """
     logs = run.path / "logs"
-    common = {
-        name: value for name, value in dataclasses.asdict(recipe).items() if name != "patience"
-    }
+    common = {name: value for name, value in settings(recipe).items() if name != "patience"}
     tensorboard.write_hparams(
         logs,
         result.candidates,
@@ -377,7 +376,7 @@ def publish(
     run.update_manifest(peak_memory_mib=round(device.peak_memory_mib()))
     page = report.write(run, result)
     report.print_comparison(result, run.manifest())
-    if line := experiment.accuracy_without_suspects(winner.runs, found):
+    if line := description.accuracy_without_suspects(winner.runs, audit):
         print(f"{winner.name}, {line}")
     return page
 

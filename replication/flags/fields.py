@@ -5,14 +5,13 @@ from typing import Any
 
 from absl import app, flags
 
+from replication.flags import shared
+
 _STAGE1 = flags.DEFINE_string("stage1", None, "Run whose stage 1 finds cells.", required=True)
 _STAGE2 = flags.DEFINE_string(
     "stage2", None, "Run whose stage 2 names them (default: that of --stage1)."
 )
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", "clean", ["paper", "clean"], "Which of the runs' models (default: clean)."
-)
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the models (default: each run's first).")
+_PROTOCOL, _SEED = shared.trained("the runs'")
 _TRUTH = flags.DEFINE_string(
     "truth",
     None,

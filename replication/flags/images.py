@@ -1,5 +1,7 @@
 """The flag that says whose images lie in --manual_dir; every command that gives verdicts has it."""
 
+from typing import Literal
+
 from absl import app, flags
 
 _IMAGES = flags.DEFINE_enum(
@@ -12,7 +14,7 @@ _IMAGES = flags.DEFINE_enum(
 )
 
 
-def declared(manual_dir: str | None) -> str | None:
+def declared(manual_dir: str | None) -> Literal["original", "stand-in"] | None:
     """Returns what --images declares: "original", "stand-in", or None where it is not given.
 
     Args:

@@ -1,18 +1,15 @@
 """Flags that say which images of stage 2 are used, and where their features are kept."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import flags
 
 from replication.flags import images as image_flags
+from replication.flags import shared
 
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_4 (default: none, phantoms are drawn)."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
-)
+_MANUAL_DIR = shared.manual_dir("DB_4")
+_DATA_DIR = shared.data_dir()
 _FEATURES_DIR = flags.DEFINE_string(
     "features_dir", "runs/features", "Where features are stored (default: runs/features)."
 )
@@ -25,7 +22,7 @@ def manual_dir() -> str | None:
     return _MANUAL_DIR.value
 
 
-def images() -> str | None:
+def images() -> Literal["original", "stand-in"] | None:
     """Returns whose images are declared to lie there: "original", "stand-in" or None.
 
     Raises:

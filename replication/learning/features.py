@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class FeatureStore:
 
     def batches(
         self,
-        positions: Sequence[int],
+        positions: np.ndarray,
         batch_size: int,
         *,
         seed: int | None = None,
@@ -180,7 +180,7 @@ def extract(
         _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
     for number in missing:
         read[number] = _read_chunk(folder, number, index.ids[chunks[number]], spec.views)
-    features = np.concatenate(read)
+    features: np.ndarray = np.concatenate([chunk for chunk in read if chunk is not None])
     wrong = ~np.isfinite(features).all(axis=(1, 2))
     if wrong.any():
         raise PapError(
@@ -246,8 +246,8 @@ def _compute(
                     turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
                     # A last batch of another size would be traced anew, for seconds.
                     turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
-                    said = extractor.predict_on_batch(turned)
-                    features[done : done + count, view] = said[:count]
+                    pooled = extractor.predict_on_batch(turned)
+                    features[done : done + count, view] = pooled[:count]
                     # The first batch pays for tracing.
                     if count == batch_size and bar.n >= batch_size:
                         measured += count

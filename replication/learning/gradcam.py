@@ -78,7 +78,7 @@ class GradCam:
             )
         self._model = keras.Model(model.inputs, [late, features])
 
-    def maps(self, images: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    def maps(self, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
         """Computes one map an image, in inference mode.
 
         Args:
@@ -94,19 +94,19 @@ class GradCam:
         """
         import tensorflow as tf
 
-        images, classes = np.asarray(images), np.asarray(classes)
+        images, wanted = np.asarray(images), np.asarray(classes)
         if images.ndim != 4 or images.shape[1:] != self._size:
-            wanted = ", ".join(map(str, self._size))
-            raise ValueError(f"images: expected [n, {wanted}], got {list(images.shape)}")
-        if classes.shape != images.shape[:1]:
-            raise ValueError(f"classes: expected {len(images)}, one an image, got {classes.shape}")
-        if len(classes) and not 0 <= classes.min() <= classes.max() < self._classes:
-            raise ValueError(f"classes: expected 0 to {self._classes - 1}, got {classes.tolist()}")
+            size = ", ".join(map(str, self._size))
+            raise ValueError(f"images: expected [n, {size}], got {list(images.shape)}")
+        if wanted.shape != images.shape[:1]:
+            raise ValueError(f"classes: expected {len(images)}, one an image, got {wanted.shape}")
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self._classes:
+            raise ValueError(f"classes: expected 0 to {self._classes - 1}, got {wanted.tolist()}")
         heat = np.zeros(images.shape[:3], np.float32)
         for start in range(0, len(images), _BATCH_SIZE):
             rows = slice(start, start + _BATCH_SIZE)
             pixels = tf.convert_to_tensor(images[rows], tf.float32)
-            heat[rows] = self.heat(pixels, tf.convert_to_tensor(classes[rows]))
+            heat[rows] = self.heat(pixels, tf.convert_to_tensor(wanted[rows]))
         return heat
 
     def heat(self, pixels: "tf.Tensor", classes: "tf.Tensor") -> "tf.Tensor":
@@ -201,7 +201,7 @@ _Step = tuple[Any, Any, Any]
 
 def _steps(tensor: Any) -> list[_Step]:
     """The way back from a tensor to the image, along the first input of every operation."""
-    steps = []
+    steps: list[_Step] = []
     while True:
         # A nested model's own `input` and `output` are its inner ones; only the history knows.
         operation, node, _ = tensor._keras_history

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from replication.learning import features, models, training
+from replication.learning.knobs import HeadRecipe
 from replication.measures import evaluation
 from replication.runs.device import DevicePolicy
 from tfds_pap import files, folds, pipeline, roles
@@ -17,62 +18,38 @@ from tfds_pap import files, folds, pipeline, roles
 PUBLISHED = "published"
 
 
-@dataclasses.dataclass(frozen=True)
-class HeadRecipe:
-    """How a head is built and trained; the defaults are those of P6.
+def training_recipe(
+    recipe: HeadRecipe, store: features.FeatureStore, protocol: str, seed: int, *, tuned: bool
+) -> training.Recipe:
+    """Returns how one head is trained on stored features.
 
-    Attributes:
-        units: Of the hidden layer; 0 leaves it out.
-        dropout: Share of values that are dropped.
-        optimizer: One of `training.OPTIMIZERS`.
-        learning_rate: Of the optimizer.
-        batch_size: Images a step.
-        epochs: Epochs at most.
-        patience: Epochs without a better one on the tune role after which training ends.
+    Args:
+        recipe: How heads are built and trained.
+        store: The features.
+        protocol: "paper" watches accuracy on the tune role and keeps the last weights, as P6 did;
+            "clean" watches the loss and keeps the best ones.
+        seed: Of weights and dropout.
+        tuned: Whether there is a tune role; without one the last epoch counts.
     """
-
-    units: int = 64
-    dropout: float = 0.2
-    optimizer: str = "sgd"
-    learning_rate: float = 0.01
-    batch_size: int = 16
-    epochs: int = 50
-    patience: int = 20
-
-    def training_recipe(
-        self, store: features.FeatureStore, protocol: str, seed: int, *, tuned: bool
-    ) -> training.Recipe:
-        """Returns how one head is trained on stored features.
-
-        Args:
-            store: The features.
-            protocol: "paper" watches accuracy on the tune role and keeps the last weights, as P6
-                did; "clean" watches the loss and keeps the best ones.
-            seed: Of weights and dropout.
-            tuned: Whether there is a tune role; without one the last epoch counts.
-        """
-        views = store.features.shape[1]
-        return training.Recipe(
-            name="head (P6)",
-            stage=2,
-            build=lambda size: models.head(
-                size,
-                len(store.index.class_names),
-                units=(self.units,) if self.units else (),
-                dropout=self.dropout,
-                seed=seed,
-            ),
-            size=0,
-            resize="bilinear",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            keep="best" if tuned and protocol == "clean" else "last",
-            patience=self.patience if tuned else None,
-            augment="stored_views" if views > 1 and protocol == "clean" else "none",
-            optimizer=self.optimizer,
-            monitor="val_accuracy" if protocol == "paper" else "val_loss",
-        )
+    views = store.features.shape[1]
+    return training.Recipe.of(
+        recipe,
+        name="head (P6)",
+        stage=2,
+        build=lambda size: models.head(
+            size,
+            len(store.index.class_names),
+            units=recipe.hidden_units,
+            dropout=recipe.dropout,
+            seed=seed,
+        ),
+        size=0,
+        resize="bilinear",
+        keep="best" if tuned and protocol == "clean" else "last",
+        patience=recipe.patience if tuned else 0,
+        augment="stored_views" if views > 1 and protocol == "clean" else "none",
+        monitor="val_accuracy" if protocol == "paper" else "val_loss",
+    )
 
 
 def cut(
@@ -130,11 +107,11 @@ def fit_and_score(
     if (directory / "fit.json").exists():
         return evaluation.Predictions.read(directory / "predictions.csv")
     start = time.perf_counter()
-    parts, said, outcomes = [], [], []
+    parts, probabilities, outcomes = [], [], []
     for number, assigned in enumerate(fits):
         state = directory / f"fold_{number}"
         head, outcome = training.fit(
-            recipe.training_recipe(store, protocol, seed, tuned=bool(len(assigned.tune))),
+            training_recipe(recipe, store, protocol, seed, tuned=bool(len(assigned.tune))),
             store,
             assigned,
             seed=seed,
@@ -144,11 +121,11 @@ def fit_and_score(
         )
         scored = np.concatenate([assigned.tune, assigned.test])
         parts += [("tune", assigned.tune), ("test", assigned.test)]
-        said.append(training.predict(head, store, scored))
+        probabilities.append(training.predict(head, store, scored))
         outcomes.append(outcome)
         if len(fits) == 1:
             models.save_model(head, directory / "head.keras")
-    predictions = evaluation.Predictions.of(store.index, parts, np.concatenate(said))
+    predictions = evaluation.Predictions.of(store.index, parts, np.concatenate(probabilities))
     predictions.write(directory / "predictions.csv")
     files.write_json(
         directory / "fit.json",
@@ -156,6 +133,7 @@ def fit_and_score(
             "seed": seed,
             "protocol": protocol,
             "recipe": dataclasses.asdict(recipe),
+            "optimizer_config": outcomes[0]["optimizer_config"],
             "weights": store.about["weights"],
             "features": store.about["key"],
             "folds": [

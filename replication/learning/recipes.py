@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 
@@ -22,8 +23,9 @@ _PAPER_STAGE1 = training.Recipe(
     batch_size=32,
     learning_rate=1e-3,
     keep="last",
-    patience=None,
+    patience=0,
     augment="none",
+    optimizer="adam",
     published="P1.accuracy",
 )
 #: P1's later variant, of which the published 0.992 is: 50 x 50 px, dropout behind the dense layer,
@@ -46,13 +48,14 @@ _PAPER_STAGE2 = training.Recipe(
     batch_size=32,
     learning_rate=1e-3,
     keep="last",
-    patience=None,
+    patience=0,
     augment="none",
+    optimizer="adam",
     published="P2.accuracy",
 )
 #: The clean protocol chooses the epoch on the tune role and turns each image at random: a smear
 #: has no "up", and the tune role takes a fifth of the images away.
-_CLEAN = {"keep": "best", "patience": 20, "augment": "flips"}
+_CLEAN: dict[str, Any] = {"keep": "best", "patience": 20, "augment": "flips"}
 
 RECIPES = {
     ("paper", 1): _PAPER_STAGE1,
@@ -69,7 +72,7 @@ PHANTOM_SIZE = 190
 #: What brings each fit above chance. Unscaled pixels (paper) need many steps: of ten seeds on cells
 #: a little less alike, in batches of 8, eight named more than 36 % right after 5,600 images (median
 #: 62 %); scaled pixels (clean) named 66 % in the median after 2,000.
-PHANTOM_PRESET = {
+PHANTOM_PRESET: dict[tuple[str, int], dict[str, int]] = {
     ("paper", 1): {"epochs": 30},
     ("clean", 1): {"epochs": 30},
     ("paper", 2): {"epochs": 9, "batch_size": 8, "size": PHANTOM_SIZE},
@@ -107,7 +110,7 @@ def plan(
         augment: "none" or "flips" instead of the clean recipe's.
         minutes: What a run on phantoms is made for, from `PHANTOM_MINUTES`.
     """
-    preset = dict(PHANTOM_PRESET[protocol, stage]) if phantoms else {}
+    preset: dict[str, Any] = dict(PHANTOM_PRESET[protocol, stage]) if phantoms else {}
     if preset and minutes:
         longer = (minutes - _PHANTOM_OVERHEAD) / (PHANTOM_MINUTES - _PHANTOM_OVERHEAD)
         preset["epochs"] = round(preset["epochs"] * longer)
@@ -127,8 +130,8 @@ def plan(
         "batch_size": batch_size,
         "augment": augment if protocol == "clean" else None,
     }
-    given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(recipe, **{**preset, **given})
+    preset |= {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(recipe, **preset)
 
 
 #: P3's input in pixels, and its optimizer's learning rate.

@@ -5,24 +5,25 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import keras
 import numpy as np
 import tqdm
 from sklearn.utils import class_weight
 
-from replication.learning import models, pooling
+from replication.learning import models, optimizers, pooling
+from replication.learning.knobs import Optimization
 from replication.runs import device
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline, roles
 from tfds_pap.errors import PapError
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Optimization):
     """How one model is trained.
 
     Attributes:
@@ -32,24 +33,16 @@ class Recipe:
             compiled.
         size: Height and width of the input in pixels.
         resize: One of `decoding.RESIZE_METHODS`.
-        epochs: Epochs at most.
-        batch_size: Images a step.
-        learning_rate: Of the optimizer.
         keep: "last" keeps the weights of the last epoch, "best" those of the best epoch on the
             tune role.
-        patience: Epochs without a better one on the tune role after which training ends; None
-            never does.
         augment: One of `augmentation.AUGMENTATIONS`.
-        optimizer: One of `OPTIMIZERS`.
         monitor: What makes an epoch better: a lower loss, or a higher one of any other figure.
         published: Key of the figure it is set beside, see `published.published`.
         features: A `features.FeatureSpec` where `build` makes a head for stored features.
         test_within_train: See `roles.assign_roles`.
         train_on_tune: Whether the tune role, once it has chosen everything, trains as well.
-        build_optimizer: From the model and the steps of an epoch to its optimizer, where a name and
-            a learning rate do not say it all.
-        label_smoothing: Share of the label that is spread over all classes.
-        class_weights: "balanced" weighs each class by the inverse of its number of images.
+        schedule_epochs: Epochs over which a schedule falls, where training ends before; None takes
+            `epochs`.
     """
 
     name: str
@@ -57,25 +50,27 @@ class Recipe:
     build: Callable[[int], keras.Model]
     size: int
     resize: str
-    epochs: int
-    batch_size: int
-    learning_rate: float
     keep: str
-    patience: int | None
     augment: str
-    optimizer: str = "adam"
     monitor: str = "val_loss"
     published: str = ""
     features: Any = None
     test_within_train: bool = False
     train_on_tune: bool = False
-    build_optimizer: Callable[[keras.Model, int], keras.optimizers.Optimizer] | None = None
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
+    schedule_epochs: int | None = None
 
+    @classmethod
+    def of(cls, knobs: Optimization, **others: Any) -> Self:
+        """Returns a recipe with the knobs of another record.
 
-#: From a learning rate to an optimizer with Keras's defaults.
-OPTIMIZERS = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+        Args:
+            knobs: Gives every attribute of `Optimization`.
+            **others: The attributes that it lacks, and those that differ.
+        """
+        shared = {
+            field.name: getattr(knobs, field.name) for field in dataclasses.fields(Optimization)
+        }
+        return cls(**{**shared, **others})
 
 
 class Diverged(PapError):
@@ -85,7 +80,9 @@ class Diverged(PapError):
 class Store(Protocol):
     """Where examples come from: decoded images or stored features."""
 
-    index: pipeline.Index
+    @property
+    def index(self) -> pipeline.Index:
+        """What is known of each image."""
 
     @property
     def input_size(self) -> int:
@@ -93,7 +90,7 @@ class Store(Protocol):
 
     def batches(
         self,
-        positions: Sequence[int],
+        positions: np.ndarray,
         batch_size: int,
         *,
         seed: int | None = None,
@@ -119,7 +116,7 @@ class TrainingState(keras.callbacks.Callback):
     def __init__(
         self,
         directory: Path,
-        patience: int | None,
+        patience: int,
         monitor: str = "val_loss",
         seconds: float = 0.0,
     ) -> None:
@@ -137,8 +134,8 @@ class TrainingState(keras.callbacks.Callback):
     def _path(self) -> Path:
         return self._directory / "state.npz"
 
-    def _best_path(self, epoch: int) -> Path:
-        return self._directory / f"best_{epoch:04d}.npz"
+    def _best_path(self) -> Path:
+        return self._directory / f"best_{self.best_epoch:04d}.npz"
 
     def restore(self, model: keras.Model) -> int:
         """Restores a compiled model and its optimizer; returns the epoch to go on with."""
@@ -157,12 +154,12 @@ class TrainingState(keras.callbacks.Callback):
         if self._best is not None:
             _assign(_changing(model), self._best)
             return
-        with np.load(self._best_path(self.best_epoch)) as stored:
+        with np.load(self._best_path()) as stored:
             _assign(_changing(model), stored)
 
     def should_stop(self) -> bool:
         """Tells whether patience has run out."""
-        if self._patience is None or self.best_epoch is None:
+        if not self._patience or self.best_epoch is None:
             return False
         return len(self.history) - 1 - self.best_epoch >= self._patience
 
@@ -195,12 +192,12 @@ class TrainingState(keras.callbacks.Callback):
 
     def _write(self) -> None:
         """Writes the state; the best weights come first, so that the state never lacks them."""
-        if self._best is not None and not self._best_path(self.best_epoch).exists():
-            _save(self._best_path(self.best_epoch), self._best)
+        if self._best is not None and not self._best_path().exists():
+            _save(self._best_path(), **self._best)
         meta = json.dumps({"history": self.history, "best_epoch": self.best_epoch})
-        _save(self._path, _arrays(_everything(self.model)), meta=meta)
+        _save(self._path, **_arrays(_everything(self.model)), meta=meta)
         for path in self._directory.glob("best_*.npz"):
-            if path != self._best_path(self.best_epoch):
+            if path != self._best_path():
                 path.unlink()
         self._written_at = time.monotonic()
 
@@ -242,9 +239,9 @@ def _arrays(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
     }
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray], **extra: str) -> None:
+def _save(path: Path, **arrays: Any) -> None:
     with files.replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays, **extra)
+        np.savez(file, **arrays)
 
 
 def _assign(variables: list[keras.Variable], stored: Any) -> None:
@@ -259,7 +256,7 @@ class _Validation(keras.callbacks.Callback):
         super().__init__()
         self._validate = validate
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Scores the model."""
         logs.update(self._validate(self.model))
 
@@ -319,7 +316,7 @@ def fit(
 
     Returns:
         The trained model, and what happened: history, epochs run, best epoch, seconds (of this
-        process alone), images a second.
+        process alone), images a second, and what the optimizer was.
 
     Raises:
         Diverged: If the loss is no longer finite.
@@ -334,31 +331,11 @@ def fit(
     device.set_seed(seed)
     with policy.scope():
         model = recipe.build(store.input_size)
-        trained = pooling.for_training(model) if policy.compiled_pooling else model
-        if recipe.build_optimizer is None:
-            optimizer = OPTIMIZERS[recipe.optimizer](recipe.learning_rate)
-        else:
-            optimizer = recipe.build_optimizer(trained, steps)
-        trained.compile(
-            optimizer=optimizer,
-            loss=_loss(recipe, len(store.index.class_names)),
-            metrics=["accuracy"],
-            jit_compile=policy.jit_compile,
-            # A head's step takes about a millisecond, half of which is Python's.
-            steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
-        )
+        trained = _compiled(model, recipe, store, policy, steps)
     state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
     first = state.restore(trained)
     start = time.perf_counter()
     if first < recipe.epochs and not state.should_stop():
-        train = store.batches(
-            assigned.train,
-            recipe.batch_size,
-            seed=seed,
-            # Keras asks for one batch more than it uses.
-            epochs=range(first, recipe.epochs + 1),
-            augment=augmentation.AUGMENTATIONS[recipe.augment],
-        )
         tune = None
         if validate is None and len(assigned.tune):
             tune = store.batches(assigned.tune, recipe.batch_size)
@@ -366,7 +343,14 @@ def fit(
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
         trained.fit(
-            train,
+            store.batches(
+                assigned.train,
+                recipe.batch_size,
+                seed=seed,
+                # Keras asks for one batch more than it uses.
+                epochs=range(first, recipe.epochs + 1),
+                augment=augmentation.AUGMENTATIONS[recipe.augment],
+            ),
             steps_per_epoch=steps,
             validation_data=tune,
             initial_epoch=first,
@@ -379,15 +363,41 @@ def fit(
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
         state.restore_best(trained)
-    epochs_here = len(state.history) - first
+    outcome = _outcome(state, recipe, trained.optimizer)
+    images = (len(state.history) - first) * len(assigned.train)
     return model, {
+        **outcome,
+        "seconds": seconds,
+        "images_per_second": images / seconds if images else None,
+    }
+
+
+def _outcome(
+    state: TrainingState, recipe: Recipe, optimizer: keras.optimizers.Optimizer
+) -> dict[str, Any]:
+    return {
         "history": state.history,
         "epochs_run": len(state.history),
         "best_epoch": state.best_epoch,
         "kept": recipe.keep,
-        "seconds": seconds,
-        "images_per_second": epochs_here * len(assigned.train) / seconds if epochs_here else None,
+        "optimizer_config": optimizers.described(optimizer),
     }
+
+
+def _compiled(
+    model: keras.Model, recipe: Recipe, store: Store, policy: DevicePolicy, steps: int
+) -> keras.Model:
+    """Returns what is trained in place of the model, whose weights it shares."""
+    trained = pooling.for_training(model) if policy.compiled_pooling else model
+    trained.compile(
+        optimizer=optimizers.build(recipe, trained, steps, epochs=recipe.schedule_epochs),
+        loss=_loss(recipe, len(store.index.class_names)),
+        metrics=["accuracy"],
+        jit_compile=policy.jit_compile,
+        # A head's step takes about a millisecond, half of which is Python's.
+        steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
+    )
+    return trained
 
 
 def _loss(recipe: Recipe, classes: int) -> str | Callable:

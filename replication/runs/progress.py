@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tqdm
@@ -107,9 +108,13 @@ class RunProgress:
 
     def __init__(self, fits: Sequence[Fit], speed: float | None, *, ending: bool = True) -> None:
         self._fits = list(fits)
-        known = speed is not None and all(fit.work is not None for fit in fits)
-        self._expected = [_seconds(fit, speed) if known else None for fit in fits]
-        self._end = _END_WORK / speed if known and ending else 0.0
+        works = [fit.work for fit in fits if fit.work is not None]
+        #: Seconds of each fit, as planned; None where they cannot be told.
+        self._expected: list[float] | None = None
+        self._end = 0.0
+        if speed is not None and len(works) == len(fits):
+            self._expected = [(work / _STEP_SHARE + _FIT_WORK) / speed for work in works]
+            self._end = _END_WORK / speed if ending else 0.0
         self._took: list[float] = []
         self._number = 0
         self._start = time.perf_counter()
@@ -118,7 +123,7 @@ class RunProgress:
     @property
     def seconds(self) -> float | None:
         """Of the whole run, as planned; None where it cannot be told."""
-        return None if None in self._expected else sum(self._expected) + self._end
+        return None if self._expected is None else sum(self._expected) + self._end
 
     def plan(self) -> list[str]:
         """Returns what is said before the start; nothing where all fits are finished."""
@@ -170,7 +175,7 @@ class RunProgress:
         """
         ended = len(self._took)
         at_work = self._number - ended
-        if None in self._expected:
+        if self._expected is None:
             if not self._took or (at_work and own is None):
                 return ""
             rest = self._took[-1] * (len(self._fits) - self._number)
@@ -200,7 +205,7 @@ class _Line(keras.callbacks.Callback):
         self._progress = progress
         self._epochs = epochs
         self._images = images
-        self._bar: tqdm.tqdm | None = None
+        self._bar: Any = None
         self._epoch_start = 0.0
         self._seconds: list[float] = []
 
@@ -244,10 +249,6 @@ class _Line(keras.callbacks.Callback):
         """Leaves the line as it is; what is printed next stands below it."""
         if self._bar is not None:
             self._bar.close()
-
-
-def _seconds(fit: Fit, speed: float) -> float:
-    return (fit.work / _STEP_SHARE + _FIT_WORK) / speed
 
 
 def _duration(seconds: float) -> str:

@@ -38,7 +38,8 @@ SENTENCES: Mapping[published.Source, str] = {
 
 
 def source(
-    builders: Mapping[int, tfds.core.DatasetBuilder], declared: str | None
+    builders: Mapping[int, tfds.core.DatasetBuilder],
+    declared: published.Source | None,
 ) -> tuple[published.Source, str]:
     """Tells whose images these are, and the sentence that announces it.
 

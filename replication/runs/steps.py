@@ -9,7 +9,7 @@ import tensorflow_datasets.public_api as tfds
 
 from replication.flags import audit as audit_flags
 from replication.learning import recipes, training
-from replication.runs import experiment, results
+from replication.runs import description, fitting, publication, results
 from replication.runs import progress as run_progress
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
@@ -69,8 +69,8 @@ class Steps:
         done = {(fit.seed, fit.stage, fit.protocol) for fit in results.read_fits(self.run)}
         for seed, stage, protocol in wanted:
             if (seed, stage, protocol) in done:
-                experiment.check_size(self.run, self.planned[protocol, stage], protocol, seed)
-                print(f"{experiment.label(stage, protocol, seed)}: finished before")
+                fitting.check_size(self.run, self.planned[protocol, stage], protocol, seed)
+                print(f"{fitting.label(stage, protocol, seed)}: finished before")
         return [each for each in wanted if each not in done]
 
     def progress(
@@ -84,7 +84,7 @@ class Steps:
         """
         fits = [
             run_progress.Fit.of(
-                experiment.label(stage, protocol, seed),
+                fitting.label(stage, protocol, seed),
                 self.planned[protocol, stage],
                 self._train_images(stage),
             )
@@ -126,9 +126,11 @@ class Steps:
         }
         run = RunDirectory.open(self.path, {**self.identity, **data})
         # What was audited before is kept beside the data; the page of pairs shows every stage.
-        self.audits |= experiment.audit(run, self.builders.values(), self.effort, audit_flags.note)
+        self.audits |= description.audit(run, self.builders.values(), self.effort, audit_flags.note)
         self.blocks |= audit_flags.blocks(self.audits)
-        experiment.describe(run, self.builders, self.policy, images=self.images, blocks=self.blocks)
+        description.describe(
+            run, self.builders, self.policy, images=self.images, blocks=self.blocks
+        )
 
     def fit(self, seed: int, stage: int, protocol: str, progress: run_progress.RunProgress) -> None:
         """Trains and scores one model, says what came out, and writes the report anew.
@@ -141,7 +143,7 @@ class Steps:
         """
         self.prepare([stage])
         recipe = self.planned[protocol, stage]
-        experiment.run_fit(
+        fitting.run_fit(
             self.run,
             recipe,
             protocol,
@@ -157,13 +159,13 @@ class Steps:
         accuracy = files.read_json(self.run.fit_directory(stage, protocol, seed) / "metrics.json")[
             "accuracy"
         ]
-        name = experiment.label(stage, protocol, seed)
+        name = fitting.label(stage, protocol, seed)
         line = f"{progress.place()} done: {name}: {_accuracy(accuracy, self.source)}"
         print("; ".join(filter(None, [line, progress.left()])), flush=True)
 
         # The last fit's is written with heat maps, once fields are read.
         if progress.is_under_way:
-            experiment.write_page(
+            publication.write_page(
                 self.run, self.builders, self.audits, prevalence=self.prevalence, explained=False
             )
 

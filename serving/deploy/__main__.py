@@ -86,14 +86,11 @@ def main(argv: list[str]) -> None:
     """Renders all files, then writes all of them or none."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        files = render(_settings())
-        serving_dir, output_dir = Path(_SERVING_DIR.value), Path(_OUTPUT_DIR.value)
-        _refuse_to_replace(output_dir, files)
-        _ensure_listed(serving_dir)
-        _write(output_dir, files)
-    except (DeployError, OSError) as error:
-        raise SystemExit(f"serving.deploy: {error}") from None
+    files = render(_settings())
+    serving_dir, output_dir = Path(_SERVING_DIR.value), Path(_OUTPUT_DIR.value)
+    _refuse_to_replace(output_dir, files)
+    _ensure_listed(serving_dir)
+    _write(output_dir, files)
     compose, kubernetes = output_dir / "docker-compose.yaml", output_dir / "kubernetes.yaml"
     print(f"Start: docker compose -f {shlex.quote(str(compose))} up --detach")
     print(f"   or: kubectl apply -f {shlex.quote(str(kubernetes))}")
@@ -139,8 +136,6 @@ def _refuse_to_replace(output_dir: Path, files: dict[str, str]) -> None:
 
 def _ensure_listed(serving_dir: Path) -> None:
     """Makes sure that models.config lists the model where the server will find it."""
-    from tfds_pap.errors import PapError
-
     commands.quiet_logs()
     from serving.store import model_config, publish
 
@@ -150,24 +145,21 @@ def _ensure_listed(serving_dir: Path) -> None:
             f"--serving_dir={serving_dir}: holds no version; python -m serving.export writes one"
         )
     config = model_config.ModelConfig(serving_dir)
-    try:
-        listed = {}
-        if config.path.exists():
-            entries = model_config.read(config.path).model_config_list.config
-            listed = {entry.name: entry.base_path for entry in entries}
-        if config.name not in listed:
-            config.publish(versions[-1])
-            print(f"{config.path}: lists {config.name} from now on, served is the newest version")
-            return
-        base_path = f"{model_config.SERVER_MODELS_DIR}/{config.name}"
-        if listed[config.name].rstrip("/") != base_path:
-            raise DeployError(
-                f"{config.path}: base_path of {config.name}: expected {base_path!r}, as the models "
-                f"are mounted at {model_config.SERVER_MODELS_DIR}, got {listed[config.name]!r}"
-            )
-        labels, pinned = config.labels(), config.pinned()
-    except (model_config.ConfigError, PapError) as error:
-        raise DeployError(str(error)) from None
+    listed = {}
+    if config.path.exists():
+        entries = model_config.read(config.path).model_config_list.config
+        listed = {entry.name: entry.base_path for entry in entries}
+    if config.name not in listed:
+        config.publish(versions[-1])
+        print(f"{config.path}: lists {config.name} from now on, served is the newest version")
+        return
+    base_path = f"{model_config.SERVER_MODELS_DIR}/{config.name}"
+    if listed[config.name].rstrip("/") != base_path:
+        raise DeployError(
+            f"{config.path}: base_path of {config.name}: expected {base_path!r}, as the models "
+            f"are mounted at {model_config.SERVER_MODELS_DIR}, got {listed[config.name]!r}"
+        )
+    labels, pinned = config.labels(), config.pinned()
     served = f"versions {', '.join(map(str, pinned))}" if pinned else "its own policy"
     named = "".join(f", {label} = {version}" for label, version in sorted(labels.items()))
     print(f"{config.path}: kept; {config.name} by {served}{named}")

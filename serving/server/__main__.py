@@ -19,6 +19,7 @@ from absl import app, flags
 
 from serving.server import allocator
 from tfds_pap import commands
+from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from serving.server.fronts import Server, Settings
@@ -169,8 +170,7 @@ def main(argv: list[str]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     allocator.prepare()
     commands.prepare_tensorflow()
-    from serving.server import bearer, config_source, errors, fronts
-    from serving.store import model_config
+    from serving.server import config_source, errors, fronts
 
     _log_to_stderr()
     # What was imported stays: without it a collection takes a hundredth of the time.
@@ -182,13 +182,8 @@ def main(argv: list[str]) -> None:
         source = config_source.ServingDir(_SERVING_DIR.value, _MODEL_NAME.value or "")
     try:
         server = fronts.Server(source, _settings())
-    except (
-        errors.ServingError,
-        model_config.ConfigError,
-        bearer.TokenError,
-        OSError,
-    ) as error:
-        raise SystemExit(f"serving.server: {error}") from None
+    except errors.ServingError as error:
+        raise PapError(str(error)) from error
     server.start()
     _say_what_is_served(server)
     number = stopped.get()
@@ -213,11 +208,11 @@ def _check_flags(argv: list[str]) -> None:
     if not (_GRPC.value or _REST.value):
         raise app.UsageError("--nogrpc and --norest: expected one of them at most")
     if _SERVING_DIR.value and not Path(_SERVING_DIR.value).is_dir():
-        raise SystemExit(f"serving.server: --serving_dir={_SERVING_DIR.value}: no such directory")
+        raise PapError(f"--serving_dir={_SERVING_DIR.value}: no such directory")
     files = (_MODEL_CONFIG_FILE, _BATCHING_FILE, _MONITORING_FILE, _TOKEN_FILE, _CERTIFICATE, _KEY)
     for flag in files:
         if flag.value and not Path(flag.value).is_file():
-            raise SystemExit(f"serving.server: --{flag.name}={flag.value}: no such file")
+            raise PapError(f"--{flag.name}={flag.value}: no such file")
 
 
 def _settings() -> "Settings":

@@ -1,0 +1,177 @@
+"""One definition of each flag that several commands have, whatever each of them says of it.
+
+A command calls these where it would define the flag; to `--help` the flag is the command's own.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+flags.disclaim_key_flags()
+
+PROTOCOLS = ("paper", "clean")
+
+
+def protocol(
+    help_text: str, *, default: str = "clean", further: Sequence[str] = ()
+) -> flags.FlagHolder[str]:
+    """Defines --protocol: how models are, or were, trained.
+
+    Args:
+        help_text: What the protocols mean to this command.
+        default: One of them.
+        further: Values beside "paper" and "clean".
+    """
+    return flags.DEFINE_enum("protocol", default, [*PROTOCOLS, *further], help_text)
+
+
+def trained(whose: str, models: str = "models") -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines --protocol and --seed, which choose among the finished models of runs.
+
+    Args:
+        whose: "the run's" or "the runs'".
+        models: "models", or "model" where it is one.
+    """
+    first = "each run's" if whose == "the runs'" else "the run's"
+    return (
+        protocol(f"Which of {whose} models (default: clean)."),
+        flags.DEFINE_integer("seed", None, f"Seed of the {models} (default: {first} first)."),
+    )
+
+
+def seeds(*default: int, of: str) -> flags.FlagHolder[list[str]]:
+    """Defines --seeds; `values.seeds` reads it.
+
+    Args:
+        *default: Whole numbers.
+        of: What each seed gives, "model" or "head".
+    """
+    numbers = [str(seed) for seed in default]
+    return flags.DEFINE_list(
+        "seeds", numbers, f"Seeds, one {of} each (default: {','.join(numbers)})."
+    )
+
+
+def run_dir(help_text: str, *, required: bool = False) -> flags.FlagHolder[str | None]:
+    """Defines --run_dir.
+
+    Args:
+        help_text: What is written there, or read.
+        required: Whether the command does nothing without it.
+    """
+    return flags.DEFINE_string("run_dir", None, help_text, required=required)
+
+
+def manual_dir(trees: str) -> flags.FlagHolder[str | None]:
+    """Defines --manual_dir.
+
+    Args:
+        trees: What the folder holds, such as "DB_4".
+    """
+    return flags.DEFINE_string(
+        "manual_dir", None, f"Folder that holds {trees} (default: none, phantoms are drawn)."
+    )
+
+
+def data_dir() -> flags.FlagHolder[str | None]:
+    """Defines --data_dir."""
+    return flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets).",
+    )
+
+
+def weights(ending: str = "") -> flags.FlagHolder[str]:
+    """Defines --weights of one backbone; see `weights.find`.
+
+    Args:
+        ending: What this command has to add.
+    """
+    return flags.DEFINE_string(
+        "weights",
+        "imagenet",
+        "imagenet (default; Keras's download and cache), none, or the path of a file or directory "
+        f"of .h5 or .keras files{ending}.",
+    )
+
+
+def prevalence(ending: str = "") -> flags.FlagHolder[float | None]:
+    """Defines --prevalence, from 0 to 1.
+
+    Args:
+        ending: What this command has to add.
+    """
+    return flags.DEFINE_float(
+        "prevalence",
+        None,
+        "Share of HSIL or SCC where the model is to be used, 0 to 1, for PPV and NPV (default: "
+        f"none, and no predictive values{ending}).",
+        lower_bound=0,
+        upper_bound=1,
+    )
+
+
+def batch_size(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
+    """Defines --batch_size, from 1.
+
+    Args:
+        default: Images; None where the command chooses.
+        help_text: Of what, with the default.
+    """
+    return flags.DEFINE_integer("batch_size", default, help_text, lower_bound=1)
+
+
+def epochs(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
+    """Defines --epochs, from 1.
+
+    Args:
+        default: Epochs at most; None where the command chooses.
+        help_text: Of what, with the default.
+    """
+    return flags.DEFINE_integer("epochs", default, help_text, lower_bound=1)
+
+
+def phantom(doing: str, count: int) -> tuple[flags.FlagHolder[bool], flags.FlagHolder[int]]:
+    """Defines --phantom and --phantom_fields.
+
+    Args:
+        doing: What is done, in words that fields "that are drawn on the spot" belong to.
+        count: Fields that are drawn by default.
+    """
+    return (
+        flags.DEFINE_bool("phantom", False, doing),
+        flags.DEFINE_integer(
+            "phantom_fields",
+            count,
+            f"Fields that --phantom draws (default: {count}).",
+            lower_bound=1,
+        ),
+    )
+
+
+def stride(help_text: str) -> flags.FlagHolder[int]:
+    """Defines --stride in pixels, from 1.
+
+    Args:
+        help_text: What it is, with the default of 25.
+    """
+    return flags.DEFINE_integer("stride", 25, help_text, lower_bound=1)
+
+
+def threshold(help_text: str) -> flags.FlagHolder[float]:
+    """Defines --threshold, 0 to 1.
+
+    Args:
+        help_text: What it is, with the default of 0.5.
+    """
+    return flags.DEFINE_float("threshold", 0.5, help_text, lower_bound=0, upper_bound=1)
+
+
+def suppression_radius(help_text: str) -> flags.FlagHolder[float]:
+    """Defines --suppression_radius in pixels, from 0.
+
+    Args:
+        help_text: What it is, with the default of 50.
+    """
+    return flags.DEFINE_float("suppression_radius", 50.0, help_text, lower_bound=0)
