@@ -66,10 +66,9 @@ class Tuning(HeadRecipe):
         Raises:
             PapError: If a name is unknown, or a value is not what it should be.
         """
-        names = [field.name for field in dataclasses.fields(self)]
         for name in values:
-            if name not in names:
-                raise PapError(f"{name}: expected one of {', '.join(names)}")
+            if name not in _RULES:
+                raise PapError(f"{name}: expected one of {', '.join(_RULES)}")
         return dataclasses.replace(self, **{k: v for k, v in values.items() if v is not None})
 
     def write(self, path: Path, **beside: Any) -> None:

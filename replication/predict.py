@@ -2,31 +2,32 @@
 
     python -m replication.predict --run_dir=runs/phantom image.jpg folder/ --csv=cells.csv
 
-Stage 1 says how likely a cell is in the middle of the image, stage 2 which class it belongs to.
+Stage 1 says how likely a cell is in the middle of the image, stage 2 which class it belongs to, how
+likely HSIL or SCC is, and whether it would rather leave the image to a person.
 """
 
-import csv
-import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication.runs.directory import RunDirectory
+from replication.flags import shared
 from tfds_pap import commands, files
-from tfds_pap.errors import PapError
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose models are used.", required=True)
-_PROTOCOL = flags.DEFINE_enum(
-    "protocol", "clean", ["paper", "clean"], "Which of the run's models (default: clean)."
-)
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the models (default: the run's first).")
-_CSV = flags.DEFINE_string("csv", None, "Also write the table to this CSV file (default: none).")
+if TYPE_CHECKING:
+    from replication.naming.prediction import Prediction
+    from replication.naming.trained import TrainedModel
+
+_RUN_DIR = shared.run_dir("Run whose models are used.", required=True)
+_PROTOCOL, _SEED = shared.trained("the run's")
+_CSV = shared.csv("Also write the table to this CSV file (default: none).")
 _SAVE_ANNOTATED = flags.DEFINE_string(
     "save_annotated",
     None,
     "Folder for copies that carry prediction and, where a folder tells it, truth (default: none).",
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a batch (default: 64).", lower_bound=1)
+_BATCH_SIZE = shared.batch_size(64, "Images a batch (default: 64).")
 
 _ANNOTATED_PIXELS = 300
 _CAPTION_PIXELS = 60
@@ -37,82 +38,69 @@ def main(argv: list[str]) -> None:
     if len(argv) < 2:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
     commands.prepare_tensorflow()
-    from replication.runs import results
+    import replication
+    from replication.naming.output import Output
     from tfds_pap import folders
 
-    try:
-        paths = [Path(path) for path in folders.expand_images(argv[1:])]
-        run = RunDirectory(Path(_RUN_DIR.value))
-        fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
-        rows, unreadable = _predict(paths, fits)
-    except (PapError, folders.TreeError) as error:
-        raise SystemExit(f"replication.predict: {error}") from None
-    _print(rows)
-    if _CSV.value is not None and rows:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write_atomically(Path(_CSV.value), text.getvalue())
-    if _SAVE_ANNOTATED.value is not None:
-        _save_annotated(rows, Path(_SAVE_ANNOTATED.value))
-    if unreadable:
-        raise SystemExit(
-            f"replication.predict: {len(unreadable)} of {len(paths)} images could not be read:\n"
-            + "\n".join(f"  {path}: {why}" for path, why in unreadable[:20])
-        )
+    paths = folders.expand_images(argv[1:])
+    models = replication.load_models(_RUN_DIR.value, _PROTOCOL.value, _SEED.value)
+    output = Output(
+        Path(_CSV.value) if _CSV.value else None,
+        None,
+        # Of stage 1 alone the probability of a cell is that of a class.
+        before=("truth", "cell") if len(models) == 2 else ("truth",),
+        served=False,
+        shown=None,
+    )
+    with output:
+        for number, (path, data, answers) in enumerate(_answers(paths, models)):
+            answer, truth = answers[max(answers)], _truth(Path(path))
+            if isinstance(answer, str):
+                output.write(path, answer)
+                continue
+            output.write(path, answer, truth=truth, cell=_cell(answers))
+            if _SAVE_ANNOTATED.value:
+                # Images of several folders may share a name.
+                name = f"{number:05d}_{Path(path).stem}.png"
+                picture = _annotated(data, answer, truth)
+                files.write_atomically(Path(_SAVE_ANNOTATED.value) / name, picture)
+    output.print_table()
+    if _SAVE_ANNOTATED.value:
+        print(f"Annotated copies: {_SAVE_ANNOTATED.value}")
+    if output.summary.failures:
+        raise output.failed("could not be read")
 
 
-def _predict(paths: list[Path], fits: dict) -> tuple[list[dict], list[tuple[Path, str]]]:
-    """Returns a row an image, and the images that cannot be decoded with the reason."""
-    import numpy as np
-    import tensorflow as tf
+def _answers(
+    paths: Sequence[str], models: "dict[int, TrainedModel]"
+) -> "Iterator[tuple[str, bytes, dict[int, Prediction | str]]]":
+    """Yields path, bytes, and what each stage says or why it says nothing."""
     import tqdm
 
-    from replication.runs import results
-    from tfds_pap import images, pipeline
+    import replication
+    from replication.naming import reading
 
-    models = {stage: results.load_model(fit) for stage, fit in fits.items()}
-    rows, unreadable = [], []
-    batches = range(0, len(paths), _BATCH_SIZE.value)
-    for start in tqdm.tqdm(batches, unit="batch", disable=len(batches) < 2):
-        readable, pixels = [], {stage: [] for stage in fits}
-        for path in paths[start : start + _BATCH_SIZE.value]:
-            try:
-                with images.one_error():
-                    data = images.decodable_bytes(path.read_bytes())
-                    resized = {
-                        stage: pipeline.decode_and_resize(
-                            data, fit.info["size"], fit.info["resize"]
-                        )
-                        for stage, fit in fits.items()
-                    }
-            except images.ImageError as error:
-                unreadable.append((path, f"not a readable image ({error})"))
-                continue
-            readable.append(path)
-            for stage, image in resized.items():
-                pixels[stage].append(image)
-        if not readable:
-            continue
-        scores = {
-            stage: np.asarray(model.predict_on_batch(tf.stack(pixels[stage])))
+    size = _BATCH_SIZE.value
+    starts = range(0, len(paths), size)
+    for first in tqdm.tqdm(starts, unit="batch", disable=len(starts) < 2):
+        batch = paths[first : first + size]
+        contents = [reading.read_or_reason(Path(path)) for path in batch]
+        images = [data for data in contents if isinstance(data, bytes)]
+        named = {
+            stage: iter(replication.predict_images(model, images, batch_size=size))
             for stage, model in models.items()
         }
-        for number, path in enumerate(readable):
-            rows.append(_row(path, {stage: score[number] for stage, score in scores.items()}, fits))
-    return rows, unreadable
+        for path, data in zip(batch, contents, strict=True):
+            if isinstance(data, bytes):
+                yield path, data, {stage: next(answers) for stage, answers in named.items()}
+            else:
+                yield path, b"", dict.fromkeys(models, data)
 
 
-def _row(path: Path, scores: dict, fits: dict) -> dict[str, object]:
-    row: dict[str, object] = {"image": str(path), "truth": _truth(path)}
-    if 1 in fits:
-        row["cell"] = round(float(scores[1][-1]), 4)
-    if 2 in fits:
-        names = fits[2].info["class_names"]
-        row["class"] = names[int(scores[2].argmax())]
-        row.update({name: round(float(p), 4) for name, p in zip(names, scores[2], strict=True)})
-    return row
+def _cell(answers: "dict[int, Prediction | str]") -> float | None:
+    """Stage 1's probability of a cell; None without stage 1."""
+    answer = answers.get(1)
+    return None if answer is None or isinstance(answer, str) else round(answer.probabilities[-1], 6)
 
 
 def _truth(path: Path) -> str:
@@ -126,53 +114,24 @@ def _truth(path: Path) -> str:
     return folder if folder in taxonomy.STAGE2_CLASSES + taxonomy.STAGE1_CLASSES else ""
 
 
-def _print(rows: list[dict]) -> None:
-    import rich.box
-    import rich.console
-    import rich.table
-    import rich.text
-
-    if not rows:
-        return
-    table = rich.table.Table(box=rich.box.SIMPLE)
-    for name in rows[0]:
-        table.add_column(name, overflow="fold" if name == "image" else "ellipsis")
-    for row in rows:
-        # As text: a file's name may hold what rich takes for markup.
-        texts = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
-        table.add_row(*map(rich.text.Text, texts))
-    console = rich.console.Console()
-    rich.console.Console(width=None if console.is_terminal else 132).print(table)
-
-
-def _save_annotated(rows: list[dict], folder: Path) -> None:
+def _annotated(data: bytes, answer: "Prediction", truth: str) -> bytes:
+    """Returns a PNG of the image with a caption below it: red where the truth is another class."""
     import cv2
     import numpy as np
 
-    from tfds_pap import images, pipeline
+    from tfds_pap import decoding, taxonomy
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(rows):
-        path = Path(str(row["image"]))
-        data = images.decodable_bytes(path.read_bytes())
-        image = pipeline.decode_and_resize(data, _ANNOTATED_PIXELS).numpy()
-        caption = np.full((_CAPTION_PIXELS, _ANNOTATED_PIXELS, 3), 255, np.uint8)
-        named = str(row.get("class", ""))
-        lines = [f"{named} {float(row[named]):.2f}" if named else f"cell {row['cell']:.2f}"]
-        wrong = False
-        if row["truth"]:
-            lines.append(f"truth {row['truth']}")
-            wrong = bool(named) and row["truth"] in row and row["truth"] != named
-        for line, text in enumerate(lines):
-            colour = (180, 30, 30) if wrong else (20, 20, 20)
-            cv2.putText(
-                caption, text, (8, 24 + 26 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, 2
-            )
-        picture = cv2.cvtColor(np.vstack([image, caption]), cv2.COLOR_RGB2BGR)
-        # Images of several folders may share a name.
-        encoded = cv2.imencode(".png", picture)[1].tobytes()
-        files.write_atomically(folder / f"{number:05d}_{path.stem}.png", encoded)
-    print(f"Annotated copies: {folder}")
+    image = decoding.decode_and_resize(data, _ANNOTATED_PIXELS).numpy()
+    caption = np.full((_CAPTION_PIXELS, _ANNOTATED_PIXELS, 3), 255, np.uint8)
+    lines = [f"{answer.label} {answer.probabilities[answer.class_id]:.2f}"]
+    lines += [f"truth {truth}"] if truth else []
+    classes = taxonomy.STAGE2_CLASSES
+    comparable = truth and (truth in classes) == (answer.label in classes)
+    colour = (180, 30, 30) if comparable and truth != answer.label else (20, 20, 20)
+    for line, text in enumerate(lines):
+        cv2.putText(caption, text, (8, 24 + 26 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, 2)
+    picture = cv2.cvtColor(np.vstack([image, caption]), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", picture)[1].tobytes()
 
 
 if __name__ == "__main__":

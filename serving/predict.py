@@ -6,21 +6,24 @@
 An image that cannot be read is named at the end and does not keep the others from an answer.
 """
 
+import contextlib
 import os
-import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from replication.flags import shared
 from tfds_pap import commands
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
-    from serving.client import Client, Prediction
-    from serving.client.output import Output
+    from replication.naming.output import Output
+    from replication.naming.prediction import Prediction
+    from serving.client import Client
 
 _SERVER = flags.DEFINE_string(
     "server",
@@ -39,9 +42,9 @@ _LABEL = flags.DEFINE_string(
 _SIGNATURE = flags.DEFINE_string(
     "signature", "serving_default", "Signature that takes images (default: serving_default)."
 )
-_CSV = flags.DEFINE_string("csv", None, "Write a table to this CSV file (default: none).")
+_CSV = shared.csv("Write a table to this CSV file (default: none).")
 _JSON = flags.DEFINE_string("json", None, "Write JSON lines to this file (default: none).")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a request (default: 32).", 1)
+_BATCH_SIZE = shared.batch_size(32, "Images a request (default: 32).")
 _CONCURRENCY = flags.DEFINE_integer(
     "concurrency", 4, "Requests under way at a time (default: 4).", 1, 256
 )
@@ -77,21 +80,17 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # What is wrong with an image is told in one line at the end.
     warnings.filterwarnings("ignore", module="PIL")
-    from serving.client.output import RESEARCH_LINE
+    from replication.naming.output import RESEARCH_LINE
     from tfds_pap import folders
 
-    try:
-        paths = folders.expand_images(argv[1:])
-        output, seconds = _predict_all(paths)
-    except (PapError, folders.TreeError) as error:
-        raise SystemExit(f"serving.predict: {error}") from None
+    paths = folders.expand_images(argv[1:])
+    output, seconds = _predict_all(paths)
     if len(paths) <= len(output.rows):
-        _print_table(output)
+        output.print_table()
     print(output.summary.line(_MODEL.value, seconds))
     print(RESEARCH_LINE)
     if output.summary.failures:
-        _print_failures(output)
-        sys.exit(1)
+        raise output.failed("have no answer")
 
 
 def _predict_all(paths: list[str]) -> tuple["Output", float]:
@@ -102,24 +101,25 @@ def _predict_all(paths: list[str]) -> tuple["Output", float]:
             until then lie.
         KeyboardInterrupt: With the latter.
     """
-    from serving.client import ClientError
-    from serving.client.output import Output
+    from replication.naming.output import Output
 
-    output = None
-    try:
-        with _connect() as client:
-            _check(client)
-            output = Output(*(path and Path(path) for path in (_CSV.value, _JSON.value)))
+    with _server_is_named(), _connect() as client:
+        _check(client)
+        output = Output(*(path and Path(path) for path in (_CSV.value, _JSON.value)))
+        with output, _server_is_named():
             seconds = _predict(client, paths, output)
-        output.finish()
-    except (ClientError, OSError, KeyboardInterrupt) as error:
-        kept = ", ".join(map(str, output.abandon())) if output else ""
-        until_then = f"answers until then: {kept}" if kept else ""
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(until_then) from error
-        server = f"{_server()}: " if isinstance(error, ClientError) else ""
-        raise PapError("; ".join(filter(None, [f"{server}{error}", until_then]))) from error
     return output, seconds
+
+
+@contextlib.contextmanager
+def _server_is_named() -> Iterator[None]:
+    """Says which server is at fault."""
+    from serving.client import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise PapError(f"{_server()}: {error}") from error
 
 
 def _check(client: "Client") -> None:
@@ -202,17 +202,16 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
     """Returns a prediction, or the reason why there is none, for each image of a batch."""
     import grpc
 
+    from replication.naming import reading
     from serving.client import ClientError
 
     found: dict[int, Prediction | str] = {}
     images: dict[int, bytes] = {}
     for number, path in enumerate(paths):
         try:
-            images[number] = _read(Path(path))
+            images[number] = reading.read(Path(path), max_bytes=_MAX_IMAGE_BYTES.value)
         except PapError as error:
             found[number] = str(error)
-        except OSError as error:
-            found[number] = error.strerror or str(error)
     try:
         found.update(zip(images, client.predict(list(images.values())), strict=True))
     except ClientError as error:
@@ -231,57 +230,6 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
                     raise
                 found[number] = str(error)
     return [(path, found[number]) for number, path in enumerate(paths)]
-
-
-def _read(path: Path) -> bytes:
-    """Returns what the server takes: TIFF and some BMP become PNG, as replication.predict does."""
-    from tfds_pap import images
-
-    if not path.is_file():
-        raise PapError("not a file")
-    if path.stat().st_size > _MAX_IMAGE_BYTES.value:
-        raise PapError(
-            f"{path.stat().st_size:,} bytes, expected at most "
-            f"--max_image_bytes={_MAX_IMAGE_BYTES.value}"
-        )
-    data = path.read_bytes()
-    if data.startswith((b"II*\0", b"MM\0*", b"BM")):
-        try:
-            data = images.decodable_bytes(data)
-        except images.ImageError as error:
-            raise PapError(f"not a readable image ({error})") from error
-    return data
-
-
-def _print_table(output: "Output") -> None:
-    import rich.box
-    import rich.console
-    import rich.table
-    import rich.text
-
-    header, *rows = output.table()
-    table = rich.table.Table(box=rich.box.SIMPLE)
-    for name in header:
-        table.add_column(name, overflow="fold" if name in ("image", "error") else "ellipsis")
-    for row in rows:
-        # As text: brackets in a file's name are no markup.
-        table.add_row(*map(rich.text.Text, row))
-    console = rich.console.Console()
-    rich.console.Console(width=None if console.is_terminal else 132).print(table)
-
-
-def _print_failures(output: "Output") -> None:
-    summary = output.summary
-    print(
-        f"serving.predict: {summary.failures:,} of {summary.images:,} images have no answer:",
-        file=sys.stderr,
-    )
-    for image, why in summary.shown_failures:
-        shown = image.encode(errors="replace").decode()
-        print(f"  {shown}: {why}", file=sys.stderr)
-    more = summary.failures - len(summary.shown_failures)
-    if more:
-        print(f"  ... and {more:,} more", file=sys.stderr)
 
 
 if __name__ == "__main__":

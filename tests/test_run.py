@@ -208,6 +208,8 @@ def test_predict(finished, manual_dir, tmp_path):
     assert "1 of 5 images could not be read" in done.stderr
     assert "broken.jpg" in done.stderr
     rows = list(csv.DictReader((tmp_path / "cells.csv").open()))
+    assert rows.pop()["error"].startswith("not a readable image (")
+    assert all(row["class"] and row["hsil_plus"] == row["error"] == "" for row in rows)
     assert [Path(row["image"]).parent for row in rows] == [folder] * 4
     assert {row["truth"] for row in rows} == {"cell"}
     stored = csv.DictReader((run_dir / "stage1/clean/seed_0/predictions.csv").open())

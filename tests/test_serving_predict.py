@@ -25,8 +25,9 @@ from fake_model_servers import (
     serve_rest,
 )
 
-from serving.client import ClientError, Prediction
-from serving.client.output import Output
+from replication.naming.output import Output
+from replication.naming.prediction import Prediction
+from tfds_pap.errors import PapError
 
 PREDICT = (sys.executable, "-m", "serving.predict")
 RESEARCH = "Research software, not a medical device"
@@ -291,11 +292,10 @@ def test_images_of_several_versions_and_other_classes(tmp_path):
     def found(label, class_id, version):
         return Prediction((0.1, 0.2, 0.3), label, class_id, None, None, version)
 
-    output = Output(tmp_path / "a.csv", None)
-    output.write("first", "unreadable")
-    output.write("caf\udce9.png", found("x", 1, 7))
-    output.write("third", found("y", 2, None))
-    output.finish()
+    with Output(tmp_path / "a.csv", None) as output:
+        output.write("first", "unreadable")
+        output.write("caf\udce9.png", found("x", 1, 7))
+        output.write("third", found("y", 2, None))
     assert (tmp_path / "a.csv").read_bytes().splitlines() == [
         b"image,class,probability_0,probability_1,probability_2,hsil_plus,abstain,model_version,error",
         b"first,,,,,,,,unreadable",
@@ -315,14 +315,13 @@ def test_classes_that_change_on_the_way_are_refused():
 
     output = Output(None, None)
     output.write("first", found("SCC", 3))
-    with pytest.raises(ClientError, match=r"second: expected the classes NILM, .* got probability"):
+    with pytest.raises(PapError, match=r"second: expected the classes NILM, .* got probability"):
         output.write("second", found("HSIL", 0))
 
 
 def test_all_images_broken_still_make_a_table(tmp_path):
-    output = Output(tmp_path / "a.csv", None)
-    output.write("only", "unreadable")
-    output.finish()
+    with Output(tmp_path / "a.csv", None) as output:
+        output.write("only", "unreadable")
     text = "image,class,hsil_plus,abstain,model_version,error\nonly,,,,,unreadable\n"
     assert (tmp_path / "a.csv").read_text() == text
     assert output.summary.line("m", 0.0) == "0 of 1 images named; 0.0 s, 0.0 images/s"

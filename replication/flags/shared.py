@@ -132,6 +132,15 @@ def epochs(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
     return flags.DEFINE_integer("epochs", default, help_text, lower_bound=1)
 
 
+def csv(help_text: str) -> flags.FlagHolder[str | None]:
+    """Defines --csv.
+
+    Args:
+        help_text: What is written to that file.
+    """
+    return flags.DEFINE_string("csv", None, help_text)
+
+
 def phantom(doing: str, count: int) -> tuple[flags.FlagHolder[bool], flags.FlagHolder[int]]:
     """Defines --phantom and --phantom_fields.
 

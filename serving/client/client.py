@@ -7,7 +7,6 @@
 Works against TensorFlow Serving and `serving.server` alike: it uses only what both promise.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,32 +15,12 @@ from typing import Any
 
 import grpc
 
+from replication.naming.prediction import Prediction
 from serving.client import transport
 from serving.client.transport import ClientError, ModelMetadata, VersionStatus
 
 #: Outputs without which an answer is none.
 REQUIRED_OUTPUTS = ("probabilities", "label", "class_id")
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the model says of one image.
-
-    Attributes:
-        probabilities: Of each class, in the model's order: that of severity.
-        label: Name of the class that it chose.
-        class_id: Position of that class.
-        hsil_plus: Calibrated probability of HSIL or SCC; None where the model has no such output.
-        abstain: Whether it would rather leave the image to a person; None where it cannot say.
-        model_version: Version that answered; None where the server did not tell.
-    """
-
-    probabilities: tuple[float, ...]
-    label: str
-    class_id: int
-    hsil_plus: float | None
-    abstain: bool | None
-    model_version: int | None
 
 
 class Client:

@@ -1,7 +1,7 @@
-"""Where the predictions of many images go, one after the other: files, a short table, a last line.
+"""Where the predictions of many images go, one after the other: files, a table, a last line.
 
-Holds no more than a screenful in memory. Files are written beside their names, as `.partial`, and
-renamed when all is done.
+Holds no more in memory than the table shows. Files are written beside their names, as `.partial`,
+and renamed when all is done.
 """
 
 import collections
@@ -10,15 +10,13 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
-import grpc
-
-from serving.client import Prediction
-from serving.client.transport import ClientError
+from replication.naming.prediction import Prediction
 from tfds_pap import taxonomy
+from tfds_pap.errors import PapError
 
 #: Most images for which the terminal shows a table, and failures that it lists.
 SHOWN = 20
@@ -79,11 +77,14 @@ class Summary:
 
 
 class Output:
-    """Takes predictions in order.
+    """Takes predictions in order. Used as a context, at whose end files get their names.
 
     Args:
         csv_path: Table to write, one row an image; None for none.
         json_path: JSON lines to write, one object an image; None for none.
+        before: Further columns, between the image and what the model says.
+        served: Whether a version of a served model answers.
+        shown: Rows that are kept for a table; None keeps all.
 
     Attributes:
         summary: What was seen so far.
@@ -93,7 +94,16 @@ class Output:
         OSError: A file cannot be made.
     """
 
-    def __init__(self, csv_path: Path | None, json_path: Path | None) -> None:
+    def __init__(
+        self,
+        csv_path: Path | None,
+        json_path: Path | None,
+        *,
+        before: Sequence[str] = (),
+        served: bool = True,
+        shown: int | None = SHOWN,
+    ) -> None:
+        self._before, self._served, self._shown = before, served, shown
         self.summary = Summary()
         self.rows: list[dict[str, Any]] = []
         self._names: tuple[str, ...] | None = None
@@ -104,58 +114,83 @@ class Output:
             self._csv = self._open(csv_path)
             self._json = self._open(json_path)
         except OSError:
-            self.abandon()
+            self._abandon()
             raise
 
-    def write(self, image: str, found: Prediction | str) -> None:
+    def write(self, image: str, answer: Prediction | str, **beside: Any) -> None:
         """Takes the next image.
 
         Args:
             image: Its path.
-            found: What the model says, or why it says nothing.
+            answer: What the model says, or why it says nothing.
+            **beside: Values of the columns `before`.
 
         Raises:
-            ClientError: The prediction is of other classes than those before it.
+            PapError: The prediction is of other classes than those before it.
             OSError: A file cannot be written.
         """
-        if isinstance(found, str):
-            self._fail(image, found)
-            self._emit({"image": image, "error": found})
+        if isinstance(answer, str):
+            self._fail(image, answer)
+            self._emit({"image": image, "error": answer})
             return
-        names = _class_names(found)
+        names = _class_names(answer)
         if self._names is None:
             self._names = names
         elif names != self._names:
-            raise ClientError(
-                grpc.StatusCode.FAILED_PRECONDITION,
+            raise PapError(
                 f"{image}: expected the classes {', '.join(self._names)}, as of the images before, "
-                f"got {', '.join(names)}",
+                f"got {', '.join(names)}"
             )
-        self._count(found)
+        self._count(answer)
         self._emit(
             {
                 "image": image,
-                "class": found.label,
-                "class_id": found.class_id,
+                **beside,
+                "class": answer.label,
+                "class_id": answer.class_id,
                 "probabilities": {
                     name: round(probability, _DECIMALS)
-                    for name, probability in zip(names, found.probabilities, strict=True)
+                    for name, probability in zip(names, answer.probabilities, strict=True)
                 },
-                "hsil_plus": None if found.hsil_plus is None else round(found.hsil_plus, _DECIMALS),
-                "abstain": None if found.abstain is None else int(found.abstain),
-                "model_version": found.model_version,
+                "hsil_plus": _rounded(answer.hsil_plus),
+                "abstain": None if answer.abstain is None else int(answer.abstain),
+                **({"model_version": answer.model_version} if self._served else {}),
             }
         )
 
-    def finish(self) -> None:
-        """Gives the files their names."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Gives the files their names; after an error, says where the answers until then lie.
+
+        Raises:
+            PapError: In one line, what went wrong.
+            KeyboardInterrupt: If that was it.
+        """
+        if error is None:
+            try:
+                self._finish()
+                return
+            except OSError as full:
+                error = full
+        kept = ", ".join(map(str, self._abandon()))
+        until_then = f"answers until then: {kept}" if kept else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(until_then) from error
+        if isinstance(error, PapError | OSError):
+            raise PapError("; ".join(filter(None, [str(error), until_then]))) from error
+
+    def _finish(self) -> None:
         self._start_table()
         for file in self._files.values():
             file.close()
         for path in self._files:
             _partial(path).replace(path)
 
-    def abandon(self) -> list[Path]:
+    def _abandon(self) -> list[Path]:
         """Closes the files as they are; removes those that hold nothing.
 
         Returns:
@@ -187,6 +222,39 @@ class Output:
             cells = self._cells(row)
             yield tuple(_text(cells.get(column)) for column in columns)
 
+    def print_table(self) -> None:
+        """Prints the header and the first rows; nothing where there is no row."""
+        import rich.box
+        import rich.console
+        import rich.table
+        import rich.text
+
+        if not self.rows:
+            return
+        header, *rows = self.table()
+        table = rich.table.Table(box=rich.box.SIMPLE)
+        for name in header:
+            table.add_column(name, overflow="fold" if name in ("image", "error") else "ellipsis")
+        for row in rows:
+            # As text: brackets in a file's name are no markup.
+            table.add_row(*map(rich.text.Text, row))
+        console = rich.console.Console()
+        rich.console.Console(width=None if console.is_terminal else 132).print(table)
+
+    def failed(self, what: str) -> PapError:
+        """Returns the error that a command ends with where images have no answer.
+
+        Args:
+            what: Of them, such as "could not be read".
+        """
+        summary = self.summary
+        lines = [f"{summary.failures:,} of {summary.images:,} images {what}:"]
+        for image, why in summary.shown_failures:
+            lines.append(f"  {image.encode(errors='replace').decode()}: {why}")
+        if more := summary.failures - len(summary.shown_failures):
+            lines.append(f"  ... and {more:,} more")
+        return PapError("\n".join(lines))
+
     def _open(self, path: Path | None) -> TextIO | None:
         if path is None:
             return None
@@ -201,50 +269,56 @@ class Output:
         if len(self.summary.shown_failures) < SHOWN:
             self.summary.shown_failures.append((image, why))
 
-    def _count(self, found: Prediction) -> None:
-        self.summary.classes[found.label] += 1
-        self.summary.versions.add(found.model_version)
-        if found.abstain is not None:
-            self.summary.abstained = (self.summary.abstained or 0) + found.abstain
+    def _count(self, answer: Prediction) -> None:
+        self.summary.classes[answer.label] += 1
+        self.summary.versions.add(answer.model_version)
+        if answer.abstain is not None:
+            self.summary.abstained = (self.summary.abstained or 0) + answer.abstain
 
     def _emit(self, row: dict[str, Any]) -> None:
-        if len(self.rows) < SHOWN:
+        if self._shown is None or len(self.rows) < self._shown:
             self.rows.append(row)
         if self._json is not None:
             self._json.write(json.dumps(row) + "\n")
         if self._csv is None:
             return
-        if self._names is None:
-            # The first answer tells the columns.
-            self._waiting.append(row)
-            return
-        self._start_table()
-        self._table.writerow(self._cells(row))
+        self._waiting.append(row)
+        # The first answer tells the columns.
+        if self._names is not None:
+            self._start_table()
 
     def _start_table(self) -> None:
-        if self._csv is None or self._table is not None:
+        """Writes the rows that wait, and before the first of them the columns."""
+        if self._csv is None:
             return
-        self._table = csv.DictWriter(self._csv, self._columns(), lineterminator="\n")
-        self._table.writeheader()
+        if self._table is None:
+            self._table = csv.DictWriter(self._csv, self._columns(), lineterminator="\n")
+            self._table.writeheader()
         self._table.writerows(map(self._cells, self._waiting))
         self._waiting.clear()
 
     def _columns(self) -> list[str]:
-        ending = ["hsil_plus", "abstain", "model_version", "error"]
-        return ["image", "class", *(self._names or ()), *ending]
+        ending = ["hsil_plus", "abstain", *(["model_version"] if self._served else []), "error"]
+        return ["image", *self._before, "class", *(self._names or ()), *ending]
 
     def _cells(self, row: dict[str, Any]) -> dict[str, Any]:
         cells = {**row, **row.get("probabilities", {})}
         return {name: cells[name] for name in self._columns() if name in cells}
 
 
-def _class_names(found: Prediction) -> tuple[str, ...]:
+def _rounded(probability: float | None) -> float | None:
+    return None if probability is None else round(probability, _DECIMALS)
+
+
+def _class_names(prediction: Prediction) -> tuple[str, ...]:
     """The known classes in order of severity if these are they, else numbers."""
     for names in (taxonomy.STAGE2_CLASSES, taxonomy.STAGE1_CLASSES):
-        same_place = found.label in names and names.index(found.label) == found.class_id
-        if len(names) == len(found.probabilities) and same_place:
+        same_place = (
+            prediction.label in names and names.index(prediction.label) == prediction.class_id
+        )
+        if len(names) == len(prediction.probabilities) and same_place:
             return names
-    return tuple(f"probability_{number}" for number in range(len(found.probabilities)))
+    return tuple(f"probability_{number}" for number in range(len(prediction.probabilities)))
 
 
 def _partial(path: Path) -> Path:
