@@ -69,7 +69,9 @@ def main(argv: list[str]) -> None:
             images = pipeline.load_images(builder, spec.size)
 
             start = time.perf_counter()
-            store = features.extract(builder, spec, place / name, policy=policy, batch_size=16)
+            store = features.extract_features(
+                builder, spec, place / name, policy=policy, batch_size=16
+            )
             on_features = heads.training_recipe(recipe, store, "clean", 0, tuned=False)
             once = Clock(start)
             options = {"seed": 0, "policy": policy, "label": None}

@@ -48,10 +48,10 @@ def main(argv: list[str]) -> None:
     commands.prepare_tensorflow()
     import numpy as np
 
-    from finetune import recipes, space
+    from finetune import space
     from finetune.search import collect, oracles, scoring, tuner
     from finetune.tuning import Tuning
-    from replication.learning import features, weights
+    from replication.learning import features
     from tfds_pap import phantom_set, pipeline
 
     policy = device.configure()
@@ -63,11 +63,11 @@ def main(argv: list[str]) -> None:
         builder = pipeline.prepare("pap_db4", "original", place, place / "tfds")
         base = Tuning(backbone=_BACKBONE.value, epochs=_EPOCHS.value, patience=5)
         searched = space.find("paper", base)
-        spec = recipes.feature_spec(
-            base, weights.find(base.backbone, weights.NONE), "clean", policy.precision, 1
-        )
+        spec = features.feature_spec(base.backbone, source="none", precision=policy.precision)
         start = time.perf_counter()
-        store = features.extract(builder, spec, place / "features", policy=policy, batch_size=16)
+        store = features.extract_features(
+            builder, spec, place / "features", policy=policy, batch_size=16
+        )
         extraction = time.perf_counter() - start
         assigned = scoring.assign_roles(store.index, "clean")
         study = tuner.Study(

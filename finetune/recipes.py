@@ -6,31 +6,7 @@ import keras
 
 from finetune import blocks
 from finetune.tuning import Tuning
-from replication.learning import features, models, training, weights
-
-
-def feature_spec(
-    tuning: Tuning, pretrained: weights.Weights, protocol: str, precision: str, views: int
-) -> features.FeatureSpec:
-    """Returns which features a head is trained on.
-
-    Args:
-        tuning: Holds backbone and size.
-        pretrained: The backbone's weights.
-        protocol: "paper" feeds BGR 0..255 unscaled, as P5 and P6 did; "clean" feeds what the
-            weights were trained on.
-        precision: Keras dtype policy of the backbone.
-        views: Stored views of each image.
-    """
-    backbone = models.backbone(tuning.backbone)
-    return features.FeatureSpec(
-        tuning.backbone.lower(),
-        pretrained,
-        tuning.size or backbone.size,
-        backbone.preprocessing if protocol == "clean" else "bgr",
-        views=views,
-        precision=precision,
-    )
+from replication.learning import features, models, training
 
 
 def recipe(

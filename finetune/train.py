@@ -131,10 +131,10 @@ def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
     Raises:
         PapError: If they do not go with the other flags.
     """
-    from finetune import final_fit, recipes
+    from finetune import final_fit
     from finetune.search import collect
     from finetune.tuning import P6, Tuning
-    from replication.learning import weights
+    from replication.learning import features
     from tfds_pap import pipeline
 
     monitor, best = "val_loss", None
@@ -149,8 +149,15 @@ def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
             f"--second_phase_blocks={_SECOND_PHASE_BLOCKS.value}: expected 0, as these "
             f"hyperparameters train blocks at once (unfrozen_blocks={tuning.unfrozen_blocks})"
         )
-    pretrained = weights.find(tuning.backbone, _WEIGHTS.value)
-    if best and best.weights != pretrained.digest:
+    spec = features.feature_spec(
+        tuning.backbone,
+        source=_WEIGHTS.value,
+        protocol=_PROTOCOL.value,
+        size=tuning.size,
+        views=tuning.views,
+        precision=policy.precision,
+    )
+    if best and best.weights != spec.weights.digest:
         raise PapError(
             f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
         )
@@ -159,9 +166,7 @@ def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
         print("Note: the search looked at other images than these")
     return final_fit.FinalFit(
         tuning=tuning,
-        spec=recipes.feature_spec(
-            tuning, pretrained, _PROTOCOL.value, policy.precision, tuning.views
-        ),
+        spec=spec,
         protocol=_PROTOCOL.value,
         monitor=monitor,
         train_on_tune=_TRAIN_ON.value == "train_and_tune",

@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
     directory = stage2_flags.features_dir()
     scored = {}
     for name, spec in specs.items():
-        store = features.extract(builder, spec, directory, policy=policy)
+        store = features.extract_features(builder, spec, directory, policy=policy)
         scored[name] = steps.score(run, store, spec, design, recipe, policy=policy)
     result = steps.compare(scored, design)
     page = steps.publish(
@@ -183,21 +183,20 @@ def _check_flags(argv: list[str]) -> None:
 def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
     """Returns which features of each backbone are compared."""
     from replication.comparison import steps
-    from replication.learning import features, models, weights
+    from replication.learning import features
 
     sources = _weights()
-    names = steps.backbone_names(_BACKBONES.value, sources)
     return {
-        name: features.FeatureSpec(
+        name: features.feature_spec(
             name,
-            weights.find(name, sources.get(name, sources[""])),
-            _SIZE.value or models.backbone(name).size,
-            models.backbone(name).preprocessing if _PROTOCOL.value == "clean" else "bgr",
+            source=sources.get(name, sources[""]),
+            protocol=_PROTOCOL.value,
+            size=_SIZE.value,
             resize=_RESIZE.value,
             views=int(_VIEWS.value),
             precision=policy.precision,
         )
-        for name in names
+        for name in steps.backbone_names(_BACKBONES.value, sources)
     }
 
 

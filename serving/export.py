@@ -6,21 +6,11 @@ The version is written beside the published ones, loaded and checked there again
 model, and only then renamed to the next number; a failed check or a kill changes nothing.
 """
 
-import errno
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from absl import app, flags
 
 from replication.flags import shared
-from replication.runs.directory import RunDirectory
-from tfds_pap import commands, files
-from tfds_pap.errors import PapError
-
-if TYPE_CHECKING:
-    from replication.runs import results
-    from serving.model.detection import Detection
+from replication.runs import results
+from tfds_pap import commands
 
 _RUN_DIR = shared.run_dir("Run whose model is exported.", required=True)
 _SERVING_DIR = flags.DEFINE_string(
@@ -91,106 +81,29 @@ def main(argv: list[str]) -> None:
             f"--check_images={_CHECK_IMAGES.value}: expected at most --max_batch={_MAX_BATCH.value}"
         )
     # What can be wrong with the flags is said before TensorFlow is imported, which takes seconds.
-    run, fit = _chosen()
+    results.choose_fit(_RUN_DIR.value, _STAGE.value, _PROTOCOL.value, _SEED.value)
     commands.prepare_tensorflow()
-    from serving.server import errors
+    import replication
 
-    try:
-        _export(run, fit, Path(_SERVING_DIR.value))
-    except (errors.ServingError, OSError) as error:
-        raise PapError(_in_one_line(error)) from error
-
-
-def _chosen() -> tuple[RunDirectory, "results.Fit"]:
-    from replication.runs import results
-
-    run = RunDirectory(Path(_RUN_DIR.value))
-    fits = results.choose_fits(run, _PROTOCOL.value, _SEED.value)
-    if _STAGE.value not in fits:
-        raise PapError(f"--run_dir={run.path} holds no finished model of --stage={_STAGE.value}")
-    return run, fits[_STAGE.value]
-
-
-def _export(run: RunDirectory, fit: "results.Fit", serving_dir: Path) -> None:
-    from replication.measures import decisions
-    from replication.runs import results
-    from serving.model import assemble, guard, self_check
-    from serving.model.graph import Graph
-    from serving.store import model_config, publish
-
-    decision, missing = decisions.of_fit(fit)
-    detection, why = _detection(run, fit)
-    missing += [why] if why else []
-
-    model = results.load_model(fit)
-    graph = Graph(
-        model,
-        fit.info["resize"],
-        decision,
+    replication.export_model(
+        _RUN_DIR.value,
+        _SERVING_DIR.value,
+        stage=_STAGE.value,
+        protocol=_PROTOCOL.value,
+        seed=_SEED.value,
+        label=_LABEL.value,
+        server_models_dir=_SERVER_MODELS_DIR.value,
         max_pixels=_MAX_PIXELS.value,
         max_batch=_MAX_BATCH.value,
-        formats=[name for name in guard.MAGIC if name != "PNG" or _ACCEPT_PNG.value],
-        detection=detection,
-    )
-    found = self_check.samples(run, fit, _CHECK_IMAGES.value, _DATA_DIR.value)
-    if "PNG" not in graph.formats and any(
-        data.startswith(guard.MAGIC["PNG"]) for data in found.images
-    ):
-        raise PapError("--noaccept_png: the images of this run are PNGs")
-    said = []
-
-    def write(folder: Path) -> None:
-        with publish.disk_errors():
-            assemble.write_version(folder, run, fit, graph, serving_dir.name)
-        said.extend(self_check.check(folder, model, graph, found))
-
-    print(f"{fit.info['name']}, {fit.protocol} protocol, seed {fit.seed}: writing and checking")
-    for sentence in missing:
-        print(f"Note: {sentence}", file=sys.stderr)
-    version = publish.publish(serving_dir, write)
-    for sentence in said:
-        print(f"Checked: {sentence}")
-    config = model_config.ModelConfig(serving_dir, _SERVER_MODELS_DIR.value)
-    config.publish(version, _LABEL.value)
-    print(
-        f"Published: {serving_dir / str(version)}"
-        + (f", label {_LABEL.value}" if _LABEL.value else "")
-    )
-
-
-def _in_one_line(error: Exception) -> str:
-    """Says where there was no room for what, too."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"--serving_dir={_SERVING_DIR.value}: {error.strerror}; nothing was published"
-    return str(error)
-
-
-def _detection(run: RunDirectory, fit: "results.Fit") -> tuple["Detection | None", str]:
-    """Returns how fields are searched, or why they are not."""
-    from replication.fields.find.dense import Stage1
-    from replication.runs import results
-    from serving.model.detection import Detection
-
-    if fit.stage != 2:
-        return None, ""
-    given = _STAGE1_RUN_DIR.value
-    stage1_run = RunDirectory(Path(given)) if given else run
-    fits = results.choose_fits(
-        stage1_run, fit.protocol, None if given else fit.seed, flag="stage1_run_dir"
-    )
-    if 1 not in fits:
-        if given:
-            raise PapError(f"--stage1_run_dir={given} holds no finished model of stage 1")
-        return None, f"No signature detect: --run_dir={run.path} holds no stage 1 of this seed"
-    model = results.load_model(fits[1])
-    about = {key: fits[1].info[key] for key in ("name", "protocol", "seed", "size", "resize")}
-    return Detection(
-        Stage1(model, fits[1].info["resize"], stride=_STRIDE.value),
+        accept_png=_ACCEPT_PNG.value,
+        check_images=_CHECK_IMAGES.value,
+        stage1_run_dir=_STAGE1_RUN_DIR.value,
+        stride=_STRIDE.value,
         threshold=_THRESHOLD.value,
-        radius=_SUPPRESSION_RADIUS.value,
-        maximum=_MAX_DETECTIONS.value,
-        about=about | {"sha256": files.sha256(fits[1].model_path)},
-    ), ""
+        suppression_radius=_SUPPRESSION_RADIUS.value,
+        max_detections=_MAX_DETECTIONS.value,
+        data_dir=_DATA_DIR.value,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 
-from finetune.search import cluster, oracles
+from finetune.search import cluster, oracles, place
 from tfds_pap.errors import PapError
 
 SCORE = keras_tuner.Objective("score", "max")
@@ -29,11 +29,11 @@ class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
         self.held = held
         oracle.verbose = 0
         super().__init__(oracle, directory=str(directory), project_name="trials")
-        if cluster.is_worker():
+        if place.is_worker():
             cluster.connect(self.oracle, patience_seconds=60)
 
     def _populate_initial_space(self):
-        if not cluster.is_worker():
+        if not place.is_worker():
             self.oracle.resume()
 
     def save(self):
@@ -75,7 +75,7 @@ def run(tuner_id, port, directory, tuner="grid", held=None):
     """One process of a search."""
     environment(os.environ.__setitem__, tuner_id, port)
     made = Tuner(build(tuner), directory, held)
-    if cluster.is_chief():
+    if place.is_chief():
         cluster.serve(made.oracle, lease_seconds=LEASE_SECONDS)
     else:
         cluster.wait_for_chief()
@@ -378,7 +378,7 @@ def test_trials_cross_the_network_without_a_word(oracle, port, capfd):
 def test_the_variables_say_who_is_who(variables, place, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(f"KERASTUNER_{name}", value)
-    assert (cluster.is_chief(), cluster.is_worker()) == place
+    assert (place.is_chief(), place.is_worker()) == place
 
 
 @pytest.mark.parametrize(
@@ -403,4 +403,4 @@ def test_a_variable_that_is_wrong_is_named(name, value, message, oracle, port, m
 def test_an_id_is_missing(port, monkeypatch):
     monkeypatch.delenv("KERASTUNER_TUNER_ID")
     with pytest.raises(PapError, match="KERASTUNER_TUNER_ID: missing, though"):
-        cluster.is_worker()
+        place.is_worker()

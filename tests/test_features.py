@@ -34,7 +34,7 @@ def small_chunks(monkeypatch):
 
 
 def extract(builder, spec, directory):
-    return features.extract(builder, spec, directory, policy=POLICY, batch_size=8)
+    return features.extract_features(builder, spec, directory, policy=POLICY, batch_size=8)
 
 
 def test_features_equal_the_full_models_pooled_output(builder, spec, tmp_path):

@@ -101,20 +101,20 @@ def test_a_head_is_trained_as_the_protocol_says(
     spec = features.FeatureSpec(
         tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch", views=8
     )
-    store = features.extract(builder, spec, tmp_path / "features", policy=POLICY)
+    store = features.extract_features(builder, spec, tmp_path / "features", policy=POLICY)
     recipe = knobs.HeadRecipe(epochs=4, hidden_units=(5,))
     planned = heads.training_recipe(recipe, store, protocol, 0, tuned=True)
     assert (planned.keep, planned.monitor, planned.augment) == (keep, monitor, augment)
     assert heads.training_recipe(recipe, store, protocol, 0, tuned=False).keep == "last"
     cut = heads.cut(store.index, heads.PUBLISHED, protocol=protocol, count=0, seed=0)
     options = {"protocol": protocol, "seed": 0, "policy": POLICY}
-    first = heads.fit_and_score(store, cut, recipe, directory=tmp_path / "a", **options)
-    again = heads.fit_and_score(store, cut, recipe, directory=tmp_path / "b", **options)
+    first = heads.train_head(store, recipe, cut, directory=tmp_path / "a", **options)
+    again = heads.train_head(store, recipe, cut, directory=tmp_path / "b", **options)
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
-    other = heads.fit_and_score(
+    other = heads.train_head(
         store,
-        cut,
         dataclasses.replace(recipe, hidden_units=()),
+        cut,
         directory=tmp_path / "c",
         **options,
     )
@@ -132,22 +132,22 @@ def test_a_head_is_trained_as_the_protocol_says(
 
 def test_folds_pool_what_each_head_has_not_seen(tiny_backbone, builder, tmp_path):
     spec = features.FeatureSpec(tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch")
-    store = features.extract(builder, spec, tmp_path / "features", policy=POLICY)
+    store = features.extract_features(builder, spec, tmp_path / "features", policy=POLICY)
     cut = heads.cut(store.index, "group", protocol="clean", count=3, seed=0)
-    pooled = heads.fit_and_score(
+    pooled = heads.train_head(
         store,
-        cut,
         knobs.HeadRecipe(epochs=2),
+        cut,
         protocol="clean",
         seed=0,
         policy=POLICY,
         directory=tmp_path / "folds",
     )
     assert sorted(pooled.ids) == sorted(store.index.ids) and set(pooled.splits) == {"test"}
-    alone = heads.fit_and_score(
+    alone = heads.train_head(
         store,
-        cut[1:2],
         knobs.HeadRecipe(epochs=2),
+        cut[1:2],
         protocol="clean",
         seed=0,
         policy=POLICY,

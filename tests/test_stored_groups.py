@@ -108,7 +108,9 @@ def test_another_order_never_gets_somebody_elses_features(
     builder = pipeline.prepare_folders(tree, tmp_path / "data")
 
     def extract():
-        return features.extract(builder, spec, tmp_path / "features", policy=POLICY, batch_size=4)
+        return features.extract_features(
+            builder, spec, tmp_path / "features", policy=POLICY, batch_size=4
+        )
 
     def by_id(store):
         return dict(zip(store.index.ids.tolist(), store.features[:, 0], strict=True))
@@ -129,11 +131,11 @@ def test_a_chunk_of_other_images_is_computed_again(tree, tmp_path, tiny_backbone
     """Also where a store was copied, or its key did not tell."""
     spec = features.FeatureSpec(tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch")
     builder = pipeline.prepare_folders(tree, tmp_path / "data")
-    first = features.extract(builder, spec, tmp_path / "f", policy=POLICY, batch_size=4)
+    first = features.extract_features(builder, spec, tmp_path / "f", policy=POLICY, batch_size=4)
     (chunk,) = (tmp_path / "f").glob("tiny-*/chunk_*.npz")
     with np.load(chunk) as stored:
         values, ids = stored["features"], stored["ids"]
     np.savez(chunk, features=values, ids=ids[::-1])
-    again = features.extract(builder, spec, tmp_path / "f", policy=POLICY, batch_size=4)
+    again = features.extract_features(builder, spec, tmp_path / "f", policy=POLICY, batch_size=4)
     np.testing.assert_allclose(first.features, again.features, atol=1e-5)
     assert "chunk_00000.npz" in (said := capsys.readouterr().out) and "other images" in said

@@ -175,7 +175,7 @@ def test_blocks_train_and_the_rest_stays(tiny_backbone, builder, tmp_path):
 def test_a_longer_fit_goes_on_where_a_shorter_one_ended(tiny_backbone, builder, tmp_path):
     """What Hyperband calls inheriting: equal to a fit that was never interrupted."""
     one_spec = spec(tiny_backbone)
-    store = features.extract(builder, one_spec, tmp_path / "features", policy=policy())
+    store = features.extract_features(builder, one_spec, tmp_path / "features", policy=policy())
     asked = tuning.Tuning(
         epochs=9, batch_size=8, optimizer="adam", schedule="cosine", warmup_epochs=1
     )
@@ -190,7 +190,7 @@ def test_a_longer_fit_goes_on_where_a_shorter_one_ended(tiny_backbone, builder, 
 
 def test_smoothing_and_class_weights_are_keras_own(tiny_backbone, builder, tmp_path):
     one_spec = spec(tiny_backbone)
-    store = features.extract(builder, one_spec, tmp_path / "features", policy=policy())
+    store = features.extract_features(builder, one_spec, tmp_path / "features", policy=policy())
     asked = tuning.Tuning(
         epochs=1, batch_size=64, dropout=0.0, label_smoothing=0.2, class_weights="balanced"
     )

@@ -47,6 +47,11 @@ def prepare(
 
     Raises:
         folders.TreeError: If the tree cannot be used.
+
+    Example:
+        >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
+        >>> builder.info.splits["validation"].num_examples
+        12
     """
     builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
     reuse = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS

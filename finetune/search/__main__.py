@@ -131,11 +131,20 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from finetune.search import cluster, estimate, local_workers, oracles, scoring, steps, tuner
+    from finetune.search import (
+        cluster,
+        estimate,
+        local_workers,
+        oracles,
+        place,
+        scoring,
+        steps,
+        tuner,
+    )
     from replication.drawing import pages
 
     with _what_is_finished_is_kept():
-        if cluster.is_worker():
+        if place.is_worker():
             local_workers.end_with_chief()
             # It prepares data, features and directory, which its workers share.
             cluster.wait_for_chief()
@@ -153,7 +162,7 @@ def main(argv: list[str]) -> None:
             run.path,
             lease_seconds=_LEASE_SECONDS.value,
         )
-        if cluster.is_worker():
+        if place.is_worker():
             search_tuner.search()
             return
         print(device_flags.words(policy))
@@ -230,22 +239,26 @@ def _prepared(
     policy: DevicePolicy,
 ) -> "tuple[RunDirectory, tuner.Study]":
     """Prepares images, roles, features and directory; a chief, or who is alone, describes them."""
-    from finetune import recipes
-    from finetune.search import cluster, scoring, steps, tuner
-    from replication.learning import features, weights
+    from finetune.search import place, scoring, steps, tuner
+    from replication.learning import features
     from replication.runs import description, fitting
     from tfds_pap import leak_audit, pipeline
 
     base = searched.base
-    pretrained = weights.find(base.backbone, _WEIGHTS.value)
+    spec = features.feature_spec(
+        base.backbone,
+        source=_WEIGHTS.value,
+        protocol=_PROTOCOL.value,
+        size=base.size,
+        views=searched.views(hyperparameters),
+        precision=policy.precision,
+    )
     builder = stage2_flags.prepare()
     index = pipeline.read_index(builder)
     audits = {builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort())}
     blocks = audit_flags.blocks(audits).get(builder.name)
     assigned = scoring.assign_roles(index, _PROTOCOL.value, blocks)
     scoring.check_objective(_OBJECTIVE.value, index, assigned.tune)
-    views = searched.views(hyperparameters)
-    spec = recipes.feature_spec(base, pretrained, _PROTOCOL.value, policy.precision, views)
     run = RunDirectory.open(
         _search_dir(),
         {
@@ -256,21 +269,21 @@ def _prepared(
         },
         flag="search_dir",
     )
-    if not cluster.is_worker():
+    if not place.is_worker():
         description.audit(run, [builder], audit_flags.effort(), audit_flags.note)
         steps.describe(
             run,
             builder,
             policy,
             assigned,
-            untrained=pretrained.path is None,
+            untrained=spec.weights.path is None,
             protocol=_PROTOCOL.value,
             images=stage2_flags.images(),
         )
     return run, tuner.Study(
         space=searched,
         spec=spec,
-        store=features.extract(builder, spec, stage2_flags.features_dir(), policy=policy),
+        store=features.extract_features(builder, spec, stage2_flags.features_dir(), policy=policy),
         assigned=assigned,
         images=lambda: fitting.images(builder, spec.size, spec.resize),
         protocol=_PROTOCOL.value,
@@ -305,11 +318,11 @@ def _search(
     hyperparameters: "keras_tuner.HyperParameters",
 ) -> None:
     """Runs every trial: here, in workers of this machine, or in those of a cluster."""
-    from finetune.search import cluster, local_workers, progress, tensorboard
+    from finetune.search import local_workers, place, progress, tensorboard
 
     tensorboard.write_columns(run.path / "logs", hyperparameters, _OBJECTIVE.value)
     with progress.Progress(search_tuner.oracle, plan) as display:
-        if cluster.is_chief():
+        if place.is_chief():
             search_tuner.serve(display.update)
         elif _WORKERS.value > 1:
             with local_workers.LocalWorkers(_WORKERS.value, run.path) as workers:

@@ -17,7 +17,7 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine import trial as trial_module
 
-from finetune.search import cluster, finite_space
+from finetune.search import finite_space, place
 from tfds_pap import files
 from tfds_pap.errors import PapError
 
@@ -91,7 +91,7 @@ class SearchOracle(keras_tuner.Oracle):
             # It was started again, or its call was sent twice.
             return self._hand_out(self._renewed(self.ongoing_trials[tuner_id]), tuner_id)
         if self.given_up:
-            if not cluster.is_chief():
+            if not place.is_chief():
                 raise PapError(self.given_up)
             trial = self._empty(_Status.STOPPED)
         elif self._retry_queue:
@@ -283,7 +283,7 @@ class SearchOracle(keras_tuner.Oracle):
         failed = self._failed_in_a_row()
         if len(failed) >= self.max_consecutive_failed_trials:
             del self.end_order[-len(failed) :]
-        is_chief = cluster.is_chief()
+        is_chief = place.is_chief()
         self.ongoing_trials = {
             tuner_id: trial
             for tuner_id, trial in self.ongoing_trials.items()

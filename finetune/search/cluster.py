@@ -16,7 +16,6 @@ not encrypted: it is for a network whose cables you trust.
 """
 
 import hmac
-import ipaddress
 import json
 import os
 import threading
@@ -24,7 +23,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import keras_tuner
@@ -33,12 +32,10 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 from keras_tuner.src.engine import conditions
 
+from finetune.search import place
+from finetune.search.base_oracle import SearchOracle
 from tfds_pap.errors import PapError
 
-if TYPE_CHECKING:
-    from finetune.search import oracles
-
-_ID, _IP, _PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 _SECRET_FILE = "FINETUNE_SECRET_FILE"
 
 #: A worker that is silent for so long is taken for dead. Ten beats may be lost on a busy network;
@@ -51,7 +48,6 @@ PATIENCE_SECONDS = 600.0
 START_SECONDS = 3600.0
 
 _TICK_SECONDS = 1.0
-_LOOPBACK = "127.0.0.1"
 _SECRET_HEADER = "finetune-secret"
 _SHORTEST_SECRET = 16
 #: gRPC's own limit is two minutes: a chief that came back would stand idle.
@@ -81,26 +77,8 @@ class ChiefLost(keras_tuner.errors.FatalError, PapError):
     """The chief does not answer; ends the worker, where other errors would end the trial only."""
 
 
-def is_chief() -> bool:
-    """Tells whether this process hands out trials to others.
-
-    Raises:
-        PapError: If one of KerasTuner's variables is missing.
-    """
-    return _in_cluster() and "chief" in os.environ[_ID]
-
-
-def is_worker() -> bool:
-    """Tells whether this process gets its trials from a chief.
-
-    Raises:
-        PapError: If one of KerasTuner's variables is missing.
-    """
-    return _in_cluster() and "chief" not in os.environ[_ID]
-
-
 def serve(
-    oracle: "oracles.SearchOracle",
+    oracle: SearchOracle,
     *,
     lease_seconds: float = LEASE_SECONDS,
     on_tick: Callable[[], None] | None = None,
@@ -119,11 +97,11 @@ def serve(
             too many trials failed in a row.
     """
     _hush()
-    address, secret = _address(), _secret()
-    if secret is None and not _is_loopback():
+    address, secret = place.address(), _secret()
+    if secret is None and not place.is_loopback():
         raise PapError(
-            f"{_IP}={os.environ[_IP]}: other machines reach this chief: expected {_SECRET_FILE} as "
-            "well, a file with a line that the workers have, too"
+            f"{place.IP}={os.environ[place.IP]}: other machines reach this chief: expected "
+            f"{_SECRET_FILE} as well, a file with a line that the workers have, too"
         )
     # Several threads, so that workers are heard while one of them waits for a proposal.
     pool = futures.ThreadPoolExecutor(max_workers=16)
@@ -137,7 +115,8 @@ def serve(
         server.add_insecure_port(address)
     except RuntimeError:
         raise PapError(
-            f"{_IP} and {_PORT}: {address} cannot be listened on; is another chief running?"
+            f"{place.IP} and {place.PORT}: {address} cannot be listened on; is another chief "
+            "running?"
         ) from None
     server.start()
     try:
@@ -163,13 +142,13 @@ def wait_for_chief(patience_seconds: float = START_SECONDS) -> None:
     Raises:
         PapError: If there is none for so long.
     """
-    address = _address()
+    address = place.address()
     with grpc.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=patience_seconds)
         except grpc.FutureTimeoutError:
             raise PapError(
-                f"{_IP} and {_PORT}: no chief at {address} for {patience_seconds:g} s"
+                f"{place.IP} and {place.PORT}: no chief at {address} for {patience_seconds:g} s"
             ) from None
 
 
@@ -183,7 +162,7 @@ def connect(
         patience_seconds: A chief that is silent for so long is given up.
     """
     _hush()
-    address = _address()
+    address = place.address()
     options = (*_CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_RETRIES)))
     channel = grpc.intercept_channel(
         grpc.insecure_channel(address, options=options),
@@ -286,34 +265,6 @@ class _Patience(grpc.UnaryUnaryClientInterceptor):
                 "search ended?"
             ) from error
         raise ChiefLost(f"the chief at {self._address} failed: {error.details()}") from error
-
-
-def _in_cluster() -> bool:
-    # As in KerasTuner, the address decides; a tuner may have an id without any cluster.
-    if _IP not in os.environ:
-        return False
-    for name in (_PORT, _ID):
-        if name not in os.environ:
-            raise PapError(f"{name}: missing, though {_IP} is set")
-    return True
-
-
-def _address() -> str:
-    for name in (_IP, _PORT):
-        if name not in os.environ:
-            raise PapError(f"{name}: missing; a cluster needs {_ID}, {_IP} and {_PORT}")
-    port = os.environ[_PORT]
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise PapError(f"{_PORT}={port}: expected a number from 1 to 65535")
-    return f"{os.environ[_IP] or _LOOPBACK}:{port}"
-
-
-def _is_loopback() -> bool:
-    host = os.environ[_IP] or _LOOPBACK
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _secret() -> str | None:

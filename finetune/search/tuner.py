@@ -24,7 +24,7 @@ import keras_tuner
 import numpy as np
 
 from finetune import recipes
-from finetune.search import cluster, collect, scoring, tensorboard
+from finetune.search import cluster, collect, place, scoring, tensorboard
 from finetune.space import Space
 from finetune.tuning import Tuning
 from replication.learning import features, training
@@ -93,7 +93,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self._on_trial: Callable[[], None] = lambda: None
         oracle.verbose = 0
         super().__init__(oracle, directory=str(directory), project_name=collect.PROJECT)
-        if cluster.is_worker():
+        if place.is_worker():
             cluster.connect(self.oracle)
         self._asked_at = -math.inf
         self._trials_here = 0
@@ -117,7 +117,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def _populate_initial_space(self) -> None:
         """Goes on with what the directory holds; the space is known already."""
-        if not cluster.is_worker():
+        if not place.is_worker():
             self.oracle.resume()
 
     def save(self) -> None:
@@ -170,7 +170,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             Mean of every figure over the executions.
         """
         beat: contextlib.AbstractContextManager = contextlib.nullcontext()
-        if cluster.is_worker():
+        if place.is_worker():
             beat = cluster.Heartbeat(self.oracle, trial.trial_id, self._lease_seconds)
         with beat:
             results = [self._execute(trial, number) for number in range(self._study.executions)]

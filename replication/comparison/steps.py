@@ -247,8 +247,9 @@ def score(
             predictions = []
             for seed in design.seeds:
                 predictions.append(
-                    heads.fit_and_score(
+                    heads.train_head(
                         store,
+                        recipe,
                         heads.cut(
                             store.index,
                             cut,
@@ -257,7 +258,6 @@ def score(
                             seed=seed,
                             blocks=design.blocks,
                         ),
-                        recipe,
                         protocol=design.protocol,
                         seed=seed,
                         policy=policy,
@@ -359,7 +359,7 @@ def publish(
         design.seeds,
         {"protocol": design.protocol, "cut": design.cuts[0], **common},
     )
-    store = features.extract(builder, spec, features_dir, policy=policy)
+    store = features.extract_features(builder, spec, features_dir, policy=policy)
     winner = next(one for one in result.candidates if one.name == result.winner)
     tested = winner.runs[0]
     position = {image: row for row, image in enumerate(store.index.ids)}

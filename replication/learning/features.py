@@ -22,6 +22,7 @@ import tensorflow_datasets.public_api as tfds
 import tqdm
 
 from replication.learning import models, weights
+from replication.runs import device
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline
 from tfds_pap.errors import PapError
@@ -142,12 +143,54 @@ class FeatureStore:
         )
 
 
-def extract(
+def feature_spec(
+    backbone: str,
+    *,
+    source: str = "imagenet",
+    protocol: str = "clean",
+    size: int | None = None,
+    resize: str = "bilinear",
+    views: int = 1,
+    precision: str = "float32",
+) -> FeatureSpec:
+    """Returns which features a frozen backbone gives; finds its weights.
+
+    Args:
+        backbone: See `models.backbone`.
+        source: Of its weights: "imagenet", "none", or a path; see `weights.find`.
+        protocol: "paper" feeds BGR 0..255 unscaled, as P5 and P6 did; "clean" feeds what the
+            weights were trained on.
+        size: Height and width of the input in pixels; None takes the backbone's own.
+        resize: One of `decoding.RESIZE_METHODS`.
+        views: 1, or 8 to store all flips and quarter-turns of each image.
+        precision: Keras dtype policy under which the backbone computes.
+
+    Raises:
+        PapError: If there is no such backbone, or no such weights.
+
+    Example:
+        >>> spec = replication.feature_spec("mobilenetv2_035", source="none", size=32)
+        >>> spec.weights.label, spec.preprocessing
+        ('untrained', 'tf')
+    """
+    entry = models.backbone(backbone)
+    return FeatureSpec(
+        backbone.lower(),
+        weights.find(backbone, source),
+        size or entry.size,
+        entry.preprocessing if protocol == "clean" else "bgr",
+        resize=resize,
+        views=views,
+        precision=precision,
+    )
+
+
+def extract_features(
     builder: tfds.core.DatasetBuilder,
     spec: FeatureSpec,
-    directory: Path,
+    directory: Path = DIRECTORY,
     *,
-    policy: DevicePolicy,
+    policy: DevicePolicy | None = None,
     batch_size: int = 32,
 ) -> FeatureStore:
     """Returns the features of every image; computes only what is not stored already.
@@ -156,12 +199,19 @@ def extract(
         builder: A prepared builder.
         spec: Which features.
         directory: Where all stores lie.
-        policy: Where and how to compute.
+        policy: Where and how to compute; None takes `device.configure`'s defaults.
         batch_size: Images a forward pass.
 
     Raises:
         PapError: If weights do not fit, or features are not finite.
+
+    Example:
+        >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
+        >>> spec = replication.feature_spec("mobilenetv2_035", source="none", size=32)
+        >>> replication.extract_features(builder, spec).features.shape
+        (52, 1, 1280)
     """
+    policy = policy or device.configure()
     index = pipeline.read_index(builder)
     # The same images in another order are other rows.
     key = {**spec.key(builder.info.metadata["fingerprint"]), "order": index.order}

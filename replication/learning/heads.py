@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from replication.learning import features, models, training
 from replication.learning.knobs import HeadRecipe
 from replication.measures import evaluation
+from replication.runs import device
 from replication.runs.device import DevicePolicy
 from tfds_pap import files, folds, pipeline, roles
 
@@ -79,31 +81,52 @@ def cut(
     return folds.cut(index, count, by=name, seed=seed, blocks=blocks)
 
 
-def fit_and_score(
+def train_head(
     store: features.FeatureStore,
-    fits: Sequence[roles.Roles],
-    recipe: HeadRecipe,
+    recipe: HeadRecipe | None = None,
+    fits: Sequence[roles.Roles] | None = None,
     *,
-    protocol: str,
-    seed: int,
-    policy: DevicePolicy,
-    directory: Path,
+    protocol: str = "clean",
+    seed: int = 0,
+    policy: DevicePolicy | None = None,
+    directory: Path | None = None,
 ) -> evaluation.Predictions:
     """Trains a head for each fold and scores what it did not train on; reads it where it is done.
 
     Args:
         store: Features of every image.
-        fits: Roles of each fold.
-        recipe: How to train.
+        recipe: How to train; None takes that of P6.
+        fits: Roles of each fold, from `cut`; None takes the published folders.
         protocol: "paper" or "clean".
         seed: Of weights, order, views and dropout.
-        policy: Where and how to compute.
+        policy: Where and how to compute; None takes `device.configure`'s defaults.
         directory: Where `predictions.csv`, `fit.json` (last) and, of a single fit, `head.keras`
-            are kept.
+            are kept; None keeps nothing.
 
     Returns:
         Predictions of the tune and test roles, pooled over the folds.
+
+    Example:
+        >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
+        >>> spec = replication.feature_spec("mobilenetv2_035", source="none", size=32)
+        >>> store = replication.extract_features(builder, spec)
+        >>> predictions = replication.train_head(store)
+        >>> len(predictions.select("test")), predictions.class_names
+        (12, ('NILM', 'LSIL', 'HSIL', 'SCC'))
     """
+    if directory is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return train_head(
+                store,
+                recipe,
+                fits,
+                protocol=protocol,
+                seed=seed,
+                policy=policy,
+                directory=Path(scratch),
+            )
+    recipe, policy = recipe or HeadRecipe(), policy or device.configure()
+    fits = fits or cut(store.index, PUBLISHED, protocol=protocol, count=0, seed=seed)
     if (directory / "fit.json").exists():
         return evaluation.Predictions.read(directory / "predictions.csv")
     start = time.perf_counter()

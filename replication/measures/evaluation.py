@@ -189,6 +189,14 @@ def evaluate(
 
     Raises:
         ValueError: No predictions, or of several roles.
+
+    Example:
+        >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
+        >>> spec = replication.feature_spec("mobilenetv2_035", source="none", size=32)
+        >>> predictions = replication.train_head(replication.extract_features(builder, spec))
+        >>> accuracy = replication.evaluate(predictions.select("test"))["accuracy"]
+        >>> accuracy.count, bool(accuracy.low <= accuracy.value <= accuracy.high)
+        (12, True)
     """
     p = _for_scoring(predictions)
     names, count, truth, named = p.class_names, len(p), p.labels, p.predicted

@@ -177,7 +177,7 @@ def store(
     """
     if recipe.features is None:
         return images(builder, recipe.size, recipe.resize)
-    return features.extract(builder, recipe.features, features_dir, policy=policy)
+    return features.extract_features(builder, recipe.features, features_dir, policy=policy)
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ A run directory:
 
 import dataclasses
 import functools
+import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,16 @@ def choose_fits(
         )
     # Fits are sorted by seed: the first of each stage wins.
     return {fit.stage: fit for fit in reversed(fits)}
+
+
+def choose_fit(
+    run_dir: str | os.PathLike, stage: int, protocol: str, seed: int | None = None
+) -> Fit:
+    """Returns the finished fit of one stage; arguments and errors as of `choose_fits`."""
+    fits = choose_fits(RunDirectory(Path(run_dir)), protocol, seed)
+    if stage not in fits:
+        raise PapError(f"--run_dir={run_dir} holds no finished model of --stage={stage}")
+    return fits[stage]
 
 
 def load_model(fit: Fit) -> "keras.Model":
