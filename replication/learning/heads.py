@@ -1,5 +1,6 @@
 """Trains the head of P4 and P6 on stored features and scores it, once a seed and fold."""
 
+import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -114,19 +115,24 @@ def train_head(
         >>> len(predictions.select("test")), predictions.class_names
         (12, ('NILM', 'LSIL', 'HSIL', 'SCC'))
     """
-    if directory is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return train_head(
-                store,
-                recipe,
-                fits,
-                protocol=protocol,
-                seed=seed,
-                policy=policy,
-                directory=Path(scratch),
-            )
     recipe, policy = recipe or HeadRecipe(), policy or device.configure()
     fits = fits or cut(store.index, PUBLISHED, protocol=protocol, count=0, seed=seed)
+    with contextlib.ExitStack() as stack:
+        if directory is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return _trained(store, recipe, fits, protocol, seed, policy, directory)
+
+
+def _trained(
+    store: features.FeatureStore,
+    recipe: HeadRecipe,
+    fits: Sequence[roles.Roles],
+    protocol: str,
+    seed: int,
+    policy: DevicePolicy,
+    directory: Path,
+) -> evaluation.Predictions:
+    """See `train_head`."""
     if (directory / "fit.json").exists():
         return evaluation.Predictions.read(directory / "predictions.csv")
     start = time.perf_counter()

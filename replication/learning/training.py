@@ -322,11 +322,7 @@ def fit(
         Diverged: If the loss is no longer finite.
         PapError: If a batch cannot be shared evenly.
     """
-    if recipe.batch_size % policy.replicas:
-        raise PapError(
-            f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
-            "--strategy=mirrored"
-        )
+    _check_batch(recipe, policy)
     steps = math.ceil(len(assigned.train) / recipe.batch_size)
     device.set_seed(seed)
     with policy.scope():
@@ -382,6 +378,14 @@ def _outcome(
         "kept": recipe.keep,
         "optimizer_config": optimizers.described(optimizer),
     }
+
+
+def _check_batch(recipe: Recipe, policy: DevicePolicy) -> None:
+    if recipe.batch_size % policy.replicas:
+        raise PapError(
+            f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
+            "--strategy=mirrored"
+        )
 
 
 def _compiled(

@@ -69,15 +69,7 @@ def run_fit(
         return
     start = time.perf_counter()
     examples = store(builder, recipe, policy, features_dir)
-    assigned = roles.assign_roles(
-        examples.index,
-        protocol,
-        stage=recipe.stage,
-        test_within_train=recipe.test_within_train,
-        blocks=blocks,
-    )
-    if recipe.train_on_tune:
-        assigned = assigned.with_tune_in_train()
+    assigned = _roles(recipe, examples.index, protocol, blocks)
     logs = run.path / "logs" / directory.relative_to(run.path)
     model, outcome = training.fit(
         recipe,
@@ -89,7 +81,7 @@ def run_fit(
         label=None if progress else words,
         callbacks=(
             *tensorboard.callbacks(logs, examples, assigned, profile=profile),
-            *([progress] if progress else []),
+            *filter(None, [progress]),
         ),
         validate=validator(examples, assigned.tune) if validator and len(assigned.tune) else None,
     )
@@ -105,18 +97,34 @@ def run_fit(
         directory / "fit.json",
         {
             **_facts(recipe, examples.index, assigned),
-            "protocol": protocol,
-            "seed": seed,
-            "parameters": model.count_params(),
-            "device": policy.device,
-            "git_commit": run_environment.git_commit(),
+            **{"protocol": protocol, "seed": seed, "device": policy.device},
+            **{"parameters": model.count_params(), "git_commit": run_environment.git_commit()},
             **outcome,
             **(about or {}),
         },
     )
     training.remove_state(directory)
-    durations = run.manifest().get("durations", {})
-    durations[words] = round(time.perf_counter() - start, 1)
+    _note_cost(run, words, time.perf_counter() - start)
+
+
+def _roles(
+    recipe: training.Recipe,
+    index: pipeline.Index,
+    protocol: str,
+    blocks: Mapping[str, str] | None,
+) -> roles.Roles:
+    assigned = roles.assign_roles(
+        index,
+        protocol,
+        stage=recipe.stage,
+        test_within_train=recipe.test_within_train,
+        blocks=blocks,
+    )
+    return assigned.with_tune_in_train() if recipe.train_on_tune else assigned
+
+
+def _note_cost(run: RunDirectory, words: str, seconds: float) -> None:
+    durations = {**run.manifest().get("durations", {}), words: round(seconds, 1)}
     run.update_manifest(durations=durations, peak_memory_mib=round(devices.peak_memory_mib()))
 
 

@@ -60,8 +60,7 @@ def export_model(
             `detect`; None takes `run_dir`, where it holds one.
         stride: Of `detect`: pixels from one ROI to the next.
         threshold: Of `detect`: stage-1 probability of a cell at least, 0 to 1.
-        suppression_radius: Of `detect`: of kept ROIs nearer than this only the most probable
-            stays, pixels.
+        suppression_radius: Of `detect`: pixels within which only the most probable ROI stays.
         max_detections: Of `detect`: cells that are answered at most.
         data_dir: Where TFDS keeps prepared data; None takes its default.
 
@@ -82,15 +81,12 @@ def export_model(
     run, place = RunDirectory(Path(run_dir)), Path(serving_dir)
     with _one_line(place):
         decision, missing = decisions.of_fit(fit)
-        detection = None
-        if stage == 2:
-            stage1 = _stage1(run, fit, stage1_run_dir)
-            if isinstance(stage1, str):
-                missing.append(stage1)
-            else:
-                detection = _detection(
-                    stage1, stride, threshold, suppression_radius, max_detections
-                )
+        stage1 = _stage1(run, fit, stage1_run_dir) if stage == 2 else ""
+        if isinstance(stage1, str):
+            missing += [stage1] if stage1 else []
+            detection = None
+        else:
+            detection = _detection(stage1, stride, threshold, suppression_radius, max_detections)
         model = results.load_model(fit)
         graph = Graph(
             model,
