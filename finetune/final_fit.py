@@ -83,7 +83,7 @@ class FinalFit:
 
         Args:
             run: Where the fit belongs.
-            seed: Of this fit.
+            seed: Of weights, order, augmentation and dropout; a whole number from 0.
             prevalence: Of HSIL+ where the model is to be used, for predictive values.
         """
         directory = run.fit_directory(2, self.protocol, seed)

@@ -25,7 +25,7 @@ def recipe(
     """Returns how one model is trained.
 
     Args:
-        tuning: What is asked for.
+        tuning: Hyperparameters.
         spec: The backbone's features.
         classes: Number of classes.
         seed: Of the head's weights and dropout.

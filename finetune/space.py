@@ -222,5 +222,5 @@ def _corners(hp: keras_tuner.HyperParameters) -> list[dict[str, Any]]:
 def _words(error: Exception) -> str:
     """What a user's file raised, and in which line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-    return f"{said} (line {frame.lineno} of {Path(frame.filename).name})"
+    raised = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return f"{raised} (line {frame.lineno} of {Path(frame.filename).name})"

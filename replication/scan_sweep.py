@@ -99,8 +99,8 @@ def _numbers(
     if not numbers or not all(lowest <= n <= highest and n % 1 <= 1 - whole for n in numbers):
         kind = "whole numbers" if whole else "numbers"
         limits = f"from {lowest:g}" + (f" to {highest:g}" if highest < float("inf") else "")
-        given = ",".join(flag.value)
-        raise app.UsageError(f"--{flag.name}={given}: expected {kind} {limits}")
+        values = ",".join(flag.value)
+        raise app.UsageError(f"--{flag.name}={values}: expected {kind} {limits}")
     return numbers
 
 
@@ -123,16 +123,16 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
     from replication.fields.judge import truth
 
     tables: dict[Path, Any] = {}
-    found = []
+    annotated = []
     for path in paths:
         table = field_flags.truth() or Path(path).parent / scan_directory.TRUTH
         if table not in tables:
             tables[table] = truth.read_nuclei(table)
         if Path(path).name in tables[table]:
-            found.append((path, tables[table][Path(path).name]))
-    if not found:
+            annotated.append((path, tables[table][Path(path).name]))
+    if not annotated:
         raise PapError(f"{', '.join(map(str, tables))}: none of the given fields is annotated")
-    return found
+    return annotated
 
 
 def _opened(annotated: Sequence[tuple[str, Any]]) -> Iterator[tuple[Any, Any]]:

@@ -132,7 +132,7 @@ class SearchOracle(keras_tuner.Oracle):
             if not trial.metrics.exists(name):
                 is_objective = name == self.objective.name
                 trial.metrics.register(name, self.objective.direction if is_objective else None)
-            if all(known.step != step for known in trial.metrics.get_history(name)):
+            if all(observed.step != step for observed in trial.metrics.get_history(name)):
                 trial.metrics.update(name, value, step=step)
         self._save_trial(trial)
         return trial

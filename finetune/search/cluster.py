@@ -236,9 +236,9 @@ class _Secret(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        given = dict(handler_call_details.invocation_metadata).get(_SECRET_HEADER, "")
+        presented = dict(handler_call_details.invocation_metadata).get(_SECRET_HEADER, "")
         # In a time that does not tell how nearly it was right.
-        if hmac.compare_digest(given.encode(), self._secret):
+        if hmac.compare_digest(presented.encode(), self._secret):
             return continuation(handler_call_details)
         return self._refusal
 

@@ -128,11 +128,11 @@ def figures(
         labels, probabilities.argmax(axis=1), classes, np.ones((1, len(labels)))
     )
     present = np.bincount(labels, minlength=classes) > 0
-    found = intervals.confusion_statistics(confusion, present, range(classes))
+    statistics = intervals.confusion_statistics(confusion, present, range(classes))
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     result = {
-        "accuracy": float(found["accuracy"][0]),
-        "macro_f1": float(found["macro_f1"][0]),
+        "accuracy": float(statistics["accuracy"][0]),
+        "macro_f1": float(statistics["macro_f1"][0]),
         "loss": float(-np.log(np.clip(chosen, keras.config.epsilon(), 1)).mean()),
     }
     severe = [n for n, name in enumerate(class_names) if name in taxonomy.STAGE2_CLASSES[2:]]

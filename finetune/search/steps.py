@@ -119,10 +119,10 @@ def publish(run: RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: 
         PapError: If no trial came to its end.
     """
     direction = scoring.OBJECTIVES[study.objective]
-    found = collect.read_trials(run.path)
+    ended = collect.read_trials(run.path)
     run.update_manifest(peak_memory_mib=round(device.peak_memory_mib()))
     search = search_report.Search(
-        trials=found,
+        trials=ended,
         objective=study.objective,
         direction=direction,
         tuner=name,
@@ -133,7 +133,7 @@ def publish(run: RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: 
         planned=plan.trials,
         executions=study.executions,
         paper_values=space.PAPER_CHOICE if study.space.name == "paper" else None,
-        seconds=sum(trial.seconds for trial in found),
+        seconds=sum(trial.seconds for trial in ended),
     )
     page = search_report.write(run, search)
     if search.best is None:

@@ -29,23 +29,23 @@ def print_summary(
         console = rich.console.Console(markup=False, highlight=False)
         if not console.is_terminal:
             console = rich.console.Console(markup=False, highlight=False, width=150)
-    found = findings(search)
+    facts = findings(search)
     if announcement:
         console.print(f"\n{announcement}", style="bold", markup=False)
-    if rows := best_rows(search, found):
-        console.print(_best_table(search, found, rows))
-    if found.effects.effects:
-        console.print(_effects_table(search, found.effects))
-    for sentence in sentences(search, found):
+    if rows := best_rows(search, facts):
+        console.print(_best_table(search, facts, rows))
+    if facts.effects.effects:
+        console.print(_effects_table(search, facts.effects))
+    for sentence in sentences(search, facts):
         console.print(sentence, markup=False, highlight=False)
 
 
 def _best_table(
-    search: Search, found: Findings, rows: Sequence[Mapping[str, Any]]
+    search: Search, facts: Findings, rows: Sequence[Mapping[str, Any]]
 ) -> rich.table.Table:
     table = rich.table.Table(title="The best configurations", box=rich.box.SIMPLE)
-    held_out = ["held-out accuracy, %"] if found.cost else []
-    beside = ["HSIL+ specificity, %"] if found.metric == "hsil_plus_sensitivity" else []
+    held_out = ["held-out accuracy, %"] if facts.cost else []
+    beside = ["HSIL+ specificity, %"] if facts.metric == "hsil_plus_sensitivity" else []
     headings = (label(search), *beside, "best minus this", *held_out)
     for heading in ("", "configuration", *headings, "epochs", ""):
         table.add_column(heading, justify="right" if heading in ("", "epochs") else "left")
@@ -59,11 +59,11 @@ def _best_table(
     return table
 
 
-def _effects_table(search: Search, found: Effects) -> rich.table.Table:
+def _effects_table(search: Search, effects: Effects) -> rich.table.Table:
     table = rich.table.Table(title="What matters", box=rich.box.SIMPLE)
     for heading in ("hyperparameter", "of the variance", f"mean {label(search)}, by level"):
         table.add_column(heading, justify="right" if heading == "of the variance" else "left")
-    for effect in found.effects:
+    for effect in effects.effects:
         levels = ", ".join(
             f"{level.label}: {score(search, level.mean, unit=False)}" for level in effect.levels
         )

@@ -305,11 +305,11 @@ class Answers:
     losses: np.ndarray
 
     @classmethod
-    def align(cls, said: Sequence[tuple[Trial, Predictions]], split: str) -> Self | None:
+    def align(cls, scored: Sequence[tuple[Trial, Predictions]], split: str) -> Self | None:
         """Lines up the predictions of one role by image.
 
         Args:
-            said: Trials and their predictions.
+            scored: Trials and their predictions.
             split: "tune" or "test".
 
         Returns:
@@ -318,15 +318,15 @@ class Answers:
         Raises:
             ValueError: Trials were scored on different images, labels or groups.
         """
-        found: list[tuple[Trial, Predictions]] = []
-        for trial, predictions in said:
+        aligned: list[tuple[Trial, Predictions]] = []
+        for trial, predictions in scored:
             rows = [row for row, role in enumerate(predictions.splits) if role == split]
             if rows:
                 rows.sort(key=predictions.ids.__getitem__)
-                found.append((trial, predictions.take(rows)))
-        if not found:
+                aligned.append((trial, predictions.take(rows)))
+        if not aligned:
             return None
-        (trial, first), *others = found
+        (trial, first), *others = aligned
         for other, predictions in others:
             for field in ("class_names", "ids", "groups"):
                 if getattr(predictions, field) != getattr(first, field):
@@ -339,13 +339,13 @@ class Answers:
                     f"trial {other.trial_id}, {split} predictions: expected the labels of trial "
                     f"{trial.trial_id}"
                 )
-        chosen = [p.probabilities[np.arange(len(p)), p.labels] for _, p in found]
+        chosen = [p.probabilities[np.arange(len(p)), p.labels] for _, p in aligned]
         return cls(
-            trials=tuple(trial for trial, _ in found),
+            trials=tuple(trial for trial, _ in aligned),
             labels=first.labels,
             groups=first.groups,
             class_names=first.class_names,
-            predicted=np.stack([p.predicted for _, p in found]),
+            predicted=np.stack([p.predicted for _, p in aligned]),
             losses=-np.log(np.clip(chosen, _LEAST_PROBABILITY, 1)),
         )
 

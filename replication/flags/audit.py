@@ -37,7 +37,7 @@ def blocks(audits: "Mapping[str, leak_audit.Audit]") -> dict[str, Mapping[str, s
     """
     if _TWINS.value == "apart":
         return {}
-    return {name: found.blocks for name, found in audits.items() if found.joined()}
+    return {name: audit.blocks for name, audit in audits.items() if audit.joined()}
 
 
 def note(audits: "Mapping[str, leak_audit.Audit]") -> list[str]:
@@ -46,12 +46,12 @@ def note(audits: "Mapping[str, leak_audit.Audit]") -> list[str]:
     Args:
         audits: By data set.
     """
-    said = [line for found in audits.values() if (line := found.joined())]
+    sentences = [line for audit in audits.values() if (line := audit.joined())]
     if _TWINS.value == "apart":
-        return [f"--twins=apart: {line.replace(' keep ', ' could keep ')}" for line in said]
-    return [f"{line}; --twins=apart gives the figure without that" for line in said]
+        return [f"--twins=apart: {line.replace(' keep ', ' could keep ')}" for line in sentences]
+    return [f"{line}; --twins=apart gives the figure without that" for line in sentences]
 
 
 def identity() -> dict[str, object]:
-    """Returns what results depend on, for `runs.RunDirectory.open`."""
+    """Returns what results depend on, for `RunDirectory.open`."""
     return {"audit": _AUDIT.value, "twins": _TWINS.value}

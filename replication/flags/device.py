@@ -20,7 +20,7 @@ _DETERMINISTIC = flags.DEFINE_bool(
 
 
 def policy(*, strategy: str = "none") -> DevicePolicy:
-    """Sets this process up as the flags say; see `runs.configure_devices`.
+    """Sets this process up as the flags say; see `device.configure`.
 
     Args:
         strategy: "none", or "mirrored" for every GPU of this machine.
@@ -37,7 +37,7 @@ def policy(*, strategy: str = "none") -> DevicePolicy:
 
 
 def identity(policy: DevicePolicy) -> dict[str, object]:
-    """Returns what results depend on, for `runs.RunDirectory.open`.
+    """Returns what results depend on, for `RunDirectory.open`.
 
     Args:
         policy: The policy in force.

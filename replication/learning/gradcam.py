@@ -215,16 +215,16 @@ def _steps(tensor: Any) -> list[_Step]:
 def _last_map(model: keras.Model, steps: list[_Step]) -> tuple[Any, int]:
     """The map to look at, and the number of the step that it comes out of."""
     convolutions = [number for number, step in enumerate(steps) if _convolves(step[0])]
-    found = [
+    maps = [
         (tensor, number)
         for number, (_, _, tensor) in enumerate(steps[: max(convolutions, default=-1) + 1])
         if len(tensor.shape) == 4
     ]
-    if not found:
+    if not maps:
         raise ValueError(f"model {model.name!r}: Grad-CAM needs a convolutional map, it has none")
-    sides = [min(tensor.shape[1:3]) for tensor, _ in found]
+    sides = [min(tensor.shape[1:3]) for tensor, _ in maps]
     wanted = min(MINIMUM_SIDE, max(sides))
-    return next(map_ for map_, side in zip(found, sides, strict=True) if side >= wanted)
+    return next(late for late, side in zip(maps, sides, strict=True) if side >= wanted)
 
 
 def _convolves(operation: Any) -> bool:

@@ -20,7 +20,7 @@ def learning_rate(
     """Returns the learning rate, constant or as a schedule over all epochs.
 
     Args:
-        knobs: What is asked for.
+        knobs: Optimizer, rates and schedule.
         steps_per_epoch: Steps of an epoch.
         epochs: Over which a schedule falls; None takes `knobs.epochs`.
     """
@@ -44,7 +44,7 @@ def build(
     schedule, and no weight decay.
 
     Args:
-        knobs: What is asked for.
+        knobs: Optimizer, rates and schedule.
         model: To be trained.
         steps_per_epoch: Steps of an epoch.
         epochs: See `learning_rate`.

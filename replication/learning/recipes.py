@@ -153,23 +153,23 @@ def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
     Raises:
         PapError: If the weights are not there or do not fit.
     """
-    found = weights.find("resnet50", spec)
+    pretrained = weights.find("resnet50", spec)
     shared = dataclasses.replace(
         _PAPER_STAGE2,
-        name="stage-2 ResNet50 (P3)" + (", untrained" if found.path is None else ""),
+        name="stage-2 ResNet50 (P3)" + (", untrained" if pretrained.path is None else ""),
         size=_RESNET50_SIZE,
         learning_rate=_RESNET50_LEARNING_RATE,
         published="P3.validation_accuracy",
     )
     if protocol == "paper":
-        torch_style = features.FeatureSpec("resnet50", found, _RESNET50_SIZE, "torch")
+        torch_style = features.FeatureSpec("resnet50", pretrained, _RESNET50_SIZE, "torch")
         return dataclasses.replace(
             shared,
             build=functools.partial(_frozen_classifier, torch_style),
             augment="flips_blur_rotation",
             test_within_train=True,
         )
-    own = features.FeatureSpec("resnet50", found, _RESNET50_SIZE, "caffe", views=8)
+    own = features.FeatureSpec("resnet50", pretrained, _RESNET50_SIZE, "caffe", views=8)
     return dataclasses.replace(
         shared,
         build=_linear_head,

@@ -203,11 +203,11 @@ def _layers_with_weights(network: keras.Model) -> list[tuple[str, list[tuple[int
 
 def _check_fit(name: str, path: Path, stored: list, wanted: list) -> None:
     """Compares a file with a network layer by layer; Keras's own message names no file."""
-    for (found_name, found), (layer, shapes) in zip(stored, wanted, strict=False):
-        if found != shapes:
+    for (stored_name, stored_shapes), (layer, shapes) in zip(stored, wanted, strict=False):
+        if stored_shapes != shapes:
             raise PapError(
                 f"{path} does not fit {name}: first at layer {layer!r}, which has weights "
-                f"{shapes}, where the file has {found} ({found_name!r})"
+                f"{shapes}, where the file has {stored_shapes} ({stored_name!r})"
             )
     if len(stored) != len(wanted):
         longer, where = (stored, "file") if len(stored) > len(wanted) else (wanted, "network")

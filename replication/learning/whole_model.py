@@ -53,9 +53,9 @@ def largest_difference(
     for first in range(0, len(predictions), _CHUNK):
         ids: Sequence[str] = predictions.ids[first : first + _CHUNK]
         images = np.stack(pipeline.read_images(builder, ids, spec.size, spec.resize))
-        said = np.asarray(model.predict(images, verbose=0))
+        whole = np.asarray(model.predict(images, verbose=0))
         expected = predictions.probabilities[first : first + _CHUNK]
-        worst = max(worst, float(np.abs(said - expected).max()))
+        worst = max(worst, float(np.abs(whole - expected).max()))
     if worst > TOLERANCE:
         raise PapError(
             f"{spec.backbone}: the whole model differs from the head on features by {worst:.2g} in "

@@ -66,8 +66,8 @@ class Summary:
             parts.append(", ".join(f"{name} {self.classes[name]:,}" for name in named))
         if self.abstained is not None:
             parts.append(f"{self.abstained:,} abstained")
-        known = sorted(version for version in self.versions if version is not None)
-        versions = [str(version) for version in known] + ["unknown"] * (None in self.versions)
+        numbers = sorted(version for version in self.versions if version is not None)
+        versions = [str(version) for version in numbers] + ["unknown"] * (None in self.versions)
         if versions:
             noun = "version" if len(versions) == 1 else "versions"
             parts.append(f"{model} {noun} {', '.join(versions)}")

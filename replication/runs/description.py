@@ -115,30 +115,30 @@ def audit(
         What was found, by name of the data set.
     """
     builders = list(builders)
-    found = {one.name: leak_audit.audit_builder(one, effort=effort) for one in builders}
-    summaries = {name: one.summary() for name, one in found.items()}
+    audits = {one.name: leak_audit.audit_builder(one, effort=effort) for one in builders}
+    summaries = {name: one.summary() for name, one in audits.items()}
     for name, summary in summaries.items():
-        for line in notes({name: found[name]}):
+        for line in notes({name: audits[name]}):
             print(f"Note: {line}")
             summary["line"] += f". {line[0].upper()}{line[1:]}"
     run.update_manifest(audit={**run.manifest().get("audit", {}), **summaries})
-    audit_page.write(run.path / audit_page.NAME, [(found[one.name], one) for one in builders])
-    return found
+    audit_page.write(run.path / audit_page.NAME, [(audits[one.name], one) for one in builders])
+    return audits
 
 
 def accuracy_without_suspects(
-    predictions: Sequence[evaluation.Predictions], found: leak_audit.Audit
+    predictions: Sequence[evaluation.Predictions], audit: leak_audit.Audit
 ) -> str:
     """Says what is left of an accuracy without test images that have a twin in training.
 
     Args:
         predictions: Of one role, one a seed, on the same images.
-        found: The audit of their data set.
+        audit: Of their data set.
 
     Returns:
         A line; "" where no image is suspect.
     """
-    suspects = found.suspects(predictions[0].ids)
+    suspects = audit.suspects(predictions[0].ids)
     if not suspects:
         return ""
     kept = [row for row, image in enumerate(predictions[0].ids) if image not in suspects]

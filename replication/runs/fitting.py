@@ -47,7 +47,7 @@ def run_fit(
         run: Where the fit belongs.
         recipe: How to train.
         protocol: "paper" or "clean".
-        seed: Of this fit.
+        seed: Of weights, order, augmentation and dropout; a whole number from 0.
         builder: Prepared builder of the recipe's stage.
         policy: Where and how to compute.
         profile: Whether to write a TensorBoard profile.

@@ -53,14 +53,14 @@ def source(
     if any(builder.builder_config.phantom_counts for builder in builders.values()):
         return "phantom", SENTENCES["phantom"]
     if declared == "original":
-        found = [
+        contradictions = [
             f"in {builder.TREE} {phrase}"
             for builder in builders.values()
             for phrase in published_facts.contradictions(builder)
         ]
-        if found:
+        if contradictions:
             raise PapError(
-                f"--images=original: these cannot be the papers' images: {'; '.join(found)}; "
+                f"--images=original: these cannot be the papers' images: {'; '.join(contradictions)}; "
                 "give --images=stand-in for images of others"
             )
     name: published.Source = declared or "undeclared"

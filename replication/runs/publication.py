@@ -213,12 +213,12 @@ def print_summary(
 
 def _severe_lines(row: results.Row) -> list[str]:
     """HSIL+ sensitivity beside its specificity, where the classes are those of stage 2."""
-    said = []
+    figures = []
     for name in ("sensitivity", "specificity"):
         if summary := row.summary.get(f"hsil_plus_{name}"):
             cell = shown.shown(summary.mean, summary.low, summary.high)
-            said.append(f"{name} {cell.value} {cell.interval}".rstrip())
-    return [f"{row.name}, {row.protocol} protocol: HSIL+ {', '.join(said)}"] if said else []
+            figures.append(f"{name} {cell.value} {cell.interval}".rstrip())
+    return [f"{row.name}, {row.protocol} protocol: HSIL+ {', '.join(figures)}"] if figures else []
 
 
 def _is_terminal() -> bool:
