@@ -15,23 +15,12 @@ PROTOCOLS = ("paper", "clean")
 def protocol(
     help_text: str, *, default: str = "clean", further: Sequence[str] = ()
 ) -> flags.FlagHolder[str]:
-    """Defines --protocol: how models are, or were, trained.
-
-    Args:
-        help_text: What the protocols mean to this command.
-        default: One of them.
-        further: Values beside "paper" and "clean".
-    """
+    """Defines --protocol; `further` are values beside "paper" and "clean"."""
     return flags.DEFINE_enum("protocol", default, [*PROTOCOLS, *further], help_text)
 
 
 def trained(whose: str, models: str = "models") -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines --protocol and --seed, which choose among the finished models of runs.
-
-    Args:
-        whose: "the run's" or "the runs'".
-        models: "models", or "model" where it is one.
-    """
+    """Defines --protocol and --seed, which choose among the finished models of `whose` runs."""
     first = "each run's" if whose == "the runs'" else "the run's"
     return (
         protocol(f"Which of {whose} models (default: clean)."),
@@ -40,12 +29,7 @@ def trained(whose: str, models: str = "models") -> tuple[flags.FlagHolder, flags
 
 
 def seeds(*default: int, of: str) -> flags.FlagHolder[list[str]]:
-    """Defines --seeds; `values.seeds` reads it.
-
-    Args:
-        *default: Whole numbers.
-        of: What each seed gives, "model" or "head".
-    """
+    """Defines --seeds, each of which gives one `of`; `values.seeds` reads it."""
     numbers = [str(seed) for seed in default]
     return flags.DEFINE_list(
         "seeds", numbers, f"Seeds, one {of} each (default: {','.join(numbers)})."
@@ -53,21 +37,12 @@ def seeds(*default: int, of: str) -> flags.FlagHolder[list[str]]:
 
 
 def run_dir(help_text: str, *, required: bool = False) -> flags.FlagHolder[str | None]:
-    """Defines --run_dir.
-
-    Args:
-        help_text: What is written there, or read.
-        required: Whether the command does nothing without it.
-    """
+    """Defines --run_dir."""
     return flags.DEFINE_string("run_dir", None, help_text, required=required)
 
 
 def manual_dir(trees: str) -> flags.FlagHolder[str | None]:
-    """Defines --manual_dir.
-
-    Args:
-        trees: What the folder holds, such as "DB_4".
-    """
+    """Defines --manual_dir, a folder that holds `trees` such as "DB_4"."""
     return flags.DEFINE_string(
         "manual_dir", None, f"Folder that holds {trees} (default: none, phantoms are drawn)."
     )
@@ -83,11 +58,7 @@ def data_dir() -> flags.FlagHolder[str | None]:
 
 
 def weights(ending: str = "") -> flags.FlagHolder[str]:
-    """Defines --weights of one backbone; see `weights.find`.
-
-    Args:
-        ending: What this command has to add.
-    """
+    """Defines --weights of one backbone, see `weights.find`; `ending` is what a command adds."""
     return flags.DEFINE_string(
         "weights",
         "imagenet",
@@ -97,11 +68,7 @@ def weights(ending: str = "") -> flags.FlagHolder[str]:
 
 
 def prevalence(ending: str = "") -> flags.FlagHolder[float | None]:
-    """Defines --prevalence, from 0 to 1.
-
-    Args:
-        ending: What this command has to add.
-    """
+    """Defines --prevalence, 0 to 1; `ending` is what a command adds."""
     return flags.DEFINE_float(
         "prevalence",
         None,
@@ -113,41 +80,22 @@ def prevalence(ending: str = "") -> flags.FlagHolder[float | None]:
 
 
 def batch_size(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
-    """Defines --batch_size, from 1.
-
-    Args:
-        default: Images; None where the command chooses.
-        help_text: Of what, with the default.
-    """
+    """Defines --batch_size, from 1."""
     return flags.DEFINE_integer("batch_size", default, help_text, lower_bound=1)
 
 
 def epochs(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
-    """Defines --epochs, from 1.
-
-    Args:
-        default: Epochs at most; None where the command chooses.
-        help_text: Of what, with the default.
-    """
+    """Defines --epochs, from 1."""
     return flags.DEFINE_integer("epochs", default, help_text, lower_bound=1)
 
 
 def csv(help_text: str) -> flags.FlagHolder[str | None]:
-    """Defines --csv.
-
-    Args:
-        help_text: What is written to that file.
-    """
+    """Defines --csv."""
     return flags.DEFINE_string("csv", None, help_text)
 
 
 def phantom(doing: str, count: int) -> tuple[flags.FlagHolder[bool], flags.FlagHolder[int]]:
-    """Defines --phantom and --phantom_fields.
-
-    Args:
-        doing: What is done, in words that fields "that are drawn on the spot" belong to.
-        count: Fields that are drawn by default.
-    """
+    """Defines --phantom and --phantom_fields."""
     return (
         flags.DEFINE_bool("phantom", False, doing),
         flags.DEFINE_integer(
@@ -160,27 +108,15 @@ def phantom(doing: str, count: int) -> tuple[flags.FlagHolder[bool], flags.FlagH
 
 
 def stride(help_text: str) -> flags.FlagHolder[int]:
-    """Defines --stride in pixels, from 1.
-
-    Args:
-        help_text: What it is, with the default of 25.
-    """
+    """Defines --stride in pixels, from 1."""
     return flags.DEFINE_integer("stride", 25, help_text, lower_bound=1)
 
 
 def threshold(help_text: str) -> flags.FlagHolder[float]:
-    """Defines --threshold, 0 to 1.
-
-    Args:
-        help_text: What it is, with the default of 0.5.
-    """
+    """Defines --threshold, 0 to 1."""
     return flags.DEFINE_float("threshold", 0.5, help_text, lower_bound=0, upper_bound=1)
 
 
 def suppression_radius(help_text: str) -> flags.FlagHolder[float]:
-    """Defines --suppression_radius in pixels, from 0.
-
-    Args:
-        help_text: What it is, with the default of 50.
-    """
+    """Defines --suppression_radius in pixels, from 0."""
     return flags.DEFINE_float("suppression_radius", 50.0, help_text, lower_bound=0)

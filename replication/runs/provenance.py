@@ -60,8 +60,8 @@ def source(
         ]
         if contradictions:
             raise PapError(
-                f"--images=original: these cannot be the papers' images: {'; '.join(contradictions)}; "
-                "give --images=stand-in for images of others"
+                "--images=original: these cannot be the papers' images: "
+                f"{'; '.join(contradictions)}; give --images=stand-in for images of others"
             )
     name: published.Source = declared or "undeclared"
     return name, SENTENCES[name]
