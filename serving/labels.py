@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
         before, now = config.roll_back(_LABEL.value)
         print(f"{_LABEL.value or config.name}: version {before} -> {now}")
     elif _TO_VERSION.value is not None:
-        before = config.assign(_LABEL.value, _TO_VERSION.value)
-        print(f"{_LABEL.value}: version {before or 'none'} -> {_TO_VERSION.value}")
+        previous = config.assign(_LABEL.value, _TO_VERSION.value)
+        print(f"{_LABEL.value}: version {previous or 'none'} -> {_TO_VERSION.value}")
     labels, pinned = config.labels(), config.pinned()
     for version in available:
         names = [label for label, number in sorted(labels.items()) if number == version]

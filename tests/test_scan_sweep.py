@@ -7,6 +7,7 @@ from absl.testing import flagsaver
 
 from replication import scan_sweep
 from tfds_pap import phantom, phantom_set
+from tfds_pap.errors import PapError
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_what_a_sweep_leaves(two_stage_run, fields, tmp_path, capsys):
 
 
 def test_fields_without_truth_are_refused(two_stage_run, fields, tmp_path):
-    with pytest.raises(SystemExit, match=r"nuclei\.csv: none of the given fields is annotated"):
+    with pytest.raises(PapError, match=r"nuclei\.csv: none of the given fields is annotated"):
         sweep(fields / "b.jpg", stage1=str(two_stage_run), output=str(tmp_path))
 
 
