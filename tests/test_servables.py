@@ -351,7 +351,7 @@ def test_one_bad_record_fails_the_load(version, tmp_path, monkeypatch, logs, cod
     monkeypatch.setattr(warmup, "MAX_RECORDS", 7)
     copy = serving_models.copy_version(version, tmp_path / "2")
     serving_models.write_warmup(copy, logs)
-    message = refused(code, Servable.load, "tiny", 2, copy)
+    message = refused(code, warmup.load, "tiny", 2, copy)
     assert expected in message and str(copy) in message
 
 
@@ -361,7 +361,7 @@ def test_damaged_warm_up_files_fail_the_load(version, tmp_path, content):
     path = serving_models.write_warmup(copy, [GOOD, GOOD])
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
     number = 1 if isinstance(content, bytes) or content is half else 2
-    message = refused(CODE.DATA_LOSS, Servable.load, "tiny", 2, copy)
+    message = refused(CODE.DATA_LOSS, warmup.load, "tiny", 2, copy)
     assert f"{path}: record {number} is damaged or no PredictionLog" in message
 
 
@@ -372,7 +372,7 @@ def test_hot_swap_under_load(tmp_path):
     """Versions appear, are deleted and break; every answer is right for the version it names."""
     base = tmp_path / "tiny"
     serving_models.write_version(base, 1)
-    manager = Manager(serving_models.model_config(tiny=base), load=Servable.load, poll_seconds=0.02)
+    manager = Manager(serving_models.model_config(tiny=base), load=warmup.load, poll_seconds=0.02)
     manager.start()
     stop, failures, answered = threading.Event(), [], {}
 

@@ -14,6 +14,7 @@ from replication.fields.read.field import ArrayField
 from replication.learning import whole_model
 from replication.runs import results
 from replication.runs.directory import RunDirectory
+from serving.model import warmup
 from serving.model.detection import Detection
 from serving.model.graph import Graph
 from serving.model.warmup_requests import example
@@ -81,7 +82,7 @@ def check(path: Path, model: keras.Model, graph: Graph, checked: Samples) -> lis
         PapError: An answer is not what it must be.
         serving.server.errors.ServingError: The version cannot be loaded or run.
     """
-    servable = Servable.load(path.name, 0, path)
+    servable = warmup.load(path.name, 0, path)
     try:
         return _compare(servable, model, graph, checked)
     finally:

@@ -6,7 +6,7 @@ assets.extra/tf_serving_warmup_requests.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import grpc
 import tensorflow as tf
@@ -15,10 +15,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.server import handlers
 from serving.server.errors import ServingError
+from serving.server.servable import Servable
 from tfds_pap import files
-
-if TYPE_CHECKING:
-    from serving.server.servable import Servable
 
 #: Where the file lies in a version's directory.
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -46,7 +44,28 @@ def read(path: str | Path) -> Iterator[prediction_log_pb2.PredictionLog]:
         ) from error
 
 
-def replay(servable: "Servable") -> int:
+def load(name: str, version: int, path: str | Path, **options: Any) -> Servable:
+    """Loads a version as `Servable.load` does, and replays its warm-up requests.
+
+    Args:
+        name: The model's name.
+        version: The version's number.
+        path: The version's directory.
+        **options: Of `Servable.load`.
+
+    Raises:
+        ServingError: If it cannot be loaded, or one of its warm-up requests fails.
+    """
+    servable = Servable.load(name, version, path, **options)
+    try:
+        replay(servable)
+    except ServingError:
+        servable.close()
+        raise
+    return servable
+
+
+def replay(servable: Servable) -> int:
     """Runs a version's warm-up requests, so that its first real request is as fast as the next.
 
     Args:
@@ -90,7 +109,7 @@ def write(path: str | Path, logs: Iterable[prediction_log_pb2.PredictionLog]) ->
             writer.write(log.SerializeToString())
 
 
-def _run(servable: "Servable", log: prediction_log_pb2.PredictionLog) -> None:
+def _run(servable: Servable, log: prediction_log_pb2.PredictionLog) -> None:
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
         handlers.predict_with(servable, log.predict_log.request)

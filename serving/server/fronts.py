@@ -13,6 +13,7 @@ from typing import Any
 
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
+from serving.model import warmup
 from serving.server import bearer, config_source, connections, listening, monitoring
 from serving.server.admission import Admission
 from serving.server.batching_config import BatchingParameters
@@ -211,7 +212,7 @@ class Server:
     def _load(self, name: str, version: int, path: Path) -> Servable:
         start, succeeded = time.perf_counter(), False
         try:
-            servable = Servable.load(
+            servable = warmup.load(
                 name,
                 version,
                 path,

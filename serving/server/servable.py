@@ -15,7 +15,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
-from serving.model import png_streams, warmup
+from serving.model import png_streams
 from serving.server import allocator
 from serving.server.batching import Batcher
 from serving.server.batching_config import BatchingParameters
@@ -80,7 +80,7 @@ class Servable:
         inter_op_threads: int = 0,
         images: DeadlinePool | None = None,
     ) -> "Servable":
-        """Restores a SavedModel, initialises it and replays its warm-up requests.
+        """Restores a SavedModel and initialises it; `warmup.load` warms it up as well.
 
         Args:
             name: The model's name.
@@ -94,8 +94,7 @@ class Servable:
                 one that cannot be cancelled outlasts its timeout.
 
         Raises:
-            ServingError: If the directory holds no complete SavedModel with the tag `serve`, or
-                one of its warm-up requests fails.
+            ServingError: If the directory holds no complete SavedModel with the tag `serve`.
 
         Example:
             >>> servable = Servable.load("pap", 1, "models/pap/1")  # doctest: +SKIP
@@ -128,11 +127,6 @@ class Servable:
                 code, reason = _CODES[error.error_code], error.message
             message = f"Cannot load the SavedModel at {path}: {' '.join(reason.split())}"
             raise ServingError(code, message[:MESSAGE_LIMIT]) from error
-        try:
-            warmup.replay(servable)
-        except ServingError:
-            servable.close()
-            raise
         return servable
 
     def signature(self, key: str) -> meta_graph_pb2.SignatureDef:
