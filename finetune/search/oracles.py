@@ -1,6 +1,6 @@
 """KerasTuner's oracles without their pitfalls: the one place where KerasTuner is worked round.
 
-What version 1.4.8 does, and what is done instead, here and in `search_oracle.py`:
+What version 1.4.8 does, and what is done instead, here and in `base_oracle.py`:
 
 - A kill can leave half a file, a trial that no list knows, or a finished trial that runs again:
   files are replaced as a whole, and a trial's own status says whether it ended.
@@ -29,10 +29,7 @@ from keras_tuner.engine import trial as trial_module
 
 from finetune.search import finite_space
 from finetune.search.base_oracle import SearchOracle
-from finetune.search.finite_space import count_points, finite_points
 from tfds_pap.errors import PapError
-
-__all__ = ["Plan", "SearchOracle", "build", "count_points", "finite_points", "plan"]
 
 _Status = trial_module.TrialStatus
 
@@ -92,7 +89,7 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
         return {"status": _Status.STOPPED if values is None else _Status.RUNNING, "values": values}
 
     def _propose(self) -> dict[str, Any] | None:
-        count = count_points(self.hyperparameters)
+        count = finite_space.count_points(self.hyperparameters)
         completed = sum(trial.status == _Status.COMPLETED for trial in self.trials.values())
         if completed < self.num_initial_points:
             return self._random_values()
@@ -104,7 +101,7 @@ class BayesianOracle(SearchOracle, keras_tuner.oracles.BayesianOptimizationOracl
         return self._random_values() if self._duplicate(values) else values
 
     def _best_untried(self) -> dict[str, Any] | None:
-        points = finite_points(self.hyperparameters)
+        points = finite_space.finite_points(self.hyperparameters)
         untried = [point for point in points or () if not self._duplicate(point)]
         if not untried:
             return None
@@ -293,7 +290,7 @@ def plan(
     )
     limit = math.inf if max_trials is None else max_trials
     if tuner != "hyperband":
-        count = count_points(hyperparameters)
+        count = finite_space.count_points(hyperparameters)
         if tuner == "grid":
             count = finite_space.count_grid_points(hyperparameters)
         trials = int(min(limit, math.inf if count is None else count))
@@ -333,7 +330,7 @@ def build(
     }
     if tuner not in classes:
         raise PapError(f"tuner={tuner}: expected one of {', '.join(classes)}")
-    endless = tuner in ("bayesian", "random") and count_points(hyperparameters) is None
+    endless = tuner in ("bayesian", "random") and finite_space.count_points(hyperparameters) is None
     if endless and max_trials is None:
         raise PapError(f"max_trials: expected a number, for tuner={tuner} would never end")
     return classes[tuner](
@@ -346,7 +343,7 @@ def build(
 
 
 def _hyperband_plan(oracle: HyperbandOracle, limit: float) -> Plan:
-    count = count_points(oracle.hyperparameters)
+    count = finite_space.count_points(oracle.hyperparameters)
     left = math.inf if count is None else count
     trials, epochs, brackets = 0, 0, []
     for bracket in reversed(range(oracle._get_num_brackets())):

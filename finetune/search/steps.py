@@ -11,7 +11,7 @@ import tensorflow_datasets.public_api as tfds
 
 from finetune import space
 from finetune.report import page as search_report
-from finetune.search import collect, oracles, scoring, summary, tuner
+from finetune.search import collect, finite_space, oracles, scoring, summary, tuner
 from replication.learning import training
 from replication.measures import published
 from replication.runs import description, device
@@ -80,7 +80,7 @@ def print_space(
         table.add_row(parameter.name, _values(parameter), _conditions(parameter))
     console = rich.console.Console()
     console.print(table)
-    points = oracles.count_points(hyperparameters)
+    points = finite_space.count_points(hyperparameters)
     console.print(
         f"{'Infinitely many' if points is None else f'{points:,}'} points; "
         f"{plan.trials:,} trials, {plan.trials * executions:,} fits, at most "
