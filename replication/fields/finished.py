@@ -22,6 +22,9 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
 FOLDER = "scan"
 
+#: What annotated fields say, beside the report.
+EVALUATION = "evaluation.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Finished:

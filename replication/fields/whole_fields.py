@@ -11,9 +11,8 @@ import rich.console
 import rich.table
 import rich.text
 
-from replication.fields import finished, scan_directory
+from replication.fields import finished, scan_directory, scan_evaluation
 from replication.fields.find import stages
-from replication.fields.judge import scan_evaluation
 from replication.fields.read import reader
 from replication.fields.scan_directory import Settings
 from replication.fields.show import scan_report

@@ -11,8 +11,7 @@ from urllib.parse import quote
 
 from replication.drawing import pages
 from replication.drawing.palette import COLOURS, LETTERS, is_light
-from replication.fields.finished import Finished, finished, remarks
-from replication.fields.judge.scan_evaluation import EVALUATION
+from replication.fields.finished import EVALUATION, Finished, finished, remarks
 from replication.fields.show.figures import NAMES
 from replication.fields.show.pictures import THUMBNAILS
 from replication.runs.directory import RunDirectory

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from replication.fields.find.lattice import Lattice
-from replication.fields.finished import Finished, finished
+from replication.fields.finished import EVALUATION, Finished, finished
 from replication.fields.judge.counts import LOWEST, AnnotatedField, Detections
 from replication.fields.judge.evaluation import evaluate
 from replication.fields.judge.results import Evaluation
@@ -11,9 +11,6 @@ from replication.fields.judge.truth import Nuclei, read_nuclei
 from replication.fields.show import figures as field_figures
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
-
-#: What is written beside the scan's report.
-EVALUATION = "evaluation.json"
 
 
 def evaluate_scan(
