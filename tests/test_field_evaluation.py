@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from replication.fields import scan_evaluation
 from replication.fields.find import suppression
 from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.judge import counts as field_counts
 from replication.fields.judge import evaluation as field_evaluation
-from replication.fields.judge import matching, scan_evaluation
+from replication.fields.judge import matching
 from replication.fields.judge.counts import AnnotatedField, Detections
 from replication.fields.judge.curves import Curves
 from replication.fields.judge.evaluation import evaluate

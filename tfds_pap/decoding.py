@@ -34,14 +34,14 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     """
     data = tf.convert_to_tensor(data)
     is_bmp = tf.equal(tf.strings.substr(data, 0, 2), b"BM")
-    image = tf.cond(is_bmp, lambda: _decode_bmp(data), lambda: _decode_others(data))
+    image = tf.cond(
+        is_bmp,
+        lambda: _decode_bmp(data),
+        # Despite its name the op decodes every format but BMP, and only it takes the DCT method.
+        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
+    )
     image.set_shape([None, None, 3])
     return image
-
-
-def _decode_others(data: tf.Tensor) -> tf.Tensor:
-    # Despite its name the op decodes every format but BMP, and only it takes the DCT method.
-    return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _decode_bmp(data: tf.Tensor) -> tf.Tensor:

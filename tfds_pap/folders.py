@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
 
@@ -132,8 +132,8 @@ def fingerprint(
 
     Args:
         root: The tree's folder.
-        class_folders: As for `read_tree`.
-        splits: As for `read_tree`.
+        class_folders: Folder name -> class name.
+        splits: Folders between the root and the class folders; empty where there are none.
 
     Raises:
         TreeError: If the folder is missing.
@@ -156,8 +156,8 @@ def read_groups(
 
     Args:
         root: The tree's folder.
-        class_folders: As for `read_tree`.
-        splits: As for `read_tree`.
+        class_folders: Folder name -> class name.
+        splits: Folders between the root and the class folders; empty where there are none.
 
     Returns:
         From id to group, "" where the tree names none.
@@ -197,9 +197,16 @@ def class_folders(root: epath.PathLike) -> list[str]:
     return names
 
 
-def image_paths(folder: epath.PathLike) -> list[epath.Path]:
-    """Returns every image below a folder, sorted; other files are passed over."""
-    return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in images.FORMATS]
+def image_paths(
+    folder: epath.PathLike, endings: Collection[str] = images.FORMATS.keys()
+) -> list[epath.Path]:
+    """Returns every image below a folder, sorted; other files are passed over.
+
+    Args:
+        folder: Hidden files and what archivers leave behind are no part of it.
+        endings: Of the images, in lower case with their dot.
+    """
+    return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in endings]
 
 
 def expand_images(arguments: Iterable[str]) -> list[str]:

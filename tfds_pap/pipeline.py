@@ -388,10 +388,10 @@ def ordered_batches(
     Args:
         gather: From positions, int64 `[b]`, to what the model is fed.
         labels: int64 `[n]`.
-        positions: See `ImageStore.batches`, as for all that follow.
-        batch_size: Examples a batch.
-        seed: Of order and augmentation.
-        epochs: Which epochs follow one another.
+        positions: Which examples, int64 `[m]`, positions in `labels`.
+        batch_size: Examples a batch; the last batch of an epoch may be smaller.
+        seed: Of order and augmentation; None keeps the order of the positions.
+        epochs: Which epochs follow one another; a resumed run starts where it was killed.
         augment: Called with what `gather` returns and an int32 seed `[2]`.
     """
     unshuffled = tf.constant(np.asarray(positions, np.int64))

@@ -19,9 +19,9 @@ import tqdm
 from replication.fields.find import scanner, summary
 from replication.fields.find.cells import Cells
 from replication.fields.find.stages import ROI, Stages
-from replication.fields.finished import finished
 from replication.fields.read import reader
 from replication.fields.read.field import Field, FieldError
+from replication.fields.scanned import scanned_fields
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, tables
@@ -174,7 +174,7 @@ def sum_up(run: RunDirectory) -> pd.DataFrame:
     Returns:
         The table of fields.
     """
-    done = finished(run)
+    done = scanned_fields(run)
     cells = {one.info["id"]: one.cells for one in done}
     rows = [
         {

@@ -11,9 +11,8 @@ import rich.console
 import rich.table
 import rich.text
 
-from replication.fields import finished, scan_directory
+from replication.fields import scan_directory, scan_evaluation, scanned
 from replication.fields.find import stages
-from replication.fields.judge import scan_evaluation
 from replication.fields.read import reader
 from replication.fields.scan_directory import Settings
 from replication.fields.show import scan_report
@@ -156,7 +155,7 @@ def scan_and_report(
     scan_directory.scan(run, paths, both, settings, workers=workers, truth=truth)
     table = scan_directory.sum_up(run)
     _print(table)
-    for line in (*both.about["stage2"]["scored"], *finished.remarks(run)):
+    for line in (*both.about["stage2"]["scored"], *scanned.remarks(run)):
         print(f"Stage 2: {line}")
     evaluation = scan_evaluation.evaluate_scan(
         run, complete=complete_truth, match_radius=match_radius
@@ -205,7 +204,7 @@ def scan_of_run(
         return
     print(f"Whole fields, {both[0]} protocol:")
     scan_and_report(
-        run.path / f"{finished.FOLDER}_{both[0]}",
+        run.path / f"{scanned.FOLDER}_{both[0]}",
         Models(run.path, run.path, both[0]),
         [] if manual_dir is None else reader.expand_fields([str(folder)])[:count],
         settings=Settings(),

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from replication.drawing import shown
-from replication.fields import finished
+from replication.fields import scanned
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -22,7 +22,7 @@ def section(run: RunDirectory) -> dict[str, Any] | None:
         run: Of `replication.run`; its scan lies in `scan_clean` or, without these models, in
             `scan_paper`.
     """
-    folders = (run.path / f"{finished.FOLDER}_{protocol}" for protocol in ("clean", "paper"))
+    folders = (run.path / f"{scanned.FOLDER}_{protocol}" for protocol in ("clean", "paper"))
     found = [folder for folder in folders if (folder / "report.html").exists()]
     if not found:
         return None
@@ -33,14 +33,14 @@ def section(run: RunDirectory) -> dict[str, Any] | None:
         "page": f"{scan.path.name}/report.html",
         "settings": manifest["settings"],
         "models": manifest["models"],
-        "remarks": finished.remarks(scan),
+        "remarks": scanned.remarks(scan),
         "classes": STAGE2_CLASSES,
-        "fields": [_field(one) for one in finished.finished(scan)],
+        "fields": [_field(one) for one in scanned.scanned_fields(scan)],
         "evaluation": files.read_json(evaluation) if evaluation.exists() else None,
     }
 
 
-def _field(one: finished.Finished) -> dict[str, Any]:
+def _field(one: scanned.ScannedField) -> dict[str, Any]:
     info = one.info
     score = info["slide_score"]["value"]
     with Image.open(one.folder / "overlay.jpg") as picture:

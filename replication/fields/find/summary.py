@@ -29,15 +29,12 @@ def summary(cells: Cells) -> dict[str, Any]:
         was named; None without cells) and "slide_score" ("value", None without cells; "cells" that
         it is a mean over; "definition").
     """
-    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES)) if len(cells) else None
+    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES))
     highest = np.sort(cells.hsil_plus)[::-1][:_MOST_SUSPICIOUS]
     return {
         "cells": len(cells),
-        "counts": {
-            name: 0 if counts is None else int(counts[number])
-            for number, name in enumerate(STAGE2_CLASSES)
-        },
-        "most_severe": None if counts is None else STAGE2_CLASSES[int(np.flatnonzero(counts)[-1])],
+        "counts": dict(zip(STAGE2_CLASSES, counts.tolist(), strict=True)),
+        "most_severe": STAGE2_CLASSES[cells.class_ids.max()] if len(cells) else None,
         "slide_score": {
             "value": float(highest.mean()) if len(highest) else None,
             "cells": len(highest),

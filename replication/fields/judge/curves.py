@@ -19,7 +19,7 @@ class Curves:
     Attributes:
         thresholds: From the highest down, float64 `[t]`.
         hits: Matched detections at the threshold or above, float64 `[fields, t]`.
-        misfits: Detections without a nucleus, likewise.
+        misfits: Detections without a nucleus at the threshold or above, float64 `[fields, t]`.
         nuclei: Annotated, float64 `[fields]`.
     """
 
@@ -72,7 +72,7 @@ class Curves:
         """Returns false positives per field at each threshold, float64 `[b, t]`.
 
         Args:
-            weights: As in `recall`.
+            weights: float64 `[b, fields]`, how often each field counts.
         """
         return ratio(weights @ self.misfits, weights.sum(axis=1)[:, None])
 
@@ -80,7 +80,7 @@ class Curves:
         """Returns the precision at each threshold, float64 `[b, t]`.
 
         Args:
-            weights: As in `recall`.
+            weights: float64 `[b, fields]`, how often each field counts.
         """
         hits = weights @ self.hits
         # At a threshold that no drawn field reaches nothing is found, and nothing is added up.
@@ -93,7 +93,7 @@ class Curves:
         no detection matches is never reached, and its share of the area is 0.
 
         Args:
-            weights: As in `recall`.
+            weights: float64 `[b, fields]`, how often each field counts.
         """
         areas = np.full(len(weights), np.nan)
         for part in self._parts(len(weights)):
@@ -106,7 +106,7 @@ class Curves:
         """Returns the highest recall with so many false positives per field, or fewer.
 
         Args:
-            weights: As in `recall`.
+            weights: float64 `[b, fields]`, how often each field counts.
             rates: False positives per field, `[r]`. Beyond the end of the curve the recall is that
                 of its end.
 

@@ -48,7 +48,7 @@ _NO_INTERVAL = {
 #: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`.
 _SEVERE = slice(2, 4)
 
-#: NILM and LSIL, likewise.
+#: NILM and LSIL in `STAGE2_CLASSES`, and so in `LABELS`.
 _MILD = slice(0, 2)
 
 

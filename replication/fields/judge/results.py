@@ -123,7 +123,7 @@ class Evaluation:
         """Returns a figure by its name.
 
         Args:
-            name: As in `Figure.name`.
+            name: Such as 'recall' or 'sensitivity HSIL+'; a figure's `name`.
 
         Raises:
             KeyError: If there is none of this name.

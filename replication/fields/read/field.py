@@ -1,7 +1,6 @@
 """A field as the two stages see it: pixels that are read piece by piece."""
 
 import abc
-from collections.abc import Callable
 from types import TracebackType
 
 import cv2
@@ -60,9 +59,21 @@ class Field(abc.ABC):
             longest: Longer side at most, in pixels; a smaller field is not enlarged.
 
         Returns:
-            uint8 RGB `[height, width, 3]`.
+            uint8 RGB `[height, width, 3]`, each pixel the mean of its area.
         """
-        return shrunken(self.read, self.width, self.height, longest)
+        reduction = max(1.0, max(self.width, self.height) / longest)
+        width, height = (max(1, round(side / reduction)) for side in (self.width, self.height))
+        small = np.empty((height, width, 3), np.uint8)
+        step = max(1, int(_BLOCK / reduction))
+        # Block by block: all of it need not fit into memory.
+        for top in range(0, height, step):
+            for left in range(0, width, step):
+                part = small[top : top + step, left : left + step]
+                y0, y1 = (row * self.height // height for row in (top, top + part.shape[0]))
+                x0, x1 = (column * self.width // width for column in (left, left + part.shape[1]))
+                pixels = self.read(x0, y0, x1 - x0, y1 - y0)
+                part[:] = cv2.resize(pixels, part.shape[1::-1], interpolation=cv2.INTER_AREA)
+        return small
 
     def close(self) -> None:
         """Gives the file back; nothing to do for a field in memory."""
@@ -101,39 +112,3 @@ class ArrayField(Field):
     def read(self, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `Field.read`; a view, not a copy."""
         return self._pixels[top : top + height, left : left + width]
-
-
-def shrunken(
-    read: Callable[[int, int, int, int], np.ndarray], width: int, height: int, longest: int
-) -> np.ndarray:
-    """Shrinks pixels that need not fit into memory, block by block.
-
-    Args:
-        read: From left, top, width and height to uint8 RGB.
-        width: Of all pixels.
-        height: Of all pixels.
-        longest: Longer side of the result at most.
-
-    Returns:
-        uint8 RGB; each pixel is the mean of its area.
-    """
-    reduction = max(1.0, max(width, height) / longest)
-    pixels = np.empty(
-        (max(1, round(height / reduction)), max(1, round(width / reduction)), 3), np.uint8
-    )
-    step = max(1, int(_BLOCK / reduction))
-    for top in range(0, pixels.shape[0], step):
-        for left in range(0, pixels.shape[1], step):
-            part = pixels[top : top + step, left : left + step]
-            rows, columns = (
-                np.array([first, first + count]) * whole // total
-                for first, count, whole, total in (
-                    (top, part.shape[0], height, pixels.shape[0]),
-                    (left, part.shape[1], width, pixels.shape[1]),
-                )
-            )
-            pixels = read(
-                int(columns[0]), int(rows[0]), int(np.diff(columns)[0]), int(np.diff(rows)[0])
-            )
-            part[:] = cv2.resize(pixels, part.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return pixels

@@ -88,24 +88,14 @@ def expand_fields(arguments: Iterable[str]) -> list[str]:
         if not path.is_dir():
             paths += folders.expand_images([argument])
             continue
-        slides = {
-            each
-            for each in path.rglob("*")
-            if each.suffix.lower() in _SLIDES and each.is_file() and not _hidden(each, path)
-        }
+        below = folders.image_paths(path, {*images.FORMATS, *_SLIDES})
         # A .mrxs keeps its pixels in a folder of its name.
-        inside = {each.with_suffix("") for each in slides if each.suffix.lower() == ".mrxs"}
-        pictures = {Path(each) for each in folders.image_paths(path)}
-        fields = sorted(each for each in slides | pictures if not inside.intersection(each.parents))
+        inside = {each.with_suffix("") for each in below if each.suffix.lower() == ".mrxs"}
+        fields = [each for each in below if not inside.intersection(each.parents)]
         if not fields:
             raise folders.TreeError(f"{argument}: holds no field")
         paths += map(str, fields)
     return paths
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    """As `folders` takes it: archivers leave `._slide.svs` and __MACOSX behind."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(root).parts)
 
 
 def _slide(path: Path, file_mpp: float | None) -> Field | None:

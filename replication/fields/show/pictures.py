@@ -92,9 +92,9 @@ def overlay(picture: np.ndarray, field: Field, roi: int, cells: Cells) -> np.nda
         draw(drawn, middle, half, unit, class_ids[number], abstain=bool(cells.abstain[number]))
     if field.mpp is not None:
         _scale_bar(drawn, field.mpp / shrink, unit)
-    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES)) if len(cells) else None
+    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES))
     texts = [
-        (f"{name} ({letter}) {0 if counts is None else counts[i]}", COLOURS[i])
+        (f"{name} ({letter}) {counts[i]}", COLOURS[i])
         for i, (name, letter) in enumerate(zip(STAGE2_CLASSES, LETTERS, strict=True))
     ]
     if cells.abstain.any():

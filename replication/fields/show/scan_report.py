@@ -11,8 +11,7 @@ from urllib.parse import quote
 
 from replication.drawing import pages
 from replication.drawing.palette import COLOURS, LETTERS, is_light
-from replication.fields.finished import Finished, finished, remarks
-from replication.fields.judge.scan_evaluation import EVALUATION
+from replication.fields.scanned import EVALUATION, ScannedField, remarks, scanned_fields
 from replication.fields.show.figures import NAMES
 from replication.fields.show.pictures import THUMBNAILS
 from replication.runs.directory import RunDirectory
@@ -41,7 +40,7 @@ def write_report(run: RunDirectory) -> Path:
     Raises:
         PapError: If one of its files is not readable.
     """
-    manifest, fields = run.manifest(), finished(run)
+    manifest, fields = run.manifest(), scanned_fields(run)
     measured = run.path / EVALUATION
     evaluation = files.read_json(measured) if measured.exists() else None
     page = pages.template("replication.fields.show", "scan_report.html.j2").render(
@@ -96,7 +95,7 @@ def _field(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gallery(fields: Sequence[Finished]) -> list[dict[str, Any]]:
+def _gallery(fields: Sequence[ScannedField]) -> list[dict[str, Any]]:
     """The most suspicious cells of all fields."""
     tiles = []
     for one in fields:

@@ -3,17 +3,14 @@
 from pathlib import Path
 
 from replication.fields.find.lattice import Lattice
-from replication.fields.finished import Finished, finished
 from replication.fields.judge.counts import LOWEST, AnnotatedField, Detections
 from replication.fields.judge.evaluation import evaluate
 from replication.fields.judge.results import Evaluation
 from replication.fields.judge.truth import Nuclei, read_nuclei
+from replication.fields.scanned import EVALUATION, ScannedField, scanned_fields
 from replication.fields.show import figures as field_figures
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
-
-#: What is written beside the scan's report.
-EVALUATION = "evaluation.json"
 
 
 def evaluate_scan(
@@ -38,7 +35,7 @@ def evaluate_scan(
     settings = run.manifest()["settings"]
     truths: dict[str, dict[str, Nuclei]] = {}
     fields = []
-    for one in finished(run):
+    for one in scanned_fields(run):
         path = one.info["truth"]
         if path is None:
             continue
@@ -60,7 +57,9 @@ def evaluate_scan(
     return evaluation
 
 
-def _annotated(one: Finished, nuclei: Nuclei, threshold: float, radius: float) -> AnnotatedField:
+def _annotated(
+    one: ScannedField, nuclei: Nuclei, threshold: float, radius: float
+) -> AnnotatedField:
     lattice, scale = Lattice(**one.info["lattice"]), one.info["scale"]
     detections = Detections.of_scores(
         one.scores, lattice, threshold=min(LOWEST, threshold), radius=radius, scale=scale

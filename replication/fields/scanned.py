@@ -22,9 +22,12 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
 FOLDER = "scan"
 
+#: What annotated fields say, beside the report.
+EVALUATION = "evaluation.json"
+
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class ScannedField:
     """One finished field of a scan directory.
 
     Attributes:
@@ -46,14 +49,14 @@ class Finished:
         return np.load(self.folder / "scores.npy")
 
 
-def finished(run: RunDirectory) -> list[Finished]:
+def scanned_fields(run: RunDirectory) -> list[ScannedField]:
     """Returns the fields of the last scan, in the order that its command named them.
 
     Args:
         run: A scan directory.
     """
     folders = [run.path / "fields" / name for name in run.manifest().get("fields", ())]
-    return [Finished(folder, files.read_json(folder / "field.json")) for folder in folders]
+    return [ScannedField(folder, files.read_json(folder / "field.json")) for folder in folders]
 
 
 def remarks(run: RunDirectory) -> list[str]:
@@ -62,7 +65,7 @@ def remarks(run: RunDirectory) -> list[str]:
     Args:
         run: A scan directory.
     """
-    fields = [one.info["counts"] for one in finished(run)]
+    fields = [one.info["counts"] for one in scanned_fields(run)]
     counts = [sum(field[name] for field in fields) for name in STAGE2_CLASSES]
     named = np.repeat(np.arange(len(STAGE2_CLASSES)), counts)
     remark = one_class.remark(named, STAGE2_CLASSES, noun="cells")
