@@ -8,27 +8,17 @@ import itertools
 import os
 from pathlib import Path
 
+from serving import messages
 from serving.server import text_messages
 from serving.server.errors import ServingError, invalid
 
-_ONE = "label: LABEL_OPTIONAL type:"
-_INT64_VALUE = f'{_ONE} TYPE_MESSAGE type_name: ".google.protobuf.Int64Value"'
-_STRING_VALUE = _INT64_VALUE.replace("Int64", "String")
-
 #: The official message, for whoever writes such a file.
-BatchingParametersProto = text_messages.message_class(
-    "BatchingParameters",
-    f"""message_type {{
-        name: "BatchingParameters"
-        field {{ name: "max_batch_size" number: 1 {_INT64_VALUE} }}
-        field {{ name: "batch_timeout_micros" number: 2 {_INT64_VALUE} }}
-        field {{ name: "max_enqueued_batches" number: 3 {_INT64_VALUE} }}
-        field {{ name: "num_batch_threads" number: 4 {_INT64_VALUE} }}
-        field {{ name: "thread_pool_name" number: 5 {_STRING_VALUE} }}
-        field {{ name: "allowed_batch_sizes" number: 6 type: TYPE_INT64 label: LABEL_REPEATED }}
-        field {{ name: "pad_variable_length_inputs" number: 7 {_ONE} TYPE_BOOL }}
-    }}""",
-)
+BatchingParametersProto = messages.classes(
+    "BatchingParameters: Int64Value max_batch_size 1, Int64Value batch_timeout_micros 2, "
+    "Int64Value max_enqueued_batches 3, Int64Value num_batch_threads 4, "
+    "StringValue thread_pool_name 5, int64* allowed_batch_sizes 6, "
+    "bool pad_variable_length_inputs 7"
+)["BatchingParameters"]
 
 
 @dataclasses.dataclass(frozen=True)

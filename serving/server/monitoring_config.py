@@ -5,25 +5,15 @@ Its fields are those of tensorflow_serving/config/monitoring_config.proto.
 
 from pathlib import Path
 
+from serving import messages
 from serving.server import monitoring, text_messages
 from serving.server.errors import invalid
 
 #: The official message, for whoever writes such a file.
-MonitoringConfig = text_messages.message_class(
-    "MonitoringConfig",
-    """message_type {
-        name: "PrometheusConfig"
-        field { name: "enable" number: 1 type: TYPE_BOOL label: LABEL_OPTIONAL }
-        field { name: "path" number: 2 type: TYPE_STRING label: LABEL_OPTIONAL }
-    }
-    message_type {
-        name: "MonitoringConfig"
-        field {
-            name: "prometheus_config" number: 1 label: LABEL_OPTIONAL
-            type: TYPE_MESSAGE type_name: ".tensorflow.serving.PrometheusConfig"
-        }
-    }""",
-)
+MonitoringConfig = messages.classes(
+    "PrometheusConfig: bool enable 1, string path 2\n"
+    "MonitoringConfig: PrometheusConfig prometheus_config 1"
+)["MonitoringConfig"]
 
 
 def read(path: str | Path) -> str | None:
