@@ -486,3 +486,13 @@ def test_a_version_that_loads_during_the_stop_is_freed(make, base, loads):
     manager.stop(drain_seconds=0.05)
     loads.gates["tiny", 2].set()
     until(lambda: sorted(loads.closed) == [("tiny", 1), ("tiny", 2)])
+
+
+def test_what_nobody_expected_ends_its_reload_alone(make, base, monkeypatch):
+    manager = make(config_of(base))
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "_apply", lambda config: [][0])
+        with pytest.raises(IndexError):
+            manager.reload(config_of(base))
+    manager.reload(config_of(base))
+    assert states(manager) == [(1, "AVAILABLE")]

@@ -31,7 +31,7 @@ class Client:
 
     Args:
         server: "host:port"; for REST also a URL up to "/v1".
-        rest: Speaks REST, and imports no TensorFlow; else gRPC.
+        rest: Speaks REST; else gRPC. Neither imports TensorFlow.
         model: Name of the model.
         version: Version to ask; None for the one that the label, or the server, chooses.
         label: Version label to ask, such as "stable"; None for none. Not with `version`.

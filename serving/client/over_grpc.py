@@ -1,27 +1,16 @@
-"""The client's requests over gRPC.
-
-The official messages import the whole of TensorFlow, some seconds; the REST transport does not.
-"""
+"""The client's requests over gRPC."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-import tensorflow as tf
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
 
-from serving.client import transport
+from serving.client import transport, wire
+from serving.client.wire import MESSAGES
+
+_STRING = wire.DTYPES.index("DT_STRING")
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -50,62 +39,75 @@ class GrpcTransport:
             credentials = grpc.ssl_channel_credentials(roots)
             self._channel = grpc.secure_channel(server, credentials, _OPTIONS)
         self._headers = [] if token is None else [("authorization", f"Bearer {token}")]
-        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
     def predict(
         self, target: transport.Target, signature: str, images: Sequence[bytes], timeout: float
     ) -> tuple[dict[str, Any], int | None]:
         """Sends the images in one request; see `transport.Transport`."""
-        request = predict_pb2.PredictRequest(model_spec=_model_spec(target, signature))
-        tensor = request.inputs[transport.IMAGE_INPUT]
-        tensor.dtype = types_pb2.DT_STRING
-        tensor.tensor_shape.dim.add(size=len(images))
-        tensor.string_val.extend(images)
-        with _client_errors():
-            response = self._prediction.Predict(request, timeout, self._headers)
-        outputs = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+        shape = {"dim": [{"size": len(images)}]}
+        tensor = {"dtype": _STRING, "tensor_shape": shape, "string_val": images}
+        response = self._call(
+            "PredictionService/Predict",
+            model_spec=_model_spec(target, signature),
+            inputs=[{"key": transport.IMAGE_INPUT, "value": tensor}],
+            timeout=timeout,
+        )
+        outputs = {entry.key: wire.array(entry.value) for entry in response.outputs}
         spec = response.model_spec
         return outputs, spec.version.value if spec.HasField("version") else None
 
     def metadata(self, target: transport.Target, timeout: float) -> transport.ModelMetadata:
         """Asks for the signatures; see `transport.Transport`."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(
-            model_spec=_model_spec(target), metadata_field=["signature_def"]
+        response = self._call(
+            "PredictionService/GetModelMetadata",
+            model_spec=_model_spec(target),
+            metadata_field=["signature_def"],
+            timeout=timeout,
         )
-        with _client_errors():
-            response = self._prediction.GetModelMetadata(request, timeout, self._headers)
-        signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(signatures)
+        (packed,) = (each.value for each in response.metadata if each.key == "signature_def")
+        signatures = MESSAGES["SignatureDefMap"].FromString(packed.value)
         return transport.ModelMetadata(
             response.model_spec.name,
             response.model_spec.version.value,
             {
-                name: transport.Signature(_tensors(signature.inputs), _tensors(signature.outputs))
-                for name, signature in signatures.signature_def.items()
+                each.key: transport.Signature(
+                    _tensors(each.value.inputs), _tensors(each.value.outputs)
+                )
+                for each in signatures.signature_def
             },
         )
 
     def status(self, target: transport.Target, timeout: float) -> list[transport.VersionStatus]:
         """Asks for the versions; see `transport.Transport`."""
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=_model_spec(target))
-        with _client_errors():
-            response = self._model.GetModelStatus(request, timeout, self._headers)
-        state_name = get_model_status_pb2.ModelVersionStatus.State.Name
+        response = self._call(
+            "ModelService/GetModelStatus", model_spec=_model_spec(target), timeout=timeout
+        )
         return [
             transport.VersionStatus(
-                version.version, state_name(version.state), version.status.error_message
+                each.version, wire.STATES.get(each.state, "UNKNOWN"), each.status.error_message
             )
-            for version in response.model_version_status
+            for each in response.model_version_status
         ]
 
     def close(self) -> None:
         """Cancels what is under way and closes the channel."""
         self._channel.close()
 
+    def _call(self, method: str, *, timeout: float, **fields: Any) -> Any:
+        """Calls a method, whose request has these fields, and returns its response."""
+        name = method.partition("/")[2]
+        request = MESSAGES[f"{name}Request"]
+        call = self._channel.unary_unary(
+            f"/tensorflow.serving.{method}",
+            request.SerializeToString,
+            MESSAGES[f"{name}Response"].FromString,
+        )
+        with _client_errors():
+            return call(request(**fields), timeout, self._headers)
 
-def _model_spec(target: transport.Target, signature: str = "") -> model_pb2.ModelSpec:
-    spec = model_pb2.ModelSpec(name=target.model, signature_name=signature)
+
+def _model_spec(target: transport.Target, signature: str = "") -> Any:
+    spec = MESSAGES["ModelSpec"](name=target.model, signature_name=signature)
     if target.version is not None:
         spec.version.value = target.version
     elif target.label is not None:
@@ -113,16 +115,15 @@ def _model_spec(target: transport.Target, signature: str = "") -> model_pb2.Mode
     return spec
 
 
-def _tensors(infos: dict[str, meta_graph_pb2.TensorInfo]) -> dict[str, transport.Tensor]:
-    return {
-        name: transport.Tensor(
-            types_pb2.DataType.Name(info.dtype),
-            None
-            if info.tensor_shape.unknown_rank
-            else tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim),
+def _tensors(infos: Iterable[Any]) -> dict[str, transport.Tensor]:
+    tensors = {}
+    for each in infos:
+        shape = each.value.tensor_shape
+        sizes = tuple(None if dim.size < 0 else dim.size for dim in shape.dim)
+        tensors[each.key] = transport.Tensor(
+            wire.dtype_name(each.value.dtype), None if shape.unknown_rank else sizes
         )
-        for name, info in infos.items()
-    }
+    return tensors
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What both transports of the client share: its error, what a server tells, and when to try again.
 
-Imports no TensorFlow, as the REST client needs none.
+Imports no TensorFlow, as the client needs none.
 """
 
 import dataclasses

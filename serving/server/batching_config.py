@@ -1,60 +1,24 @@
 """TensorFlow Serving's batching.config: the official message, read from its text form.
 
-`tensorflow.serving.BatchingParameters` is not in the tensorflow-serving-api wheel, so its
-descriptor is built here, field by field as in TensorFlow Serving's
-tensorflow_serving/servables/tensorflow/session_bundle_config.proto.
+Its fields are those of tensorflow_serving/servables/tensorflow/session_bundle_config.proto.
 """
 
 import dataclasses
 import itertools
 import os
 from pathlib import Path
-from typing import Any
 
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
-)
-
+from serving import messages
+from serving.server import text_messages
 from serving.server.errors import ServingError, invalid
 
-
-def _message_class() -> Any:
-    field = descriptor_pb2.FieldDescriptorProto
-    proto = descriptor_pb2.FileDescriptorProto(
-        name="serving/batching_parameters.proto",
-        package="tensorflow.serving",
-        syntax="proto3",
-        dependency=[wrappers_pb2.DESCRIPTOR.name],
-    )
-    message = proto.message_type.add(name="BatchingParameters")
-
-    def add(name: str, number: int, **kind: Any) -> None:
-        message.field.add(name=name, number=number, **{"label": field.LABEL_OPTIONAL, **kind})
-
-    int64_value = {"type": field.TYPE_MESSAGE, "type_name": ".google.protobuf.Int64Value"}
-    string_value = {"type": field.TYPE_MESSAGE, "type_name": ".google.protobuf.StringValue"}
-    add("max_batch_size", 1, **int64_value)
-    add("batch_timeout_micros", 2, **int64_value)
-    add("max_enqueued_batches", 3, **int64_value)
-    add("num_batch_threads", 4, **int64_value)
-    add("thread_pool_name", 5, **string_value)
-    add("allowed_batch_sizes", 6, type=field.TYPE_INT64, label=field.LABEL_REPEATED)
-    add("pad_variable_length_inputs", 7, type=field.TYPE_BOOL)
-    # A pool of its own: another package may bring the official file.
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(proto)
-    return message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("tensorflow.serving.BatchingParameters")
-    )
-
-
 #: The official message, for whoever writes such a file.
-BatchingParametersProto = _message_class()
+BatchingParametersProto = messages.classes(
+    "BatchingParameters: Int64Value max_batch_size 1, Int64Value batch_timeout_micros 2, "
+    "Int64Value max_enqueued_batches 3, Int64Value num_batch_threads 4, "
+    "StringValue thread_pool_name 5, int64* allowed_batch_sizes 6, "
+    "bool pad_variable_length_inputs 7"
+)["BatchingParameters"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,18 +80,7 @@ def read(path: str | Path) -> BatchingParameters:
         BatchingParameters(max_batch_size=32, batch_timeout_micros=0, max_enqueued_batches=10,
                            num_batch_threads=2, allowed_batch_sizes=())
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise invalid(f"{path}: cannot be read: {error}") from error
-    message = BatchingParametersProto()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        raise invalid(
-            f"{path}: expected a tensorflow.serving.BatchingParameters in text form: {error}"
-        ) from error
+    message = text_messages.read(Path(path), BatchingParametersProto())
     if message.pad_variable_length_inputs:
         raise invalid(
             f"{path}: pad_variable_length_inputs: this server merges requests of one shape and "

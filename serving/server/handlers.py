@@ -51,9 +51,9 @@ def predict_with(
     key = request.model_spec.signature_name or DEFAULT_SIGNATURE
     # The signature comes before the tensors, as in the real server. What it does not have is not
     # read, only named in the error: there may be a million of it.
-    known = servable.signature(key).inputs
+    expected = servable.signature(key).inputs
     inputs = {
-        name: tensor_protos.to_array(proto, name) if name in known else _UNREAD
+        name: tensor_protos.to_array(proto, name) if name in expected else _UNREAD
         for name, proto in request.inputs.items()
     }
     outputs = servable.run(key, inputs, request.output_filter, timeout=timeout)

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,8 @@ class _Version:
     files: tuple = ()
 
 
-@dataclasses.dataclass(eq=False)
-class _Reload:
-    """A configuration that waits for the loading thread."""
-
-    config: model_server_config_pb2.ModelServerConfig
-    done: threading.Event = dataclasses.field(default_factory=threading.Event)
-    error: ServingError | None = None
+#: A configuration that waits for the loading thread, and how it ends.
+_Reload = tuple[model_server_config_pb2.ModelServerConfig, futures.Future[None]]
 
 
 class Manager:
@@ -191,13 +187,12 @@ class Manager:
         if self._thread is None:
             self._config = self._checked(config)
             return
-        request = _Reload(config)
-        self._reloads.put(request)
-        while not request.done.wait(0.1):
+        done: futures.Future[None] = futures.Future()
+        self._reloads.put((config, done))
+        while not futures.wait([done], timeout=0.1).done:
             if not self._thread.is_alive():
                 raise ServingError(grpc.StatusCode.UNAVAILABLE, "The server is shutting down")
-        if request.error is not None:
-            raise request.error
+        done.result()
 
     def serves(self, config: model_server_config_pb2.ModelServerConfig) -> bool:
         """Whether this is the configuration that is served now.
@@ -220,18 +215,20 @@ class Manager:
     def _poll(self) -> None:
         while self._stop_at is None:
             try:
-                request = self._reloads.get(timeout=self._poll_seconds or None)
+                reload = self._reloads.get(timeout=self._poll_seconds or None)
             except queue.Empty:
                 self._scan()
                 continue
-            if request is None:
+            if reload is None:
                 return
+            config, done = reload
             try:
-                self._apply(request.config)
-            except ServingError as error:
-                request.error = error
-            finally:
-                request.done.set()
+                self._apply(config)
+            except Exception as error:
+                # Whoever asked for it raises it; the thread goes on.
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
     def _scan(self) -> None:
         """Brings every model to what its configuration wants."""

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from serving.store.versions import on_disk
 from tfds_pap import files
 
 _PREFIX = ".publishing-"
@@ -62,9 +63,7 @@ def disk_errors() -> Iterator[None]:
 
 def versions(serving_dir: Path) -> list[int]:
     """Returns the published versions, lowest first."""
-    if not serving_dir.is_dir():
-        return []
-    return sorted(int(path.name) for path in serving_dir.iterdir() if path.name.isdecimal())
+    return sorted(on_disk(serving_dir)) if serving_dir.is_dir() else []
 
 
 def sweep(serving_dir: Path) -> None:

@@ -1,10 +1,10 @@
 """The server's gRPC front: TensorFlow Serving's two services, and gRPC's own health service."""
 
+import contextlib
 import functools
 import logging
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -229,35 +229,22 @@ class _Calls:
         self, function: Callable[..., Any], api: str, request: Any, context: grpc.ServicerContext
     ) -> Any:
         """Answers a request that runs a model."""
-        start = time.perf_counter()
-        failure = None
-        try:
-            with self._admission.place():
-                # It may have waited for a thread until its client had gone.
-                if not context.is_active():
-                    raise ServingError(grpc.StatusCode.CANCELLED, "The client has gone.")
-                return function(self._manager, request, timeout=_seconds_left(context))
-        except Exception as error:
-            failure = _as_serving_error(error)
-        finally:
-            self._metrics.request(
-                request.model_spec.name,
-                api,
-                "GRPC",
-                failure.code if failure else grpc.StatusCode.OK,
-                time.perf_counter() - start,
-            )
-        return _abort(context, failure)
+        with (
+            _aborting(context),
+            self._metrics.counted(request.model_spec.name, api, "GRPC"),
+            self._admission.place(),
+        ):
+            # It may have waited for a thread until its client had gone.
+            if not context.is_active():
+                raise ServingError(grpc.StatusCode.CANCELLED, "The client has gone.")
+            return function(self._manager, request, timeout=_seconds_left(context))
 
     def look(
         self, function: Callable[..., Any], request: Any, context: grpc.ServicerContext
     ) -> Any:
         """Answers a request that runs no model."""
-        try:
+        with _aborting(context):
             return function(self._manager, request)
-        except Exception as error:
-            failure = _as_serving_error(error)
-        return _abort(context, failure)
 
 
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -349,15 +336,15 @@ def _seconds_left(context: grpc.ServicerContext) -> float | None:
     return None if left > _LONGEST_SECONDS else left
 
 
-def _as_serving_error(error: Exception) -> ServingError:
-    """Of what nobody expected, the client is told nothing but that."""
-    if isinstance(error, ServingError):
-        return error
-    _log.error("a request failed", exc_info=error)
-    return ServingError(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it.")
-
-
-def _abort(context: grpc.ServicerContext, failure: ServingError) -> None:
-    # Of bytes, as headers have a limit.
-    message = failure.message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
-    context.abort(failure.code, message)
+@contextlib.contextmanager
+def _aborting(context: grpc.ServicerContext) -> Iterator[None]:
+    """Ends a call with the error; of what nobody expected, the client learns nothing but that."""
+    try:
+        yield
+    except ServingError as error:
+        # Of bytes, as headers have a limit.
+        message = error.message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
+        context.abort(error.code, message)
+    except Exception as error:
+        _log.error("a request failed", exc_info=error)
+        context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it.")

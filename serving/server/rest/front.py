@@ -2,18 +2,20 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from google.protobuf import json_format, message
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tensorflow_serving.apis import (
@@ -55,13 +57,6 @@ _NOT_FOUND = (
 )
 
 _log = logging.getLogger(__name__)
-
-
-class _Answer(NamedTuple):
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 def app(
@@ -122,9 +117,9 @@ class _NamesGuard:
         try:
             self._names.check(scope["method"], _header(scope, b"host"), _header(scope, b"origin"))
         except ServingError as error:
-            await _send_answer(send, _error(error))
-            return
-        await self._app(scope, receive, send)
+            await _error(error)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class _Guard:
@@ -140,12 +135,14 @@ class _Guard:
         if scope["path"] in self._open_paths or bearer.matches(header, self._token):
             await self._app(scope, receive, send)
             return
-        failure = ServingError(
-            grpc.StatusCode.UNAUTHENTICATED,
-            "Expected the header Authorization: Bearer <the server's token>",
+        refusal = _error(
+            ServingError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "Expected the header Authorization: Bearer <the server's token>",
+            )
         )
-        answer = _error(failure)._replace(headers=(("www-authenticate", "Bearer"),))
-        await _send_answer(send, answer)
+        refusal.headers["www-authenticate"] = "Bearer"
+        await refusal(scope, receive, send)
 
 
 class _Api:
@@ -177,34 +174,34 @@ class _Api:
         except Exception as error:
             answer = _error(error)
         if answer is not None:
-            await _send_answer(send, answer)
+            await answer(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> _Answer | None:
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
         method, target = scope["method"], scope["raw_path"].decode("ascii", "replace")
         if target == self._prometheus_path and method in ("GET", "HEAD"):
-            return _Answer(200, self._metrics.page(), monitoring.CONTENT_TYPE)
+            return _response(200, self._metrics.page(), monitoring.CONTENT_TYPE)
         if not _ROUTE.fullmatch(target):
-            return _Answer(404, _NOT_FOUND, "text/html")
+            return _response(404, _NOT_FOUND, "text/html")
         query = scope["query_string"].decode("ascii", "replace")
         if method == "POST" and not query and (match := _RUN.fullmatch(target)):
             return await self._run(match, scope, receive)
         if method == "GET" and not query and (match := _LOOK.fullmatch(target)):
             look = _metadata if match[4] else _status
-            return _Answer(200, await self._in_thread(look, self._manager, _model_spec(match)))
+            return _response(200, await self._in_thread(look, self._manager, _model_spec(match)))
         target += f"?{query}" if query else ""
         raise invalid(f"Malformed request: {method} {target}")
 
-    async def _run(self, match: re.Match[str], scope: Scope, receive: Receive) -> _Answer | None:
+    async def _run(self, match: re.Match[str], scope: Scope, receive: Receive) -> Response | None:
         spec, api = _model_spec(match), match[4]
         try:
             body = await self._bodies.read(scope, receive)
         except TooLongError as error:
-            return _Answer(413, json_text.dump({"error": str(error)}))
+            return _response(413, json_text.dump({"error": str(error)}))
         if body is None:
             return None
         # Only now, so that whoever sends slowly takes nobody's place.
         with self._metrics.counted(spec.name, api, "REST"), self._admission.place():
-            return _Answer(
+            return _response(
                 200, await self._in_thread(_APIS[api], self._manager, spec, body, self._timeout)
             )
 
@@ -247,34 +244,35 @@ def _predict(
     return predict_json.format_predict(outputs, call.row_form)
 
 
-def _classify(
-    manager: Manager, spec: model_pb2.ModelSpec, body: bytes, timeout: float | None
-) -> bytes:
-    request = classification_pb2.ClassificationRequest(model_spec=spec)
-    with _one_large_body(body, timeout):
-        _fill(request, body)
-    return examples.format_classify(handlers.classify(manager, request, timeout=timeout))
-
-
-def _regress(
-    manager: Manager, spec: model_pb2.ModelSpec, body: bytes, timeout: float | None
-) -> bytes:
-    request = regression_pb2.RegressionRequest(model_spec=spec)
-    with _one_large_body(body, timeout):
-        _fill(request, body)
-    return examples.format_regress(handlers.regress(manager, request, timeout=timeout))
-
-
-_APIS = {"predict": _predict, "classify": _classify, "regress": _regress}
-
-
-def _fill(
-    request: classification_pb2.ClassificationRequest | regression_pb2.RegressionRequest,
+def _by_examples(
+    request_class: Callable[..., Any],
+    answer: Callable[..., Any],
+    write: Callable[[Any], bytes],
+    manager: Manager,
+    spec: model_pb2.ModelSpec,
     body: bytes,
-) -> None:
-    document = json_text.parse(body)
-    request.model_spec.signature_name = predict_json.signature_name(document)
-    request.input.CopyFrom(examples.parse_examples(document))
+    timeout: float | None,
+) -> bytes:
+    request = request_class(model_spec=spec)
+    with _one_large_body(body, timeout):
+        document = json_text.parse(body)
+        request.model_spec.signature_name = predict_json.signature_name(document)
+        request.input.CopyFrom(examples.parse_examples(document))
+        del document
+    return write(answer(manager, request, timeout=timeout))
+
+
+_APIS: dict[str, Callable[..., bytes]] = {
+    "predict": _predict,
+    "classify": functools.partial(
+        _by_examples,
+        *(classification_pb2.ClassificationRequest, handlers.classify, examples.format_classify),
+    ),
+    "regress": functools.partial(
+        _by_examples,
+        *(regression_pb2.RegressionRequest, handlers.regress, examples.format_regress),
+    ),
+}
 
 
 def _status(manager: Manager, spec: model_pb2.ModelSpec) -> bytes:
@@ -325,30 +323,23 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
-def _error(error: Exception) -> _Answer:
+def _error(error: Exception) -> Response:
     """Of what nobody expected, the client is told nothing but that."""
     if isinstance(error, ServingError):
         status, text = HTTP_STATUS.get(error.code, 500), error.message
     else:
         _log.error("a request failed", exc_info=error)
         status, text = 500, "Internal error; the server's log has it."
-    headers = (("retry-after", "1"),) if status in (429, 503) else ()
-    return _Answer(status, json_text.dump({"error": text[:MESSAGE_LIMIT]}), headers=headers)
+    response = _response(status, json_text.dump({"error": text[:MESSAGE_LIMIT]}))
+    if status in (429, 503):
+        response.headers["retry-after"] = "1"
+    return response
 
 
-async def _send_answer(send: Send, answer: _Answer) -> None:
-    headers = (
-        ("content-type", answer.content_type),
-        ("content-length", str(len(answer.body))),
-        ("cache-control", "no-store"),
-        ("x-content-type-options", "nosniff"),
-        *answer.headers,
-    )
-    await send(
-        {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": [(name.encode(), value.encode()) for name, value in headers],
-        }
-    )
-    await send({"type": "http.response.body", "body": answer.body})
+def _response(status: int, body: bytes, content_type: str = "application/json") -> Response:
+    headers = {
+        "content-type": content_type,
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+    }
+    return Response(body, status, headers)
