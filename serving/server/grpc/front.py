@@ -41,7 +41,7 @@ _LONGEST_SECONDS = 86400.0
 
 #: Messages of the greatest length that may be at work at the same time. One of empty strings takes
 #: sixteen times its bytes once it is read.
-_TOGETHER = 16
+_TOGETHER = 8
 
 _PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 _MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -350,9 +350,12 @@ def _seconds_left(context: grpc.ServicerContext) -> float | None:
 
 
 def _as_serving_error(error: Exception) -> ServingError:
-    """Of what nobody expected, the client is told nothing but that."""
+    """Of what nobody expected, the client is told nothing but that.
+
+    The error itself holds the frames that it passed, and so the request, until the next collection.
+    """
     if isinstance(error, ServingError):
-        return error
+        return ServingError(error.code, error.message)
     _log.error("a request failed", exc_info=error)
     return ServingError(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it.")
 
