@@ -25,7 +25,7 @@ from pathlib import Path
 import machine
 from absl import app, flags
 
-from replication.runs import directory as runs
+from replication.runs import environment
 from tfds_pap import commands
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each; the fastest counts (default: 3).")
@@ -51,7 +51,7 @@ def main(argv):
     about = {
         "machine": machine.describe(),
         "command": f"python benchmarks/hostile_images.py --repetitions={_REPETITIONS.value}",
-        "commit": runs.git_commit(),
+        "commit": environment.git_commit(),
         "date": datetime.date.today().isoformat(),
     }
     print(about["machine"])

@@ -134,6 +134,7 @@ def corpus(rng, *, large=False):
     )
     international = chunk(b"iTXt", b"a\0\1\0\0\0" + text)
     yield "PNG: international texts", png(SIDE, SIDE, flat(SIDE, SIDE), behind=international * 12)
+    yield "PNG: profiles", png(SIDE, SIDE, flat(SIDE, SIDE), extra=_profile(7_900_000) * 16)
     yield "PNG: 100 texts", png(8, 8, flat(8, 8), extra=chunk(b"zTXt", b"a\0\0") * 100)
     yield "PNG: empty chunks", png(8, 8, flat(8, 8), extra=chunk(b"teXt") * 9_000)
     yield "PNG: 65,535 px a side", png(65_535, 65_535, flat(8, 8))
@@ -179,6 +180,15 @@ def padded(jpeg, work):
     missing = work // (budget.free_a_byte if work <= budget.free else budget.a_byte) - len(jpeg)
     comments = segment(0xFE, bytes(2**15))
     return with_segments(jpeg, comments * -(-missing // len(comments)))
+
+
+def _profile(size):
+    """A chunk of a colour profile that libpng reads to its end."""
+    profile = bytearray(size)
+    profile[:4] = struct.pack(">I", size)
+    profile[12:24], profile[36:40] = b"mntrRGB XYZ ", b"acsp"
+    profile[68:80] = struct.pack(">III", 0xF6D6, 0x10000, 0xD32D)
+    return chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(profile), 9))
 
 
 def _packed_bits(bits):

@@ -68,8 +68,8 @@ _PNG_HEADER = 29
 _BMP_HEADER = 26
 #: Samples a pixel by the colour type of a PNG; 0 where there is no such type.
 _PNG_SAMPLES = np.array([1, 0, 3, 1, 2, 0, 4])
-#: Chunks of a PNG that hold packed texts.
-_TEXTS = (b"zTXt", b"iTXt")
+#: Chunks of a PNG that hold packed texts and profiles, of which the decoder uses none.
+_PACKED = (b"zTXt", b"iTXt", b"iCCP")
 #: A scan's marker, and the first byte of its length, which is 14 at most.
 _SCAN = b"\xff\xda\0"
 _PROGRESSIVE, _ARITHMETIC = b"\xff\xc2", (b"\xff\xc9", b"\xff\xca")
@@ -203,7 +203,7 @@ def _png(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
 
 
 def _without_packed_texts(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same PNG without zTXt and iTXt, of which each may unpack to eight megabytes.
+    """The same PNG without packed texts and profiles; each may unpack to eight megabytes.
 
     Returns:
         The bytes, and whether all texts could be cut out in `MAX_PACKED_TEXTS` steps.
@@ -213,9 +213,9 @@ def _without_packed_texts(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         data: tf.Tensor, place: tf.Tensor, _: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         size = tf.strings.length(data)
-        rest = tf.strings.substr(data, place, size)[None]
-        parts = [tf.raw_ops.StringSplitV2(input=rest, sep=t, maxsplit=1).values for t in _TEXTS]
-        name = place + tf.minimum(*(tf.strings.length(before[0]) for before in parts))
+        rest = tf.strings.substr(data, place, size)
+        before = [tf.strings.length(_split(rest, name, 1)[0]) for name in _PACKED]
+        name = place + tf.reduce_min(before)
         digits = tf.io.decode_raw(tf.strings.substr(data, name - 4, 4), tf.uint8)
         length = tf.reduce_sum(tf.cast(digits, tf.int64) * [2**24, 2**16, 2**8, 1])
         # Where the chunk and its checksum end.

@@ -1,10 +1,9 @@
 """The server's gRPC front: TensorFlow Serving's two services, and gRPC's own health service."""
 
-import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ _LONGEST_SECONDS = 86400.0
 
 #: Messages of the greatest length that may be at work at the same time. One of empty strings takes
 #: sixteen times its bytes once it is read.
-_TOGETHER = 16
+_TOGETHER = 8
 
 _PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 _MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -229,22 +228,24 @@ class _Calls:
         self, function: Callable[..., Any], api: str, request: Any, context: grpc.ServicerContext
     ) -> Any:
         """Answers a request that runs a model."""
-        with (
-            _aborting(context),
-            self._metrics.counted(request.model_spec.name, api, "GRPC"),
-            self._admission.place(),
-        ):
-            # It may have waited for a thread until its client had gone.
-            if not context.is_active():
-                raise ServingError(grpc.StatusCode.CANCELLED, "The client has gone.")
-            return function(self._manager, request, timeout=_seconds_left(context))
+
+        def work() -> Any:
+            with (
+                self._metrics.counted(request.model_spec.name, api, "GRPC"),
+                self._admission.place(),
+            ):
+                # It may have waited for a thread until its client had gone.
+                if not context.is_active():
+                    raise ServingError(grpc.StatusCode.CANCELLED, "The client has gone.")
+                return function(self._manager, request, timeout=_seconds_left(context))
+
+        return _answer(context, work)
 
     def look(
         self, function: Callable[..., Any], request: Any, context: grpc.ServicerContext
     ) -> Any:
         """Answers a request that runs no model."""
-        with _aborting(context):
-            return function(self._manager, request)
+        return _answer(context, lambda: function(self._manager, request))
 
 
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -336,15 +337,20 @@ def _seconds_left(context: grpc.ServicerContext) -> float | None:
     return None if left > _LONGEST_SECONDS else left
 
 
-@contextlib.contextmanager
-def _aborting(context: grpc.ServicerContext) -> Iterator[None]:
-    """Ends a call with the error; of what nobody expected, the client learns nothing but that."""
+def _answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
+    """Returns what the work gives, or ends the call with its error.
+
+    Of what nobody expected, the client learns nothing but that. The call ends outside of the
+    handling of the error, which would hold the frames that it passed, and so the request, until the
+    next collection.
+    """
     try:
-        yield
+        return work()
     except ServingError as error:
-        # Of bytes, as headers have a limit.
-        message = error.message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
-        context.abort(error.code, message)
+        failure = ServingError(error.code, error.message)
     except Exception as error:
         _log.error("a request failed", exc_info=error)
-        context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it.")
+        failure = ServingError(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it.")
+    # Of bytes, as headers have a limit.
+    message = failure.message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
+    return context.abort(failure.code, message)
