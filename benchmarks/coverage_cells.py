@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import tried_figures
 from coverage_populations import Cells
 
 from replication.measures import (
-    abstention,
     areas,
     calibration,
     class_figures,
@@ -14,7 +14,7 @@ from replication.measures import (
     shares,
     triage,
 )
-from replication.measures.intervals import Estimate, weighted_aucs
+from replication.measures.intervals import Estimate
 
 #: Resamples of each interval that has some; the project takes 2,000, whose ends lie farther out.
 _RESAMPLES = 200
@@ -110,7 +110,7 @@ def _of_one_model(drawn: tuple, truths: dict[str, float]) -> Told:
     for kind, (hits, among) in _shares_of_one(p[0], labels).items():
         if among.any():
             found = shares.share_by_unit(*shares.by_unit(hits, among, group))
-            low, high = (found.low, found.high) if found.known else (np.nan, np.nan)
+            low, high = (found.low, found.high) if found.has_interval else (np.nan, np.nan)
             told[kind] = Estimate(found.value, low, high, found.count, "")
             if kind != "sensitivity":
                 yield kind, 1, low, high, truths[kind]
@@ -136,7 +136,7 @@ def _accuracies(
     ):
         if among.any():
             found = shares.share_by_unit(*shares.by_unit(mean, among, group))
-            low, high = (found.low, found.high) if found.known else (np.nan, np.nan)
+            low, high = (found.low, found.high) if found.has_interval else (np.nan, np.nan)
             yield kind, models, low, high, truth
     ends = shares.difference(right[:models], right[models:], names)
     other = cells.accuracy[cells.models : cells.models + models]
@@ -207,12 +207,12 @@ def _tried(p: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], dict[str
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         found = {
-            "tried: ECE": calibration._weighted_ece(sure - right, numbers, 15, weights),
-            "tried: AURC": abstention._accumulated(sure, ~right, weights)[2],
+            "tried: ECE": tried_figures.ece(sure - right, numbers, calibration.BINS, weights),
+            "tried: AURC": tried_figures.aurc(sure, ~right, weights),
             "tried: log loss": weights @ loss / weights.sum(axis=1),
         }
         if (labels == last).any():
-            found["tried: PR-AUC"] = weighted_aucs(weights, labels == last, p[:, last])[1]
+            found["tried: PR-AUC"] = tried_figures.pr_auc(weights, labels == last, p[:, last])
         return found
 
     return statistic

@@ -74,7 +74,7 @@ def fields(world: str, count: int, seed: int) -> Sampler:
             ("fields: precision", hits + curves.misfits[:, -1], precision),
         ):
             share = shares.share_by_unit(hits, among)
-            known = share.known
+            known = share.has_interval
             yield kind, *((share.low, share.high) if known else (np.nan, np.nan)), value
         resampled = intervals.percentile_bootstrap(
             figures(curves),
@@ -174,7 +174,7 @@ def searches(world: str, groups: int, seed: int) -> Sampler:
             )
         )
         ends = (np.nan, np.nan)
-        if first.known and second.known:
+        if first.has_interval and second.has_interval:
             ends = shares.independent_difference(first, second)
         yield "gap of two sets of images", *ends, 0.0
 

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-
-from replication.measures.intervals import weighted_aucs
+from sklearn import metrics
 
 #: Groups whose figures pass for the truth.
 _POPULATION = 20_000
@@ -79,11 +78,10 @@ class Cells:
         )
         self.rates = self.matrices / self.matrices.sum(axis=2, keepdims=True)
         self.accuracy = (named == labels).mean(axis=1)
-        once = np.ones((1, len(labels)))
         #: ROC-AUC of each of the first models and class, ``[models, k]``.
         self.areas = np.array(
             [
-                [weighted_aucs(once, labels == c, one[:, c])[0][0] for c in range(classes)]
+                [metrics.roc_auc_score(labels == c, one[:, c]) for c in range(classes)]
                 for one in p[:models]
             ]
         )

@@ -18,7 +18,6 @@ from replication.measures.evaluation import (
     summarise_seeds,
     wilson,
 )
-from replication.measures.intervals import weighted_aucs
 from tfds_pap import files
 
 # A figure without images must be NaN, not a warning.
@@ -94,18 +93,14 @@ def test_values_and_statistics_of_resamples_equal_scikit_learn(names, seed):
         for name, value in expected.items():
             assert fast[name][0] == pytest.approx(value, abs=1e-12), name
             assert values[name] == pytest.approx(value, abs=1e-12), name
-        weights = np.bincount(rows, minlength=n)[None].astype(float)
-        for c, name in enumerate(names):
+        for c in range(k):
             of_class = {
-                f"f1 {name}": metrics.f1_score(yb == c, qb == c),
-                f"roc_auc {name}": metrics.roc_auc_score(yb == c, sb[:, c]),
-                f"pr_auc {name}": metrics.average_precision_score(yb == c, sb[:, c]),
+                f"f1 {c}": metrics.f1_score(yb == c, qb == c),
+                f"roc_auc {c}": metrics.roc_auc_score(yb == c, sb[:, c]),
+                f"pr_auc {c}": metrics.average_precision_score(yb == c, sb[:, c]),
             }
             for key, value in of_class.items():
                 assert values[key] == pytest.approx(value, abs=1e-12), key
-            areas = weighted_aucs(weights, p.labels == c, p.probabilities[:, c])
-            for key, area in zip(("roc_auc", "pr_auc"), areas, strict=True):
-                assert area[0] == pytest.approx(of_class[f"{key} {name}"], abs=1e-12), key
         assert values["log_loss"] == pytest.approx(metrics.log_loss(yb, clean, labels=range(k)))
         if names == FOUR:
             recall = metrics.recall_score(yb >= 2, qb >= 2)

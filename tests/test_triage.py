@@ -10,6 +10,7 @@ from sklearn import metrics
 
 from replication.measures import abstention, calibration, triage
 from replication.measures.intervals import wilson
+from replication.measures.positive import positive_class
 from replication.measures.predictions import Predictions
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
@@ -76,7 +77,7 @@ def test_threshold_by_hand_with_a_tie_across_it():
 def test_points_on_the_test_images_are_counts_at_the_frozen_threshold():
     p = predictions()
     test, found = p.select("test"), triage.operating_points(p)
-    scores, truth = triage.hsil_plus_scores(test), test.labels >= 2
+    scores, truth = positive_class(test).scores, test.labels >= 2
     assert [(q.fixed, q.target) for q in found.points] == [
         ("specificity", 0.9), ("specificity", 0.95), ("sensitivity", 0.9), ("sensitivity", 0.95),
     ]  # fmt: skip
@@ -112,7 +113,7 @@ def test_test_images_do_not_move_a_threshold():
 def test_predictive_values_at_the_share_of_the_images_are_those_counted():
     p = predictions()
     test = p.select("test")
-    scores, truth = triage.hsil_plus_scores(test), test.labels >= 2
+    scores, truth = positive_class(test).scores, test.labels >= 2
     for point in triage.operating_points(p, float(truth.mean())).points:
         called = scores >= point.threshold
         assert point.ppv.value == pytest.approx(truth[called].mean())
@@ -211,17 +212,6 @@ def test_risk_and_coverage_are_those_of_a_loop(digits):
     assert frozen.risk.count == kept.sum() and frozen.risk_of_all.value == wrong.mean()
 
 
-def test_area_on_resamples_is_that_of_repeated_rows():
-    p = predictions(60, STAGE1_CLASSES, roles=("test",))
-    weights = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), size=5).astype(float)
-    sure, wrong = p.probabilities.max(axis=1), p.predicted != p.labels
-    areas = abstention._accumulated(sure, wrong, weights)[2]
-    for row, area in zip(weights, areas, strict=True):
-        drawn = np.repeat(np.arange(60), row.astype(int))
-        risks = [wrong[drawn][sure[drawn] >= one].mean() for one in sure[drawn]]
-        assert area == pytest.approx(np.mean(risks))
-
-
 def test_equal_confidence_enters_together_and_tells_nothing():
     p = two_class([0.8] * 20, [1, 0] * 10, ["tune"] * 10 + ["test"] * 10)
     found = abstention.risk_coverage(p)
@@ -248,7 +238,7 @@ def test_assess_uses_the_scale_of_the_temperature_and_is_json():
     scaled = calibration.apply_temperature(p, found["calibration"]["temperature"])
     frozen = found["risk_coverage"]["threshold"]
     assert frozen in scaled.select("tune").probabilities.max(axis=1)
-    scores = triage.hsil_plus_scores(scaled.select("tune"))
+    scores = positive_class(scaled.select("tune")).scores
     assert all(point["threshold"] in scores for point in found["operating_points"]["points"])
     # The order of the rows moves nothing.
     assert triage.assess(p.take(range(len(p))[::-1]), 0.02) == found

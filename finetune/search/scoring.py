@@ -9,8 +9,9 @@ import numpy as np
 
 from finetune.search.trials import Direction
 from replication.learning import features, training
-from replication.measures import intervals
-from tfds_pap import pipeline, roles, taxonomy
+from replication.measures import confusion
+from replication.measures.positive import hsil_plus
+from tfds_pap import pipeline, roles
 from tfds_pap.errors import PapError
 
 #: Objective -> direction. All are of the tune role, or of the fold that P5 took for one.
@@ -74,10 +75,9 @@ def check_objective(name: str, index: pipeline.Index, positions: np.ndarray) -> 
     Raises:
         PapError: If it is not.
     """
-    if name == "val_hsil_plus_sensitivity":
-        severe = [index.class_names.index(name) for name in taxonomy.STAGE2_CLASSES[2:]]
-        if not np.isin(index.labels[positions], severe).any():
-            raise PapError(f"--objective={name}: no image of HSIL or SCC is scored")
+    severe = np.isin(index.labels[positions], hsil_plus(index.class_names))
+    if name == "val_hsil_plus_sensitivity" and not severe.any():
+        raise PapError(f"--objective={name}: no image of HSIL or SCC is scored")
 
 
 def predict(model: keras.Model, store: training.Store, positions: np.ndarray) -> np.ndarray:
@@ -124,21 +124,18 @@ def figures(
     if not np.isfinite(probabilities).all():
         raise training.Diverged("probabilities are not finite")
     classes = len(class_names)
-    confusion = intervals.confusion_counts(
+    matrix = confusion.counts(
         labels, probabilities.argmax(axis=1), classes, np.ones((1, len(labels)))
     )
     present = np.bincount(labels, minlength=classes) > 0
-    statistics = intervals.confusion_statistics(confusion, present, range(classes))
+    statistics = confusion.statistics(matrix, present, range(classes), hsil_plus(class_names))
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     result = {
         "accuracy": float(statistics["accuracy"][0]),
         "macro_f1": float(statistics["macro_f1"][0]),
         "loss": float(-np.log(np.clip(chosen, keras.config.epsilon(), 1)).mean()),
     }
-    severe = [n for n, name in enumerate(class_names) if name in taxonomy.STAGE2_CLASSES[2:]]
-    mild = [n for n in range(classes) if n not in severe]
-    for name, members in (("sensitivity", severe), ("specificity", mild)):
-        if severe and present[members].any():
-            rows = confusion[0, members]
-            result[f"hsil_plus_{name}"] = float(rows[:, members].sum() / rows.sum())
+    for name in ("hsil_plus_sensitivity", "hsil_plus_specificity"):
+        if np.isfinite(value := statistics.get(name, [np.nan])[0]):
+            result[name] = float(value)
     return {f"{prefix}{name}": value for name, value in result.items()}

@@ -12,10 +12,10 @@ from typing import Literal, Self
 
 import numpy as np
 
-from replication.measures.intervals import confusion_counts, confusion_statistics
+from replication.measures import confusion
+from replication.measures.positive import hsil_plus
 from replication.measures.predictions import Predictions
 from tfds_pap import files
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 Value = str | int | float | bool
 Direction = Literal["max", "min"]
@@ -357,7 +357,7 @@ class Answers:
     @property
     def severe(self) -> tuple[np.ndarray, list[int]]:
         """Which images are HSIL or SCC, bool ``[n]``, and which classes these are."""
-        classes = [c for c, name in enumerate(self.class_names) if name in STAGE2_CLASSES[2:]]
+        classes = hsil_plus(self.class_names)
         return np.isin(self.labels, classes), classes
 
     def only(self, rows: Sequence[int]) -> "Answers":
@@ -386,8 +386,8 @@ class Answers:
             classes = len(self.class_names)
             present = np.bincount(self.labels, minlength=classes) > 0
             by_trial = [
-                confusion_statistics(
-                    confusion_counts(self.labels, predicted, classes, weights),
+                confusion.statistics(
+                    confusion.counts(self.labels, predicted, classes, weights),
                     present,
                     range(classes),
                 )["macro_f1"]

@@ -67,10 +67,8 @@ def risk_coverage_curve(predictions: Predictions) -> tuple[np.ndarray, np.ndarra
         Three float64 ``[m]``, from the surest images to all of them: coverage (0..1, the last is
         1), risk (0..1) and the threshold, one of the images' confidences.
     """
-    confidence, wrong = _confidence(predictions)
-    answered, missed, _, ends = _accumulated(confidence, wrong, np.ones((1, len(confidence))))
-    thresholds = np.sort(confidence)[::-1][ends]
-    return answered[0] / len(confidence), missed[0] / answered[0], thresholds
+    answered, missed, thresholds = _accumulated(*_confidence(predictions))
+    return answered / len(predictions), missed / answered, thresholds
 
 
 def risk_coverage(
@@ -120,9 +118,10 @@ def risk_coverage(
         "risk": (answered & wrong, answered),
         "risk_of_all": (wrong, every),
     }
-
     estimates = {name: share(*masks, test.groups, confidence) for name, masks in shares.items()}
-    area = float(_accumulated(sure, wrong, np.ones((1, len(test))))[2][0])
+    reached, risks, _ = risk_coverage_curve(test)
+    # Each image weighs the risk among all that are at least as sure.
+    area = float((np.diff(reached, prepend=0) * risks).sum())
     return Abstention(
         target=coverage,
         threshold=threshold,
@@ -134,40 +133,23 @@ def risk_coverage(
     )
 
 
-def weighted_share(weights: np.ndarray, hits: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Share of hits in many resamples.
-
-    Args:
-        weights: float64 ``[b, n]``: how often each image was drawn.
-        hits: bool ``[n]``; part of ``among``.
-        among: bool ``[n]``.
-
-    Returns:
-        float64 ``[b]``; NaN where a resample has none of ``among``.
-    """
-    below = weights @ among
-    return np.divide(weights @ hits, below, out=np.full(len(below), math.nan), where=below > 0)
-
-
 def _confidence(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return p.probabilities.max(axis=1), p.predicted != p.labels
 
 
 def _accumulated(
-    confidence: np.ndarray, wrong: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images answered and errors at each distinct confidence, from the surest on, and the AURC.
+    confidence: np.ndarray, wrong: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images answered and errors at each distinct confidence, from the surest on.
+
+    Args:
+        confidence: float64 ``[n]``.
+        wrong: bool ``[n]``.
 
     Returns:
-        Answered ``[b, m]``, wrong ``[b, m]``, area ``[b]``, and the last position of each distinct
-        confidence in descending order, ``[m]``.
+        Answered and wrong, int64 ``[m]`` each, and the confidences, float64 ``[m]``.
     """
     order = np.argsort(-confidence, kind="stable")
+    # The last position of each distinct confidence in descending order.
     ends = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
-    drawn = weights[:, order]
-    answered = np.cumsum(drawn, axis=1)[:, ends]
-    missed = np.cumsum(drawn * wrong[order], axis=1)[:, ends]
-    # Before the first image drawn there is no risk, and no image to weigh it by.
-    risk = np.divide(missed, answered, out=np.zeros_like(missed), where=answered > 0)
-    entered = np.diff(answered, axis=1, prepend=0)
-    return answered, missed, (entered * risk).sum(axis=1) / answered[:, -1], ends
+    return ends + 1, np.cumsum(wrong[order])[ends], confidence[order][ends]

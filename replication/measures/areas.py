@@ -37,23 +37,23 @@ def roc_interval(
         of it stands in one group; in a mean nothing is taken as known of that side.
     """
     units, kind = resampling_units(groups)
-    areas, ends, known = [], [], True
+    areas, ends, both_sides = [], [], True
     for of_class, positive in zip(scores, positives, strict=True):
         placed = np.mean([_placements(one, positive) for one in of_class], axis=0)
         sides = [
             share_by_unit(*by_unit(placed, side, units), confidence)
             for side in (positive, ~positive)
         ]
-        known &= all(found.known for found in sides)
+        both_sides &= all(share.has_interval for share in sides)
         ends.append(
             (
-                math.hypot(*(found.value - found.low for found in sides)),
-                math.hypot(*(found.high - found.value for found in sides)),
+                math.hypot(*(share.value - share.low for share in sides)),
+                math.hypot(*(share.high - share.value for share in sides)),
             )
         )
         areas.append(placed[positive].mean())
     middle, (below, above), classes = float(np.mean(areas)), np.mean(ends, axis=0), len(areas)
-    if classes == 1 and not known:
+    if classes == 1 and not both_sides:
         return Interval(math.nan, math.nan, f"no interval: one side is of one {kind[:-1]}")
     return Interval(
         max(0.0, float(middle - below)),

@@ -164,13 +164,13 @@ def fit_temperature(predictions_tune: Predictions) -> float:
         scale = math.exp(-log_temperature)
         return float(np.mean(special.logsumexp(scale * logits, axis=1) - scale * true))
 
-    found = optimize.minimize_scalar(
+    minimum = optimize.minimize_scalar(
         loss,
         bounds=tuple(map(math.log, TEMPERATURE_BOUNDS)),
         method="bounded",
         options={"xatol": 1e-7},
     )
-    return float(math.exp(found.x))
+    return float(math.exp(minimum.x))
 
 
 def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
@@ -208,80 +208,6 @@ def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return special.softmax(_logits(probabilities) / temperature, axis=-1)
 
 
-def reliability(predictions: Predictions, bins: int = BINS) -> list[Bin]:
-    """Sets the confidence in the named class beside the share of right images.
-
-    Args:
-        predictions: Of test images alone.
-        bins: Number of bins of equal width over 0..1.
-
-    Returns:
-        The bins that hold images, in order. A score on an edge belongs to the lower bin.
-
-    Raises:
-        ValueError: No predictions, of another role, or fewer than 1 bin.
-    """
-    p = one_role(predictions, "test")
-    return _bins(*_top_label(p), p.groups, bins)
-
-
-def expected_calibration_error(
-    predictions: Predictions,
-    bins: int = BINS,
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
-    """Expected calibration error of the top label, without an interval.
-
-    The sum over the bins of (images of the bin / all images) x |share of right images - mean
-    confidence|. Few images make it too large, and resamples of them larger still, so that no
-    interval holds; `Scores.ece_if_calibrated` says what chance alone would show.
-
-    Source: M. P. Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
-    AAAI 2015; C. Guo et al. (2017) for the top label.
-
-    Args:
-        predictions: Of test images alone.
-        bins: Number of bins of equal width over 0..1.
-        confidence: Of the interval.
-        seed: Of the draws of chance.
-
-    Returns:
-        The error, 0..1.
-
-    Raises:
-        ValueError: No predictions, of another role, or fewer than 1 bin.
-    """
-    p = one_role(predictions, "test")
-    return _scores(p, *_top_label(p), bins, confidence, seed).ece
-
-
-def brier_score(predictions: Predictions, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """Brier score over all classes, and its interval.
-
-    The mean over the images of the sum over the classes of (probability - truth)^2, where the truth
-    is 1 for the true class and 0 for the others: 0 is perfect and 2 is certain and always wrong. Of
-    two classes it is twice the score that is usually given for one probability.
-
-    Source: G. W. Brier, "Verification of forecasts expressed in terms of probability", Mon. Weather
-    Rev. 78 (1950) 1-3.
-
-    Args:
-        predictions: Of test images alone.
-        confidence: Of the interval.
-        seed: Of the draws of chance.
-
-    Returns:
-        The score, 0..2.
-
-    Raises:
-        ValueError: No predictions, or of another role.
-    """
-    p = one_role(predictions, "test")
-    return _scores(p, *_top_label(p), BINS, confidence, seed).brier
-
-
 def calibrate(
     predictions: Predictions,
     bins: int = BINS,
@@ -308,17 +234,16 @@ def calibrate(
     temperature = fit_temperature(tune) if len(tune) else None
     scaled = None if temperature is None else apply_temperature(test, temperature)
 
-    def scores(p: Predictions | None, *, hsil_plus: bool) -> Scores | None:
-        if p is None:
-            return None
+    def top_label(p: Predictions) -> Scores:
+        hits = p.predicted == p.labels
+        return _scores(p, _normalised(p).max(axis=1), hits, bins, confidence, seed)
+
+    def severe(p: Predictions) -> Scores | None:
         positive = positive_class(p)
-        if not hsil_plus:
-            pair = _top_label(p)
-        elif positive is not None and positive.name == "HSIL+":
-            pair = positive.scores, positive.truth
-        else:
+        if positive is None or positive.name != "HSIL+":
             return None
-        return _scores(p, *pair, bins, confidence, seed, one_score=hsil_plus)
+        pair = positive.scores, positive.truth
+        return _scores(p, *pair, bins, confidence, seed, one_score=True)
 
     return Calibration(
         temperature=temperature,
@@ -326,10 +251,10 @@ def calibrate(
         tune_images=len(tune),
         test_images=len(test),
         binning=f"{bins} bins of equal width over 0 to 1; an edge belongs to the bin below it",
-        before=scores(test, hsil_plus=False),
-        after=scores(scaled, hsil_plus=False),
-        hsil_plus_before=scores(test, hsil_plus=True),
-        hsil_plus_after=scores(scaled, hsil_plus=True),
+        before=top_label(test),
+        after=None if scaled is None else top_label(scaled),
+        hsil_plus_before=severe(test),
+        hsil_plus_after=None if scaled is None else severe(scaled),
     )
 
 
@@ -357,10 +282,6 @@ def _normalised(predictions: Predictions) -> np.ndarray:
     return predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
 
 
-def _top_label(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    return _normalised(p).max(axis=1), p.predicted == p.labels
-
-
 def _bin_numbers(scores: np.ndarray, bins: int) -> np.ndarray:
     if bins < 1:
         raise ValueError(f"bins: expected 1 or more, got {bins}")
@@ -369,23 +290,25 @@ def _bin_numbers(scores: np.ndarray, bins: int) -> np.ndarray:
 
 def _bins(scores: np.ndarray, hits: np.ndarray, groups: tuple[str, ...], bins: int) -> list[Bin]:
     numbers, edges = _bin_numbers(scores, bins), np.linspace(0, 1, bins + 1)
-    found = []
+    filled = []
     for number in np.unique(numbers):
         inside = numbers == number
         count, right = int(inside.sum()), int(hits[inside].sum())
         lower, upper = float(edges[number]), float(edges[number + 1])
         mean = float(scores[inside].mean())
         share = shares.share(hits, inside, groups)
-        found.append(Bin(lower, upper, count, mean, right / count, share.low, share.high))
-    return found
+        filled.append(Bin(lower, upper, count, mean, right / count, share.low, share.high))
+    return filled
 
 
-def _weighted_ece(
-    gaps: np.ndarray, numbers: np.ndarray, bins: int, weights: np.ndarray
-) -> np.ndarray:
-    """ECE of many resamples: weights ``[b, n]``, gaps = score - hit ``[n]`` or ``[b, n]``."""
-    inside = np.eye(bins)[numbers]
-    return np.abs((weights * gaps) @ inside).sum(axis=1) / weights.sum(axis=1)
+def _ece(gaps: np.ndarray, numbers: np.ndarray) -> float:
+    """Expected calibration error.
+
+    Args:
+        gaps: Score - hit, float64 ``[n]``.
+        numbers: Bin of each image, int64 ``[n]``.
+    """
+    return float(np.abs(np.bincount(numbers, gaps)).sum() / len(gaps))
 
 
 def _scores(
@@ -398,7 +321,7 @@ def _scores(
     *,
     one_score: bool = False,
 ) -> Scores:
-    numbers, once = _bin_numbers(scores, bins), np.ones((1, len(p)))
+    numbers = _bin_numbers(scores, bins)
     if one_score:
         squares, chosen = (scores - hits) ** 2, np.where(hits, scores, 1 - scores)
     else:
@@ -408,14 +331,13 @@ def _scores(
     # The same floor as that of the log loss in `evaluation`, which is scikit-learn's.
     losses = -np.log(np.clip(chosen, np.finfo(np.float64).eps, 1))
 
-    ece = float(_weighted_ece(scores - hits, numbers, bins, once)[0])
     # The score of one image is at most this, so that a share of it has an interval.
     most, every = (1.0 if one_score else 2.0), np.ones(len(p), bool)
     brier = shares.share(squares / most, every, p.groups, confidence)
     return Scores(
-        ece_if_calibrated=_ece_if_calibrated(scores, numbers, bins, confidence, seed),
+        ece_if_calibrated=_ece_if_calibrated(scores, numbers, confidence, seed),
         bins=tuple(_bins(scores, hits, p.groups, bins)),
-        ece=Estimate(ece, math.nan, math.nan, len(p), _NO_ECE),
+        ece=Estimate(_ece(scores - hits, numbers), math.nan, math.nan, len(p), _NO_ECE),
         brier=Estimate(
             float(squares.mean()), most * brier.low, most * brier.high, len(p), brier.method
         ),
@@ -424,13 +346,13 @@ def _scores(
 
 
 def _ece_if_calibrated(
-    scores: np.ndarray, numbers: np.ndarray, bins: int, confidence: float, seed: int
+    scores: np.ndarray, numbers: np.ndarray, confidence: float, seed: int
 ) -> Estimate:
-    rng, errors = np.random.default_rng(seed), []
-    once = np.ones((1, len(scores)))
-    for _ in range(_CONSISTENCY_DRAWS):
-        drawn = rng.random((1, len(scores))) < scores
-        errors.append(_weighted_ece(scores - drawn, numbers, bins, once)[0])
+    rng = np.random.default_rng(seed)
+    errors = [
+        _ece(scores - (rng.random(len(scores)) < scores), numbers)
+        for _ in range(_CONSISTENCY_DRAWS)
+    ]
     tail = 50 * (1 - confidence)
     low, high = np.percentile(errors, [tail, 100 - tail])
     method = f"{_CONSISTENCY_DRAWS} draws of the truth from the scores, images independent"

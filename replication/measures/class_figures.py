@@ -14,12 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from replication.measures.intervals import (
-    Interval,
-    confusion_statistics,
-    group_weights,
-    resampling_units,
-)
+from replication.measures import confusion
+from replication.measures.intervals import Interval, group_weights, resampling_units
 from replication.measures.shares import Share, by_unit, share_by_unit
 
 #: Said wherever such a figure stands.
@@ -36,7 +32,7 @@ _CHUNK_ENTRIES = 4_000_000
 
 
 def mean_figures(present: np.ndarray, order: Sequence[int], names: Sequence[str]) -> Figures:
-    """Means over models of figures of `intervals.confusion_statistics`.
+    """Means over models of figures of `confusion.statistics`.
 
     Args:
         present: bool ``[k]``: classes that have images.
@@ -45,14 +41,11 @@ def mean_figures(present: np.ndarray, order: Sequence[int], names: Sequence[str]
     """
 
     def figures(matrices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: found.mean(axis=1) for name, found in each(matrices).items()}
-
-    def each(matrices: np.ndarray) -> dict[str, np.ndarray]:
         flat = matrices.reshape(-1, *matrices.shape[2:])
-        found = confusion_statistics(flat, present, order)
-        by_class = found.pop("f1")
-        found |= {f"f1 {c}": by_class[:, c] for c in range(by_class.shape[1])}
-        return {name: found[name].reshape(matrices.shape[:2]) for name in names}
+        of_each = confusion.statistics(flat, present, order)
+        by_class = of_each.pop("f1")
+        of_each |= {f"f1 {c}": by_class[:, c] for c in range(by_class.shape[1])}
+        return {name: of_each[name].reshape(matrices.shape[:2]).mean(axis=1) for name in names}
 
     return figures
 
@@ -86,9 +79,9 @@ def confusion_intervals(
     right = (predicted == labels).mean(axis=0)
 
     def moves(c: int, units: np.ndarray) -> tuple[list[np.ndarray], list[Share]]:
-        found = share_by_unit(*by_unit(right, labels == c, units), confidence)
+        share = share_by_unit(*by_unit(right, labels == c, units), confidence)
         every = np.ones(len(predicted))
-        return [(found.value - end) * every for end in (found.low, found.high)], [found]
+        return [(share.value - end) * every for end in (share.low, share.high)], [share]
 
     return _intervals(
         labels, predicted, groups, figures, [moves], classes, confidence, resamples, seed, most=1.0
@@ -141,11 +134,11 @@ def difference_intervals(
         shares = [share_by_unit(*by_unit(one, labels == c, units), confidence) for one in only]
         right = [float((one == labels)[:, labels == c].mean()) for one in (first, second)]
         lost = []
-        for side, found in enumerate(shares):
+        for side, share in enumerate(shares):
             mine, other = np.repeat(np.eye(2)[[side, 1 - side]], models, axis=1)
-            lost.append((found.value - found.low) * mine)
+            lost.append((share.value - share.low) * mine)
             # More images that only this side names rightly: the other loses them, while it has any.
-            more = found.high - found.value
+            more = share.high - share.value
             taken = min(more, right[1 - side])
             lost.append(taken * other - (more - taken) * mine)
         return lost, shares
@@ -154,9 +147,9 @@ def difference_intervals(
         lost, shares = [], []
         for one, mine in zip((first, second), np.repeat(np.eye(2), models, axis=1), strict=True):
             right = (one == labels).mean(axis=0)
-            found = share_by_unit(*by_unit(right, labels == c, units), confidence)
-            lost += [(found.value - end) * mine for end in (found.low, found.high)]
-            shares.append(found)
+            share = share_by_unit(*by_unit(right, labels == c, units), confidence)
+            lost += [(share.value - end) * mine for end in (share.low, share.high)]
+            shares.append(share)
         return lost, shares
 
     both = np.concatenate([first, second])
@@ -198,20 +191,20 @@ def _intervals(
         f"Wilson of each class, combined, or resampling of {over} where wider, at the class shares "
         "of these images"
     )
-    unknown = sum(not all(one.known for one in found) for _, found in moved[0])
-    if unknown:
-        classed = "1 class stands" if unknown == 1 else f"{unknown} classes stand"
+    alone = sum(not all(share.has_interval for share in of_class) for _, of_class in moved[0])
+    if alone:
+        classed = "1 class stands" if alone == 1 else f"{alone} classes stand"
         method += f"; {classed} in one group, so that nothing is taken as known of it"
-    found = {}
+    intervals = {}
     for name, value in values.items():
         low = max(value - below[name] for below, _ in reach)
         high = min(value + above[name] for _, above in reach)
-        found[name] = Interval(
+        intervals[name] = Interval(
             float(np.fmin(low, drawn[name][0])), float(np.fmax(high, drawn[name][1])), method
         )
         if not np.isfinite(value):
-            found[name] = Interval(np.nan, np.nan, "no interval of an undefined figure")
-    return found
+            intervals[name] = Interval(np.nan, np.nan, "no interval of an undefined figure")
+    return intervals
 
 
 def _reach(
@@ -226,10 +219,11 @@ def _reach(
         _moved(once[0], int(c), lost) for c, of in zip(present, moves, strict=True) for lost in of
     ]
     away = {name: of - values[name] for name, of in figures(np.array(moved)).items()}
-    return tuple(
+    below, above = (
         {name: float(np.sqrt((end(of, 0) ** 2).sum())) for name, of in away.items()}
         for end in (np.minimum, np.maximum)
     )
+    return below, above
 
 
 def _counts(
@@ -238,7 +232,7 @@ def _counts(
     """Confusion matrices by unit and model, float64 ``[units, m, k, k]``."""
     counts = np.zeros((int(units.max()) + 1, len(predicted), classes, classes))
     for model, named in enumerate(predicted):
-        np.add.at(counts, (units, model, labels, named), 1.0)
+        np.add.at(counts[:, model], (units, labels, named), 1.0)
     return counts
 
 
@@ -300,10 +294,11 @@ def _resampled(
     if not parts:
         empty = figures(counts.sum(axis=0)[None])
         return dict.fromkeys(empty, (np.nan, np.nan))
-    found = {}
-    for name, values in parts.items():
-        every = np.concatenate(values)
-        defined = np.isfinite(every).all()
-        ends = np.percentile(every, [tail, 100 - tail]) if defined else (np.nan, np.nan)
-        found[name] = tuple(map(float, ends))
-    return found
+    ends = {}
+    for name, chunks in parts.items():
+        every = np.concatenate(chunks)
+        low, high = np.nan, np.nan
+        if np.isfinite(every).all():
+            low, high = np.percentile(every, [tail, 100 - tail])
+        ends[name] = float(low), float(high)
+    return ends

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from replication.drawing import shown
-from replication.measures import calibration, one_class
-from replication.measures.positive import positive_members
+from replication.measures import calibration, names, one_class
+from replication.measures.positive import hsil_plus
 from replication.runs import results
 from tfds_pap import files
 from tfds_pap.errors import PapError
@@ -40,10 +40,10 @@ class Decision:
         Raises:
             ValueError: If the classes are not those of stage 2.
         """
-        positive = positive_members(self.labels)
-        if positive is None or positive[0] != "HSIL+":
+        severe = hsil_plus(self.labels)
+        if not severe:
             raise ValueError(f"expected the classes of stage 2, got {', '.join(self.labels)}")
-        return self._calibrated(probabilities)[:, positive[1]].sum(axis=1)
+        return self._calibrated(probabilities)[:, severe].sum(axis=1)
 
     def abstains(self, probabilities: np.ndarray) -> np.ndarray:
         """Returns where the calibrated confidence is below the threshold, bool `[n]`.
@@ -81,12 +81,7 @@ def of_fit(fit: results.Fit) -> tuple[Decision, list[str]]:
 
 
 #: Figures of a fit that a user of its answers must know, in the order in which they are told.
-_SCORED = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "hsil_plus_sensitivity": "HSIL+ sensitivity",
-    "hsil_plus_specificity": "HSIL+ specificity",
-}
+_TOLD = ("accuracy", "balanced_accuracy", "hsil_plus_sensitivity", "hsil_plus_specificity")
 
 
 def scored(fit: results.Fit) -> list[str]:
@@ -98,19 +93,20 @@ def scored(fit: results.Fit) -> list[str]:
     Raises:
         PapError: Its metrics hold no calibration.
     """
-    found, test = metrics(fit), fit.predictions.select("test")
+    by_name, test = metrics(fit), fit.predictions.select("test")
     figures = [
-        f"{name} {_figure(found.get(f'{key}_by_group') or found[key])}"
-        for key, name in _SCORED.items()
-        if key in found
+        # Runs of before named the interval by group apart.
+        f"{names.SHARES[key]} {_figure(by_name.get(f'{key}_by_group') or by_name[key])}"
+        for key in _TOLD
+        if key in by_name
     ]
-    majority = found["majority_baseline"]["value"]
-    said = (
+    majority = by_name["majority_baseline"]["value"]
+    sentence = (
         f"In its own run, on {len(test):,} test images: {', '.join(figures)}; always naming the "
         f"most frequent class would score {100 * majority:.1f} % accuracy."
     )
     remark = one_class.remark(test.predicted, test.class_names, test.labels)
-    return [said, remark] if remark else [said]
+    return [sentence, remark] if remark else [sentence]
 
 
 def _figure(estimate: dict[str, Any]) -> str:
@@ -131,7 +127,7 @@ def metrics(fit: results.Fit) -> dict[str, Any]:
         PapError: They hold no calibration.
     """
     path = fit.directory / "metrics.json"
-    found = files.read_json(path)
-    if "triage" not in found:
+    by_name = files.read_json(path)
+    if "triage" not in by_name:
         raise PapError(f"{path}: expected calibration and threshold; run the command again")
-    return found
+    return by_name

@@ -1,19 +1,21 @@
 """Every figure of a trained model, computed from its predictions file.
 
-The values come from scikit-learn, the intervals from `replication.measures.intervals`, and none
-of them needs the model again.
+Areas and losses come from scikit-learn, what a confusion matrix holds from
+`replication.measures.confusion`, the intervals from `replication.measures.intervals`; none of them
+needs the model again.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn import metrics
 
-from replication.measures import areas, class_figures, shares
+from replication.measures import areas, class_figures, confusion, shares
 from replication.measures.intervals import Estimate, Interval, wilson
+from replication.measures.positive import hsil_plus
 from replication.measures.predictions import ROLES, Predictions, jsonable
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -41,10 +43,6 @@ def _for_scoring(predictions: Predictions) -> Predictions:
     return predictions.take(sorted(range(len(predictions)), key=predictions.ids.__getitem__))
 
 
-def _with_interval(value: float, interval: Interval, count: int) -> Estimate:
-    return Estimate(float(value), interval.low, interval.high, count, interval.method)
-
-
 def _severity(names: Sequence[str]) -> list[int]:
     """Class indices in order of severity; other classes are taken to be given in that order."""
     if set(names) == set(STAGE2_CLASSES):
@@ -52,81 +50,50 @@ def _severity(names: Sequence[str]) -> list[int]:
     return list(range(len(names)))
 
 
-def _severe(names: Sequence[str]) -> list[int]:
-    """The classes HSIL and SCC where the four Bethesda classes are told apart, else none."""
-    return _severity(names)[2:] if set(names) == set(STAGE2_CLASSES) else []
-
-
-def _normalised(predictions: Predictions) -> np.ndarray:
-    # Rows of float32 add up to 1 within 1e-7 only; log loss is defined on exact ones.
-    return predictions.probabilities / predictions.probabilities.sum(axis=1, keepdims=True)
-
-
 def _values(p: Predictions) -> dict[str, float]:
-    """The figures themselves, by scikit-learn. The names are those of `_fast`."""
-    truth, named, scores, every = p.labels, p.predicted, p.probabilities, range(len(p.class_names))
-    present = [c for c in every if (truth == c).any()]
-    values = {"accuracy": metrics.accuracy_score(truth, named)}
-    for mean in ("macro", "weighted"):
-        figures = metrics.precision_recall_fscore_support(
-            truth, named, labels=present, average=mean, zero_division=0
-        )
-        for name, value in zip(("precision", "sensitivity", "f1"), figures[:3], strict=True):
-            values[f"{mean}_{name}"] = value
-    values["balanced_accuracy"] = values["macro_sensitivity"]
-    tables = metrics.multilabel_confusion_matrix(truth, named, labels=list(every))[present]
-    negatives = tables[:, 0].sum(axis=1)
-    values["macro_specificity"] = (
-        (tables[:, 0, 0] / negatives).mean() if negatives.all() else math.nan
+    """The figures themselves; of a single class its index follows the name, as in 'f1 3'."""
+    classes = len(p.class_names)
+    present = np.bincount(p.labels, minlength=classes) > 0
+    figures = confusion.statistics(
+        confusion.counts(p.labels, p.predicted, classes, np.ones((1, len(p)))),
+        present,
+        _severity(p.class_names),
+        hsil_plus(p.class_names),
     )
-    values["log_loss"] = metrics.log_loss(truth, _normalised(p), labels=list(every))
-    same = len({*truth, *named}) == 1
-    values["quadratic_kappa"] = (
-        math.nan
-        if same
-        else metrics.cohen_kappa_score(
-            truth, named, labels=_severity(p.class_names), weights="quadratic"
-        )
-    )
-    f1 = metrics.f1_score(truth, named, labels=list(every), average=None, zero_division=0)
-    for c in present:
-        name, positive = p.class_names[c], truth == c
-        values[f"f1 {name}"] = f1[c]
-        values[f"pr_auc {name}"] = metrics.average_precision_score(positive, scores[:, c])
-        values[f"roc_auc {name}"] = (
-            math.nan if positive.all() else metrics.roc_auc_score(positive, scores[:, c])
-        )
-    for curve in ("roc_auc", "pr_auc"):
-        values[f"{curve}_macro"] = np.mean([values[f"{curve} {p.class_names[c]}"] for c in present])
-    severe = _severe(p.class_names)
-    truly = np.isin(truth, severe)
-    if severe:
-        values["hsil_plus_sensitivity"] = (
-            metrics.recall_score(truly, np.isin(named, severe)) if truly.any() else math.nan
-        )
-        values["hsil_plus_specificity"] = (
-            math.nan if truly.all() else metrics.recall_score(~truly, ~np.isin(named, severe))
-        )
-    return {name: float(value) for name, value in values.items()}
+    (f1,) = figures.pop("f1")
+    values = {name: float(value) for name, (value,) in figures.items()}
+    # Rows of float32 add up to 1 within 1e-7 only; log loss is defined on exact ones.
+    exact = p.probabilities / p.probabilities.sum(axis=1, keepdims=True)
+    values["log_loss"] = float(metrics.log_loss(p.labels, exact, labels=list(range(classes))))
+    areas_by_class = []
+    for c in np.flatnonzero(present):
+        positive, scores = p.labels == c, p.probabilities[:, c]
+        roc_auc = math.nan if positive.all() else metrics.roc_auc_score(positive, scores)
+        areas_by_class.append((roc_auc, metrics.average_precision_score(positive, scores)))
+        values[f"f1 {c}"] = float(f1[c])
+        values[f"roc_auc {c}"], values[f"pr_auc {c}"] = map(float, areas_by_class[-1])
+    values["roc_auc_macro"], values["pr_auc_macro"] = map(float, np.mean(areas_by_class, axis=0))
+    return values
 
+
+#: What is averaged over the classes, each counting alike or by its images.
+_MEANS = {
+    "macro": ("precision", "sensitivity", "specificity", "f1"),
+    "weighted": ("precision", "sensitivity", "f1"),
+}
 
 #: Figures over classes, by the interval that they get.
 _OVER_CLASSES = (
     "balanced_accuracy",
     "quadratic_kappa",
-    *(f"macro_{name}" for name in ("precision", "sensitivity", "specificity", "f1")),
-    *(f"weighted_{name}" for name in ("precision", "sensitivity", "f1")),
+    *(f"{mean}_{name}" for mean, names in _MEANS.items() for name in names),
 )
 
-#: Why a figure has no interval.
-_NO_INTERVAL = {
-    "log_loss": "no interval: a mean without an upper end, which few images make",
-    "pr_auc": "no interval: none that was tried holds for few positive images",
-}
+#: Figures of one class against the rest.
+_OF_A_CLASS = ("sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc", "pr_auc")
 
-
-def _no_interval(value: float, count: int, name: str) -> Estimate:
-    return Estimate(value, math.nan, math.nan, count, _NO_INTERVAL[name])
+_NO_LOSS = "no interval: a mean without an upper end, which few images make"
+_NO_PR_AUC = "no interval: none that was tried holds for few positive images"
 
 
 def _class_intervals(
@@ -199,75 +166,92 @@ def evaluate(
         (12, True)
     """
     p = _for_scoring(predictions)
-    names, count, truth, named = p.class_names, len(p), p.labels, p.predicted
-    every = list(range(len(names)))
-    present = [c for c in every if (truth == c).any()]
-    absent = [names[c] for c in every if c not in present]
-    intervals = _class_intervals(
-        [p],
-        [*_OVER_CLASSES, *(f"f1 {c}" for c in present)],
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
-    intervals["roc_auc_macro"] = _roc_interval([p], present, confidence)
-    for c in present:
-        intervals[f"roc_auc {c}"] = _roc_interval([p], [c], confidence)
-    values = _values(p)
-    for c in present:
-        for key in ("f1", "roc_auc"):
-            values[f"{key} {c}"] = values[f"{key} {names[c]}"]
-
-    def proportion(hits: np.ndarray, among: np.ndarray) -> Estimate:
-        return shares.share(hits, among, p.groups, confidence)
-
-    def resampled(name: str, mean: bool = False) -> Estimate:
-        estimate = _with_interval(values[name], intervals[name], count)
-        if mean and absent:
-            note = f"{estimate.method}; left out, having no image: {', '.join(absent)}"
-            estimate = dataclasses.replace(estimate, method=note)
-        return estimate
-
-    whole = np.ones(count, bool)
+    truth, named, names = p.labels, p.predicted, p.class_names
+    scored = _Scored.of(p, confidence, resamples, seed)
+    every = np.ones(len(p), bool)
     results: dict[str, Any] = {
         "class_names": list(names),
-        "accuracy": proportion(truth == named, whole),
-        "majority_baseline": proportion(truth == np.bincount(truth).argmax(), whole),
+        "accuracy": scored.share(truth == named, every),
+        "majority_baseline": scored.share(truth == np.bincount(truth).argmax(), every),
+        "balanced_accuracy": scored.over_classes("balanced_accuracy"),
+        "roc_auc_macro": scored.over_classes("roc_auc_macro"),
+        "pr_auc_macro": scored.without_interval("pr_auc_macro"),
+        "quadratic_kappa": scored.estimate("quadratic_kappa"),
+        "log_loss": scored.without_interval("log_loss"),
     }
-    for name in ("balanced_accuracy", "roc_auc_macro"):
-        results[name] = resampled(name, mean=True)
-    results["pr_auc_macro"] = _no_interval(values["pr_auc_macro"], count, "pr_auc")
-    results["quadratic_kappa"] = resampled("quadratic_kappa")
-    results["log_loss"] = _no_interval(values["log_loss"], count, "log_loss")
-    severe = _severe(names)
-    if severe:
+    if severe := hsil_plus(names):
         truly, called = np.isin(truth, severe), np.isin(named, severe)
-        results["hsil_plus_sensitivity"] = proportion(called, truly)
-        results["hsil_plus_specificity"] = proportion(~called, ~truly)
-    for mean, figures in (
-        ("macro", ("precision", "sensitivity", "specificity", "f1")),
-        ("weighted", ("precision", "sensitivity", "f1")),
-    ):
-        results[mean] = {name: resampled(f"{mean}_{name}", mean=True) for name in figures}
-    results["per_class"] = {}
-    for c, name in enumerate(names):
-        truly, called = truth == c, named == c
-        if c in present:
-            figures = {
-                "sensitivity": proportion(called, truly),
-                "specificity": proportion(~called, ~truly),
-                "ppv": proportion(truly, called),
-                "npv": proportion(~truly, ~called),
-                **{key: resampled(f"{key} {c}") for key in ("f1", "roc_auc")},
-                "pr_auc": _no_interval(values[f"pr_auc {name}"], count, "pr_auc"),
-            }
-        else:
-            keys = ("sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc", "pr_auc")
-            nothing = Estimate(math.nan, math.nan, math.nan, 0, f"undefined: no image of {name}")
-            figures = dict.fromkeys(keys, nothing)
-        results["per_class"][name] = {**figures, "support": int(truly.sum())}
-    results["confusion_matrix"] = metrics.confusion_matrix(truth, named, labels=every).tolist()
+        results["hsil_plus_sensitivity"] = scored.share(called, truly)
+        results["hsil_plus_specificity"] = scored.share(~called, ~truly)
+    for mean, of_mean in _MEANS.items():
+        results[mean] = {name: scored.over_classes(f"{mean}_{name}") for name in of_mean}
+    results["per_class"] = {
+        name: {**scored.of_class(c), "support": int((truth == c).sum())}
+        for c, name in enumerate(names)
+    }
+    matrix = metrics.confusion_matrix(truth, named, labels=list(range(len(names))))
+    results["confusion_matrix"] = matrix.tolist()
     return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """One model on one role: its figures, and the intervals of those that are no shares."""
+
+    predictions: Predictions
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    confidence: float
+
+    @classmethod
+    def of(cls, p: Predictions, confidence: float, resamples: int, seed: int) -> Self:
+        present = np.unique(p.labels).tolist()
+        names = [*_OVER_CLASSES, *(f"f1 {c}" for c in present)]
+        intervals = _class_intervals(
+            [p], names, confidence=confidence, resamples=resamples, seed=seed
+        )
+        intervals["roc_auc_macro"] = _roc_interval([p], present, confidence)
+        for c in present:
+            intervals[f"roc_auc {c}"] = _roc_interval([p], [c], confidence)
+        return cls(p, _values(p), intervals, confidence)
+
+    def share(self, hits: np.ndarray, among: np.ndarray) -> Estimate:
+        return shares.share(hits, among, self.predictions.groups, self.confidence)
+
+    def estimate(self, name: str) -> Estimate:
+        interval, count = self.intervals[name], len(self.predictions)
+        return Estimate(self.values[name], interval.low, interval.high, count, interval.method)
+
+    def over_classes(self, name: str) -> Estimate:
+        """A mean over the classes, which says what it leaves out."""
+        p, estimate = self.predictions, self.estimate(name)
+        absent = [name for c, name in enumerate(p.class_names) if not (p.labels == c).any()]
+        if not absent:
+            return estimate
+        method = f"{estimate.method}; left out, having no image: {', '.join(absent)}"
+        return dataclasses.replace(estimate, method=method)
+
+    def without_interval(self, name: str) -> Estimate:
+        method = _NO_LOSS if name == "log_loss" else _NO_PR_AUC
+        return Estimate(self.values[name], math.nan, math.nan, len(self.predictions), method)
+
+    def of_class(self, c: int) -> dict[str, Estimate]:
+        """The figures of one class against the rest."""
+        p = self.predictions
+        truly, called = p.labels == c, p.predicted == c
+        if not truly.any():
+            method = f"undefined: no image of {p.class_names[c]}"
+            return dict.fromkeys(_OF_A_CLASS, Estimate(math.nan, math.nan, math.nan, 0, method))
+        figures = (
+            self.share(called, truly),
+            self.share(~called, ~truly),
+            self.share(truly, called),
+            self.share(~truly, ~called),
+            self.estimate(f"f1 {c}"),
+            self.estimate(f"roc_auc {c}"),
+            self.without_interval(f"pr_auc {c}"),
+        )
+        return dict(zip(_OF_A_CLASS, figures, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,15 +329,15 @@ def summarise_seeds(
     intervals["roc_auc_macro"] = _roc_interval(scored, np.unique(truth).tolist(), confidence)
     whole = np.ones(count, bool)
     proportions = {"accuracy": ([run.predicted == truth for run in scored], whole)}
-    if severe := _severe(first.class_names):
+    if severe := hsil_plus(first.class_names):
         called = [np.isin(run.predicted, severe) for run in scored]
         truly = np.isin(truth, severe)
         proportions["hsil_plus_sensitivity"] = called, truly
         proportions["hsil_plus_specificity"] = [~one for one in called], ~truly
     counts = dict.fromkeys(intervals, count)
     for name, (hits, among) in proportions.items():
-        found = shares.share(np.mean(hits, axis=0), among, first.groups, confidence)
-        intervals[name], counts[name] = Interval(found.low, found.high, found.method), found.count
+        share = shares.share(np.mean(hits, axis=0), among, first.groups, confidence)
+        intervals[name], counts[name] = Interval(share.low, share.high, share.method), share.count
     wanted = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_macro", "quadratic_kappa"]
     wanted += [name for name in proportions if name not in wanted]
     by_seed, summaries = [_values(run) for run in scored], {}

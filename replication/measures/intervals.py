@@ -1,9 +1,9 @@
 """How sure a figure is: Wilson intervals and resampled groups.
 
-A resample is a row of weights: how much each image counts. Every statistic here is a function of
-such weights, so thousands of resamples are a few matrix products instead of a loop. Weights are
-never 0, so that no resample lacks a class. Shares have their own interval in
-`replication.measures.shares`, figures over classes in `replication.measures.class_figures`.
+A resample is a row of weights: how much each image counts. Every statistic is a function of such
+weights, so thousands of resamples are a few matrix products instead of a loop. Weights are never 0,
+so that no resample lacks a class. Shares have their own interval in `replication.measures.shares`,
+figures over classes in `replication.measures.class_figures`.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
@@ -38,6 +39,11 @@ class Estimate:
     high: float
     count: int
     method: str
+
+    @property
+    def told_from_zero(self) -> bool:
+        """Whether the interval of a difference lies on one side of 0; False where there is none."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,7 @@ def resampling_units(groups: Sequence[str]) -> tuple[np.ndarray, str]:
     return np.arange(len(groups)), "images"
 
 
-def effective_count(sizes: np.ndarray) -> float:
+def effective_count(sizes: npt.ArrayLike) -> float:
     """As how many units of equal size some of unequal size are good for a share or a sum.
 
     Source: L. Kish, "Survey Sampling" (1965), (sum m)^2 / sum m^2 with m in each unit.
@@ -237,102 +243,3 @@ def _percentiles(values: np.ndarray, confidence: float, method: str) -> Interval
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
-
-
-def confusion_counts(
-    labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray
-) -> np.ndarray:
-    """Confusion matrices of many resamples in one matrix product.
-
-    Args:
-        labels: int64 ``[n]``.
-        predicted: int64 ``[n]``.
-        classes: Number of classes k.
-        weights: float64 ``[b, n]``.
-
-    Returns:
-        float64 ``[b, k, k]``, rows true, columns predicted.
-    """
-    cells = np.eye(classes * classes)[labels * classes + predicted]
-    return (weights @ cells).reshape(len(weights), classes, classes)
-
-
-def confusion_statistics(
-    confusion: np.ndarray, present: np.ndarray, order: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Every figure that a confusion matrix holds, for many matrices at once.
-
-    Means over classes are taken over ``present``, and are undefined (NaN) in a resample that lacks
-    one of these. The precision of a class that is never named counts as 0 in a mean, as in
-    scikit-learn.
-
-    Args:
-        confusion: float64 ``[b, k, k]``, rows true.
-        present: bool ``[k]``, the classes that have images at all.
-        order: The class indices in order of severity, for the quadratic kappa.
-
-    Returns:
-        Arrays ``[b]``, and ``f1`` as ``[b, k]``.
-    """
-    ones = np.ones(confusion.shape[-1])
-    support, named = confusion @ ones, ones @ confusion
-    hits = np.einsum("bii->bi", confusion)
-    total = support @ ones
-    missing = (support[:, present] == 0).any(axis=1)
-    others = total[:, None] - support
-    by_class = {
-        "precision": _ratio(hits, named, 0.0),
-        "sensitivity": _ratio(hits, support),
-        "specificity": _ratio(others - named + hits, others),
-        "f1": _ratio(2 * hits, np.where(support > 0, support + named, 0)),
-    }
-    figures = {"accuracy": _ratio(hits @ ones, total), "f1": by_class["f1"]}
-    mean = np.full(present.sum(), 1 / max(present.sum(), 1))
-    for name, values in by_class.items():
-        figures[f"macro_{name}"] = np.where(missing, np.nan, values[:, present] @ mean)
-        if name != "specificity":
-            shares = np.where(support > 0, values * support, 0)
-            figures[f"weighted_{name}"] = _ratio(shares @ ones, total)
-    figures["balanced_accuracy"] = figures["macro_sensitivity"]
-    rank = np.argsort(np.asarray(order))
-    distance = (rank[:, None] - rank[None, :]) ** 2.0
-    observed = confusion.reshape(len(confusion), -1) @ distance.ravel() * total
-    expected = ((support @ distance) * named) @ ones
-    figures["quadratic_kappa"] = 1 - _ratio(observed, expected)
-    return figures
-
-
-def weighted_aucs(
-    weights: np.ndarray, positive: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Areas under the ROC and the precision-recall curve of many resamples.
-
-    The second is average precision: the step-wise area, without interpolation.
-
-    Args:
-        weights: float64 ``[b, n]``.
-        positive: bool ``[n]``.
-        scores: float64 ``[n]``.
-
-    Returns:
-        Two float64 ``[b]``; NaN where a resample has no positive or, for ROC, no negative image.
-    """
-    order = np.argsort(-scores, kind="stable")
-    # Images with equal scores are one step of the curve.
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    start = np.zeros((len(weights), 1))
-    drawn, hit = weights[:, order], positive[order]
-    true = np.hstack([start, np.cumsum(drawn * hit, axis=1)[:, ends]])
-    false = np.hstack([start, np.cumsum(drawn * ~hit, axis=1)[:, ends]])
-    steps = np.diff(true)
-    above = (np.diff(false) * (true[:, 1:] + true[:, :-1]) / 2).sum(axis=1)
-    precision = _ratio(true, true + false, 0.0)[:, 1:]
-    return (
-        _ratio(above, true[:, -1] * false[:, -1]),
-        _ratio((steps * precision).sum(axis=1), true[:, -1]),
-    )
-
-
-def _ratio(above: np.ndarray, below: np.ndarray, undefined: float = np.nan) -> np.ndarray:
-    """Of arrays float64 that broadcast, the first with the shape of the result."""
-    return np.divide(above, below, out=np.full(above.shape, undefined), where=below > 0)

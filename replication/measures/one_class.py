@@ -37,11 +37,11 @@ def remark(
     if counts[most] < SHARE * total:
         return ""
     name = class_names[most]
-    said = (
+    sentence = (
         f"{name} is what it names {counts[most]:,} of {total:,} {noun} "
         f"({100 * counts[most] / total:.1f} %)"
     )
     if labels is None:
-        return f"{said}."
+        return f"{sentence}."
     true = int((labels == most).sum())
-    return f"{said}; {true:,} of the {total:,} are {name} ({100 * true / total:.1f} %)."
+    return f"{sentence}; {true:,} of the {total:,} are {name} ({100 * true / total:.1f} %)."

@@ -24,6 +24,24 @@ class PositiveClass:
     truth: np.ndarray
 
 
+def hsil_plus(names: Sequence[str]) -> list[int]:
+    """Where HSIL and SCC, together HSIL+, stand among the four Bethesda classes.
+
+    Args:
+        names: Of the classes, in the order of the probabilities.
+
+    Returns:
+        Their positions; none where the classes are others.
+
+    Example:
+        >>> hsil_plus(("NILM", "LSIL", "HSIL", "SCC")), hsil_plus(("background", "cell"))
+        ([2, 3], [])
+    """
+    if set(names) != set(STAGE2_CLASSES):
+        return []
+    return [names.index(name) for name in STAGE2_CLASSES[2:]]
+
+
 def positive_members(names: Sequence[str]) -> tuple[str, list[int]] | None:
     """Says which classes are looked for.
 
@@ -33,13 +51,11 @@ def positive_members(names: Sequence[str]) -> tuple[str, list[int]] | None:
     Returns:
         'HSIL+' or 'cell' and the positions of its members among the names; None for other classes.
     """
-    if set(names) == set(STAGE2_CLASSES):
-        name, members = "HSIL+", STAGE2_CLASSES[2:]
-    elif set(names) == set(STAGE1_CLASSES):
-        name, members = STAGE1_CLASSES[-1], STAGE1_CLASSES[-1:]
-    else:
-        return None
-    return name, [names.index(member) for member in members]
+    if severe := hsil_plus(names):
+        return "HSIL+", severe
+    if set(names) == set(STAGE1_CLASSES):
+        return STAGE1_CLASSES[-1], [names.index(STAGE1_CLASSES[-1])]
+    return None
 
 
 def positive_class(predictions: Predictions) -> PositiveClass | None:
@@ -51,29 +67,11 @@ def positive_class(predictions: Predictions) -> PositiveClass | None:
     Returns:
         HSIL+ (HSIL or SCC) of the four Bethesda classes, 'cell' of stage 1, and None for others.
     """
-    found = positive_members(predictions.class_names)
-    if found is None:
+    named = positive_members(predictions.class_names)
+    if named is None:
         return None
-    name, columns = found
+    name, members = named
     total = predictions.probabilities.sum(axis=1)
     # Rounding may put the share a hair above 1.
-    scores = (predictions.probabilities[:, columns].sum(axis=1) / total).clip(0, 1)
-    return PositiveClass(name, scores, np.isin(predictions.labels, columns))
-
-
-def hsil_plus_scores(predictions: Predictions) -> np.ndarray:
-    """Returns P(HSIL) + P(SCC) of each image, float64 ``[n]``.
-
-    Args:
-        predictions: Of the four Bethesda classes.
-
-    Raises:
-        ValueError: They are of other classes.
-    """
-    positive = positive_class(predictions)
-    if positive is None or positive.name != "HSIL+":
-        raise ValueError(
-            f"HSIL+: expected the classes {', '.join(STAGE2_CLASSES)}, "
-            f"got {', '.join(predictions.class_names)}"
-        )
-    return positive.scores
+    scores = (predictions.probabilities[:, members].sum(axis=1) / total).clip(0, 1)
+    return PositiveClass(name, scores, np.isin(predictions.labels, members))

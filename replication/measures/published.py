@@ -6,11 +6,9 @@ notebooks. Where it is not known which of the two holds a figure, its source say
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from replication.measures.intervals import Estimate, wilson
-from tfds_pap.taxonomy import STAGE2_CLASSES
+from replication.measures.intervals import wilson
 
 PAPER_2021 = "Liquid-Based Pap Test Analysis Using Two-Stage CNNs (2021)"
 PAPER_2024 = (
@@ -66,20 +64,6 @@ class Published:
         ends = self.value if isinstance(self.value, tuple) else (self.value,)
         return " to ".join(f"{end:.15g}" for end in ends)
 
-    def find(self, results: Mapping[str, Any]) -> Estimate | None:
-        """Look up the nearest figure in the results of ``evaluate``.
-
-        Args:
-            results: What ``evaluate`` returned.
-
-        Returns:
-            The estimate, or None where there is no such figure.
-        """
-        found: Any = results
-        for level in self.metric.split("."):
-            found = found.get(level) if isinstance(found, Mapping) else None
-        return found if isinstance(found, Estimate) else None
-
 
 def _proportion(value: float | tuple[float, float], test_count: int, **fields: Any) -> Published:
     low, high = value if isinstance(value, tuple) else (value, value)
@@ -93,38 +77,38 @@ def _setting(value: float, **fields: Any) -> Published:
     return Published(value=value, interval=None, test_count=None, **fields)
 
 
-_P1 = {
+_P1: dict[str, Any] = {
     "part": "P1",
     "stage": 1,
     "what": "stage 1 CNN, one convolution, on DB_3/validation",
     "source": f"{PAPER_2021}; {_NOTEBOOKS}",
 }
-_P2 = {
+_P2: dict[str, Any] = {
     "part": "P2",
     "stage": 2,
     "what": "stage 2 'original' CNN, six convolutions",
     "source": f"{PAPER_2021}; {_NOTEBOOKS}",
 }
-_P3 = {
+_P3: dict[str, Any] = {
     "part": "P3",
     "stage": 2,
     "what": "frozen ResNet50 and Dense(4)",
     "source": f"{PAPER_2024}; read off the published curve of validation accuracy",
 }
-_P4 = {
+_P4: dict[str, Any] = {
     "part": "P4",
     "stage": 2,
     "what": "ResNet152, VGG16 (VGG19 in one readme), EfficientNetB0, EfficientNetB3 and "
     "DenseNet201, frozen, compared",
     "source": f"{PAPER_TUNING}; {_NOTEBOOKS}",
 }
-_P5 = {
+_P5: dict[str, Any] = {
     "part": "P5",
     "stage": 2,
     "what": "search of the head of the frozen ResNet152",
     "source": f"{PAPER_TUNING}; {_NOTEBOOKS}",
 }
-_P6 = {
+_P6: dict[str, Any] = {
     "part": "P6",
     "stage": 2,
     "what": "final model: frozen ResNet152, Dense(64), on DB_4/validation",
@@ -261,87 +245,6 @@ def published(key: str) -> Published:
             return figure
     keys = ", ".join(figure.key for figure in PUBLISHED)
     raise ValueError(f"published figure: expected one of {keys}, got {key!r}")
-
-
-#: Order of the authors' folder digits 1 to 4, in which they print P6's confusion matrix.
-P6_ORDER = ("HSIL", "LSIL", "NILM", "SCC")
-
-#: P6 on DB_4/validation as printed: rows true, columns predicted, in `P6_ORDER`.
-P6_CONFUSION = ((191, 1, 0, 8), (2, 197, 0, 1), (0, 1, 199, 0), (5, 4, 0, 191))
-
-
-def reorder(
-    matrix: Sequence[Sequence[int]],
-    names: Sequence[str] = P6_ORDER,
-    order: Sequence[str] = STAGE2_CLASSES,
-) -> list[list[int]]:
-    """Put the rows and columns of a confusion matrix into another order of classes.
-
-    Args:
-        matrix: Square, rows true, columns predicted.
-        names: Its classes as they are.
-        order: The same classes as wanted; by default in order of severity.
-
-    Returns:
-        The matrix in the new order.
-
-    Raises:
-        ValueError: The matrix is not square, or the classes do not match.
-
-    Example:
-        >>> reorder(P6_CONFUSION)[0]
-        [199, 1, 0, 0]
-    """
-    _check_square(matrix, names)
-    if sorted(names) != sorted(order):
-        raise ValueError(f"reorder: expected the classes {tuple(names)}, got {tuple(order)}")
-    rows = [names.index(name) for name in order]
-    return [[matrix[row][column] for column in rows] for row in rows]
-
-
-def from_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
-    """Recompute what a published confusion matrix says.
-
-    Args:
-        matrix: Square, rows true, columns predicted; every class has images.
-        names: Its classes.
-
-    Returns:
-        'correct' and 'total' (int), 'accuracy', 'sensitivity', 'precision' and 'specificity' (dicts
-        by class, one against the rest), 'macro_sensitivity', 'macro_precision',
-        'macro_specificity'.
-
-    Raises:
-        ValueError: The matrix is not square, or a class has no image.
-
-    Example:
-        >>> from_matrix(P6_CONFUSION, P6_ORDER)["accuracy"]
-        0.9725
-    """
-    _check_square(matrix, names)
-    support = [sum(row) for row in matrix]
-    if not all(support):
-        raise ValueError("confusion matrix: expected images of every class")
-    named = [sum(column) for column in zip(*matrix, strict=True)]
-    hits = [matrix[i][i] for i in range(len(names))]
-    total = sum(support)
-    figures: dict[str, Any] = {"correct": sum(hits), "total": total, "accuracy": sum(hits) / total}
-    by_class = {
-        "sensitivity": [h / s for h, s in zip(hits, support, strict=True)],
-        "precision": [h / n if n else math.nan for h, n in zip(hits, named, strict=True)],
-        "specificity": [
-            (total - s - n + h) / (total - s) for h, s, n in zip(hits, support, named, strict=True)
-        ],
-    }
-    for name, values in by_class.items():
-        figures[name] = dict(zip(names, values, strict=True))
-        figures[f"macro_{name}"] = sum(values) / len(values)
-    return figures
-
-
-def _check_square(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    if len(names) < 2 or [len(row) for row in matrix] != [len(names)] * len(names):
-        raise ValueError(f"confusion matrix: expected {len(names)} by {len(names)} counts")
 
 
 def verdict(figure: Published, estimate_low: float, estimate_high: float, *, source: Source) -> str:

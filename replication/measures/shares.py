@@ -43,7 +43,7 @@ class Share:
     groups: float
 
     @property
-    def known(self) -> bool:
+    def has_interval(self) -> bool:
         """Whether there are groups enough for an interval."""
         return self.groups >= LEAST_GROUPS
 
@@ -132,11 +132,11 @@ def share(
         The share and its interval; NaN ends, and why in `method`, where none holds.
     """
     units, kind = resampling_units(groups)
-    found = share_by_unit(*by_unit(hits, among, units), confidence)
-    if not found.count:
+    measured = share_by_unit(*by_unit(hits, among, units), confidence)
+    if not measured.count:
         return Estimate(math.nan, math.nan, math.nan, 0, "undefined: no image to count")
-    low, high = (found.low, found.high) if found.known else (math.nan, math.nan)
-    return Estimate(found.value, low, high, found.count, method(found, kind))
+    ends = interval(measured, kind)
+    return Estimate(measured.value, ends.low, ends.high, measured.count, ends.method)
 
 
 def by_unit(
@@ -159,27 +159,27 @@ def by_unit(
     )
 
 
-def method(found: Share, kind: str) -> str:
+def method(measured: Share, kind: str) -> str:
     """How the interval of a share was made, in words.
 
     Args:
-        found: The share.
+        measured: The share, from `share_by_unit`.
         kind: 'groups', 'images' or what else was drawn whole.
     """
     if kind == "images":
-        return "Wilson" if found.known else "no interval from one image"
-    if not found.known:
+        return "Wilson" if measured.has_interval else "no interval from one image"
+    if not measured.has_interval:
         return f"no interval: nearly all images are of one {kind.removesuffix('s')}"
     return (
         f"Wilson with the design effect of {kind}, Student's for few "
-        f"(as good as {found.groups:.0f} of equal size)"
+        f"(as good as {measured.groups:.0f} of equal size)"
     )
 
 
-def interval(found: Share, kind: str) -> Interval:
-    """The same as an interval, NaN where none holds."""
-    ends = (found.low, found.high) if found.known else (math.nan, math.nan)
-    return Interval(*ends, method(found, kind))
+def interval(measured: Share, kind: str) -> Interval:
+    """The interval of a share, NaN where none holds, with its `method`."""
+    ends = (measured.low, measured.high) if measured.has_interval else (math.nan, math.nan)
+    return Interval(*ends, method(measured, kind))
 
 
 def difference(
@@ -206,15 +206,15 @@ def difference(
     units, kind = resampling_units(groups)
     every = np.ones(len(units), bool)
 
-    def found(hits: np.ndarray) -> Share:
+    def share_of(hits: np.ndarray) -> Share:
         return share_by_unit(*by_unit(hits.mean(axis=0), every, units), confidence)
 
     ends = [
-        independent_difference(found(one), found(other))
+        independent_difference(share_of(one), share_of(other))
         for one, other in ((first & ~second, second & ~first), (first, second))
     ]
-    if not found(first).known:
-        return interval(found(first), kind)
+    if not share_of(first).has_interval:
+        return interval(share_of(first), kind)
     low, high = max(low for low, _ in ends), min(high for _, high in ends)
     words = f"Wilson of both sides by {kind.removesuffix('s')} with the design effect, combined"
     return Interval(low, high, words)

@@ -11,34 +11,14 @@ from typing import Any
 
 import numpy as np
 from scipy import special
+from sklearn import metrics
 
 from replication.measures import areas, shares
-from replication.measures.abstention import (
-    NO_TUNE,
-    Abstention,
-    risk_coverage,
-    risk_coverage_curve,
-    weighted_share,
-)
+from replication.measures.abstention import NO_TUNE, Abstention, risk_coverage
 from replication.measures.calibration import Calibration, apply_temperature, calibrate, one_role
-from replication.measures.intervals import Estimate, Interval, weighted_aucs
-from replication.measures.positive import PositiveClass, hsil_plus_scores, positive_class
+from replication.measures.intervals import Estimate
+from replication.measures.positive import PositiveClass, positive_class
 from replication.measures.predictions import Predictions, jsonable
-
-__all__ = [
-    "Abstention",
-    "Assessment",
-    "OperatingPoint",
-    "OperatingPoints",
-    "assess",
-    "assessment",
-    "choose_threshold",
-    "hsil_plus_scores",
-    "operating_points",
-    "predictive_values",
-    "risk_coverage",
-    "risk_coverage_curve",
-]
 
 #: Specificities, and sensitivities, that are held fixed.
 TARGETS = (0.90, 0.95)
@@ -148,12 +128,12 @@ def assess(
     Raises:
         ValueError: There are no test images, or the prevalence is not between 0 and 1.
     """
-    found = assessment(predictions, prevalence, confidence=confidence)
+    assessed = assessment(predictions, prevalence, confidence=confidence)
     return jsonable(
         {
-            "calibration": found.calibration,
-            "operating_points": found.operating_points,
-            "risk_coverage": found.risk_coverage,
+            "calibration": assessed.calibration,
+            "operating_points": assessed.operating_points,
+            "risk_coverage": assessed.risk_coverage,
         }
     )
 
@@ -282,52 +262,40 @@ def operating_points(
     """
     _check_prevalence(prevalence)
     test = one_role(predictions.select("test"), "test")
-    found = positive_class(test)
-    if found is None:
+    on_test = positive_class(test)
+    if on_test is None:
         return None
     tune = predictions.select("tune")
-    known = positive_class(tune) if len(tune) else None
-    chosen = []
-    if known:
-        chosen = [
-            _chosen(known, fixed, target)
+    on_tune = positive_class(tune) if len(tune) else None
+    points = []
+    if on_tune:
+        points = [
+            _point(on_tune, on_test, test.groups, fixed, target, prevalence, confidence)
             for fixed in ("specificity", "sensitivity")
             for target in targets
         ]
-
-    points = []
-    for point in chosen:
-        estimates: dict[str, Estimate | None] = {
-            name: shares.share(*masks, test.groups, confidence)
-            for name, masks in _masks(found, point["threshold"]).items()
-        }
-        for name in ("ppv", "npv"):
-            estimates[name] = None
-            if prevalence is not None:
-                estimates[name] = _predictive_value(
-                    name, estimates["sensitivity"], estimates["specificity"], prevalence
-                )
-        points.append(OperatingPoint(**point, **estimates))
-    area, ends = math.nan, Interval(math.nan, math.nan, "undefined: images of one class only")
-    if found.truth.any() and not found.truth.all():
-        once = np.ones((1, len(test)))
-        area = float(weighted_aucs(once, found.truth, found.scores)[0][0])
-        ends = areas.roc_interval(
-            found.scores[None, None], found.truth[None], test.groups, confidence
-        )
     return OperatingPoints(
-        positive=found.name,
+        positive=on_test.name,
         rule=_RULE,
-        note="" if known else NO_TUNE,
+        note="" if on_tune else NO_TUNE,
         tune_images=len(tune),
-        tune_positive=int(known.truth.sum()) if known else 0,
+        tune_positive=int(on_tune.truth.sum()) if on_tune else 0,
         test_images=len(test),
-        test_positive=int(found.truth.sum()),
+        test_positive=int(on_test.truth.sum()),
         prevalence=prevalence,
-        prevalence_note=_prevalence_note(found, prevalence),
-        roc_auc=Estimate(area, ends.low, ends.high, len(test), ends.method),
+        prevalence_note=_prevalence_note(on_test, prevalence),
+        roc_auc=_roc_auc(on_test, test.groups, confidence),
         points=tuple(points),
     )
+
+
+def _roc_auc(test: PositiveClass, groups: Sequence[str], confidence: float) -> Estimate:
+    count = len(test.truth)
+    if test.truth.all() or not test.truth.any():
+        return Estimate(math.nan, math.nan, math.nan, count, "undefined: images of one class only")
+    ends = areas.roc_interval(test.scores[None, None], test.truth[None], groups, confidence)
+    area = float(metrics.roc_auc_score(test.truth, test.scores))
+    return Estimate(area, ends.low, ends.high, count, ends.method)
 
 
 def _check_prevalence(prevalence: float | None) -> None:
@@ -335,8 +303,16 @@ def _check_prevalence(prevalence: float | None) -> None:
         raise ValueError(f"prevalence: expected a number between 0 and 1, got {prevalence}")
 
 
-def _chosen(tune: PositiveClass, fixed: str, target: float) -> dict[str, Any]:
-    """The fields of a point that the tune images decide."""
+def _point(
+    tune: PositiveClass,
+    test: PositiveClass,
+    groups: Sequence[str],
+    fixed: str,
+    target: float,
+    prevalence: float | None,
+    confidence: float,
+) -> OperatingPoint:
+    """Chooses a threshold on the tune images and applies it to the test images."""
     threshold, reason = math.nan, ""
     if tune.truth.all() or not tune.truth.any():
         missing = f"not {tune.name}" if tune.truth.all() else tune.name
@@ -345,19 +321,41 @@ def _chosen(tune: PositiveClass, fixed: str, target: float) -> dict[str, Any]:
         threshold = choose_threshold(tune.scores, tune.truth, fixed, target)
         if math.isnan(threshold):
             reason = f"no threshold reaches a specificity of {100 * target:g} % on the tune images"
-    once = np.ones((1, len(tune.scores)))
-    reached = {
-        f"tune_{name}": float(weighted_share(once, *masks)[0])
-        for name, masks in _masks(tune, threshold).items()
-    }
-    return {"fixed": fixed, "target": target, "threshold": threshold, "reason": reason, **reached}
+    tune_sensitivity, tune_specificity = (
+        float(hits.sum() / among.sum()) if among.any() else math.nan
+        for hits, among in _masks(tune, threshold)
+    )
+    sensitivity, specificity = (
+        shares.share(hits, among, groups, confidence) for hits, among in _masks(test, threshold)
+    )
+    ppv = npv = None
+    if prevalence is not None:
+        ppv, npv = (
+            _predictive_value(name, sensitivity, specificity, prevalence) for name in ("ppv", "npv")
+        )
+    return OperatingPoint(
+        fixed=fixed,
+        target=target,
+        threshold=threshold,
+        reason=reason,
+        tune_sensitivity=tune_sensitivity,
+        tune_specificity=tune_specificity,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        ppv=ppv,
+        npv=npv,
+    )
 
 
-def _masks(positive: PositiveClass, threshold: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Which images each share counts, and among which; among none where there is no threshold."""
+def _masks(positive: PositiveClass, threshold: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which images sensitivity and specificity count as hits, and among which.
+
+    Returns:
+        Two pairs of bool ``[n]``; among none where there is no threshold.
+    """
     called, counted = positive.scores >= threshold, not math.isnan(threshold)
     truly, not_truly = positive.truth & counted, ~positive.truth & counted
-    return {"sensitivity": (called & truly, truly), "specificity": (~called & not_truly, not_truly)}
+    return [(called & truly, truly), (~called & not_truly, not_truly)]
 
 
 def _predictive_value(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from replication.learning.gradcam import GradCam
 from replication.measures import calibration
 from replication.measures.decisions import ROUNDING, Decision
-from replication.measures.positive import positive_members
+from replication.measures.positive import hsil_plus
 from serving.model import guard
 from serving.model.detection import Detection
 from tfds_pap import decoding, pipeline
@@ -198,7 +198,7 @@ class Graph:
         return tf.cast(self._model(image, training=False), tf.float32)
 
     def _answer(self, probabilities: tf.Tensor) -> Outputs:
-        labels, positive = self.decision.labels, positive_members(self.decision.labels)
+        labels, severe = self.decision.labels, hsil_plus(self.decision.labels)
         class_id = tf.argmax(probabilities, axis=-1)
         answer = {
             "probabilities": probabilities,
@@ -206,8 +206,8 @@ class Graph:
             "label": tf.gather(tf.constant(labels), class_id),
         }
         calibrated = calibrate(probabilities, self.decision.temperature)
-        if positive is not None and positive[0] == "HSIL+":
-            score = tf.reduce_sum(tf.gather(calibrated, positive[1], axis=-1), axis=-1)
+        if severe:
+            score = tf.reduce_sum(tf.gather(calibrated, severe, axis=-1), axis=-1)
             answer["hsil_plus"] = tf.cast(score, tf.float32)
         if self.decision.threshold is not None:
             sure = tf.reduce_max(calibrated, axis=-1) >= self.decision.threshold - ROUNDING

@@ -30,6 +30,7 @@ from replication.fields.judge.results import (
 from replication.fields.judge.truth import LABELS
 from replication.measures import shares
 from replication.measures.intervals import Interval, percentile_bootstrap
+from replication.measures.positive import hsil_plus
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -45,11 +46,9 @@ _NO_INTERVAL = {
     "average_precision": "no interval: too little is known of how often one would hold",
 }
 
-#: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`.
-_SEVERE = slice(2, 4)
-
-#: NILM and LSIL in `STAGE2_CLASSES`, and so in `LABELS`.
-_MILD = slice(0, 2)
+#: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`; then NILM and LSIL.
+_SEVERE = slice(hsil_plus(STAGE2_CLASSES)[0], len(STAGE2_CLASSES))
+_MILD = slice(0, _SEVERE.start)
 
 
 def evaluate(

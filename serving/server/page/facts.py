@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.drawing import shown
+from replication.measures import names
 
 _METADATA = Path("assets.extra") / "metadata.json"
 _FORMAT = 1
@@ -24,10 +25,7 @@ MEANINGS = {
 }
 
 _METRICS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "hsil_plus_sensitivity": "HSIL+ sensitivity",
-    "hsil_plus_specificity": "HSIL+ specificity",
+    key: words[0].upper() + words[1:] for key, words in names.SHARES.items() if key != "macro_f1"
 }
 
 
