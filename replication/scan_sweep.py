@@ -144,10 +144,9 @@ def _opened(annotated: Sequence[tuple[str, Any]]) -> Iterator[tuple[Any, Any]]:
 def _print(rows: Sequence[Any]) -> None:
     """Prints a line a setting."""
     import rich.box
-    import rich.console
     import rich.table
 
-    from replication.drawing import shown
+    from replication.drawing import shown, terminal
     from replication.fields.judge.sweep import DEFAULT
 
     table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
@@ -174,8 +173,7 @@ def _print(rows: Sequence[Any]) -> None:
             f"{mild.value} {mild.interval}",
             style="bold" if row.setting == DEFAULT else None,
         )
-    console = rich.console.Console()
-    rich.console.Console(width=None if console.is_terminal else 150).print(table)
+    terminal.console(width=150).print(table)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ from typing import Any
 
 import keras_tuner
 import rich.box
-import rich.console
 import rich.live
 import rich.table
 
 from finetune.search import collect, oracles
-from replication.drawing import pages
+from replication.drawing import pages, terminal
 
 
 class Progress:
@@ -29,14 +28,13 @@ class Progress:
         self._before = len(oracle.end_order)
         self._shown = self._before
         self._work_before = self._work()
-        self._console = rich.console.Console()
+        self._console = terminal.console(width=80)
         self._live: rich.live.Live | None = None
 
     def __enter__(self) -> "Progress":
         if self._before:
             self._console.print(
                 f"Resuming: {self._before} of {self._plan.trials} trials ended before",
-                highlight=False,
             )
         if self._console.is_terminal:
             self._live = rich.live.Live(self._table(), console=self._console, auto_refresh=False)
@@ -58,7 +56,6 @@ class Progress:
             self._console.print(
                 f"trial {trial_id}{_bracket(trial)} ({self._shown} of {self._plan.trials}): "
                 f"{self._oracle.objective.name} {_score(trial)}; {self._best()}; {self._left()}",
-                highlight=False,
                 soft_wrap=True,
             )
 

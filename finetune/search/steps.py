@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import keras_tuner
-import rich.box
-import rich.console
-import rich.table
 import tensorflow_datasets.public_api as tfds
 
 from finetune import space
 from finetune.report import page as search_report
 from finetune.search import collect, finite_space, oracles, scoring, summary, tuner
+from replication.drawing import terminal
 from replication.learning import training
 from replication.measures import published
 from replication.runs import description, device
@@ -73,19 +71,15 @@ def print_space(
         plan: Number of trials and of epochs.
         executions: Fits a trial.
     """
-    table = rich.table.Table(title=f"Space: {searched.name}", box=rich.box.SIMPLE)
-    for heading in ("hyperparameter", "values", "only where"):
-        table.add_column(heading)
-    for parameter in hyperparameters.space:
-        table.add_row(parameter.name, _values(parameter), _conditions(parameter))
-    console = rich.console.Console()
-    console.print(table)
+    headings = ("hyperparameter", "values", "only where")
+    rows = [(each.name, _values(each), _conditions(each)) for each in hyperparameters.space]
+    console = terminal.console(width=80)
+    console.print(terminal.table(headings, rows, title=f"Space: {searched.name}"))
     points = finite_space.count_points(hyperparameters)
     console.print(
         f"{'Infinitely many' if points is None else f'{points:,}'} points; "
         f"{plan.trials:,} trials, {plan.trials * executions:,} fits, at most "
-        f"{plan.epochs * executions:,} epochs",
-        highlight=False,
+        f"{plan.epochs * executions:,} epochs"
     )
 
 

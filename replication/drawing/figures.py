@@ -3,6 +3,7 @@
 All are made for a width of about 11 cm: side by side on a desk, and still legible on a phone.
 """
 
+import dataclasses
 import io
 import math
 import textwrap
@@ -22,7 +23,7 @@ from replication.runs import results
 
 #: Okabe and Ito's colours, which people with any colour vision tell apart; each has its own dashes
 #: as well, for printers without colour.
-_STYLES = (
+_STYLES: tuple[tuple[str, Any], ...] = (
     ("#0072B2", "-"),
     ("#009E73", (0, (5, 1.5))),
     ("#D55E00", (0, (5, 1.5, 1, 1.5))),
@@ -33,14 +34,23 @@ _STYLES = (
 )
 _TRAIN, _TUNE, INK, _GRID = "#0072B2", "#D55E00", "#333333", "#dddddd"
 
-#: Width and usual height in inches.
-_WIDTH, HEIGHT = 4.4, 4.3
+#: Role, prefix of its figures in a history, colour and dashes.
+_ROLES: tuple[tuple[str, str, str, Any], ...] = (
+    ("train", "", _TRAIN, "-"),
+    ("tune", "val_", _TUNE, (0, (4, 1.2))),
+)
+
+#: Rings the best epoch.
+_RING: dict[str, Any] = {"marker": "o", "mec": INK, "mfc": "white", "ms": 4, "linestyle": ""}
+
+#: Width and usual height in inches, and pixels an inch of a PNG.
+_WIDTH, HEIGHT, _DPI = 4.4, 4.3, 100
 
 #: Where several seeds' curves are averaged.
 _SHARES = np.linspace(0, 1, 201)
 
 #: Of every figure, for `matplotlib.rc_context`.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -68,7 +78,12 @@ STYLE = {
 
 
 def drawn(
-    height: float, draw: Callable[[Figure], None], form: str = "svg", *, width: float = _WIDTH
+    height: float,
+    draw: Callable[[Figure], None],
+    form: str = "svg",
+    *,
+    width: float = _WIDTH,
+    dpi: int = _DPI,
 ) -> bytes:
     """Draws a figure in the report's style; the same figure, the same bytes.
 
@@ -77,13 +92,14 @@ def drawn(
         draw: Draws into an empty figure.
         form: "svg" or "png".
         width: Inches.
+        dpi: Pixels an inch of a PNG.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
         timeless = {"Date": None, "Creator": None} if form == "svg" else None
-        figure.savefig(buffer, format=form, metadata=timeless)
+        figure.savefig(buffer, format=form, dpi=dpi, metadata=timeless)
     return buffer.getvalue()
 
 
@@ -95,6 +111,22 @@ def percent_tick(value: float, _: float = 0) -> str:
 def message(axes: Axes, text: str) -> None:
     """Writes a text into the middle of empty axes."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+
+
+def legend_on_curves(
+    axes: Axes, handles: Sequence[Line2D], labels: Sequence[str], **options: Any
+) -> None:
+    """Adds a legend through which what it covers still shows.
+
+    Args:
+        axes: Of the curves.
+        handles: A line each.
+        labels: A text each.
+        **options: Of `Axes.legend`.
+    """
+    legend = axes.legend(handles, labels, **options)
+    legend.set_frame_on(True)
+    legend.get_frame().set(edgecolor="none", alpha=0.85)
 
 
 def learning_curves(
@@ -115,21 +147,18 @@ def learning_curves(
 
 def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
     panels = figure.subplots(2, 1, sharex=True)
-    roles = (("train", "", _TRAIN, "-"), ("tune", "val_", _TUNE, (0, (4, 1.2))))
     used: dict[str, Line2D] = {}
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
         axes.grid(True)
-        shown = []
+        shown: list[float] = []
         for history, best in zip(histories, best_epochs, strict=True):
-            for role, prefix, colour, dashes in roles:
+            for role, prefix, colour, dashes in _ROLES:
                 key = prefix + metric
                 epochs = [e for e, logs in enumerate(history) if key in logs]
                 if not epochs:
                     continue
                 values = [history[e][key] for e in epochs]
                 shown += values
-                # A single epoch is a point, and a line alone would not show it.
-                marker = "o" if len(values) == 1 else ""
                 axes.plot(
                     [e + 1 for e in epochs],
                     values,
@@ -137,14 +166,14 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
                     linestyle=dashes,
                     linewidth=0.9,
                     alpha=0.85,
-                    marker=marker,
+                    # A single epoch is a point, and a line alone would not show it.
+                    marker="o" if len(values) == 1 else "",
                     markersize=3,
                 )
                 used[role] = Line2D([], [], color=colour, linestyle=dashes)
                 if role == "tune" and best is not None and best in epochs:
-                    ring = {"marker": "o", "mec": INK, "mfc": "white", "ms": 4, "linestyle": ""}
-                    axes.plot([best + 1], [history[best][key]], zorder=4, mew=0.9, **ring)
-                    used["best epoch"] = Line2D([], [], **ring)
+                    axes.plot([best + 1], [history[best][key]], zorder=4, mew=0.9, **_RING)
+                    used["best epoch"] = Line2D([], [], **_RING)
         axes.set_ylabel(metric)
         if not shown:
             message(axes, "not recorded")
@@ -226,8 +255,7 @@ def _confusion_matrix(
         axes.set_yticks(ticks, names, rotation=90, va="center")
     else:
         broken = [textwrap.fill(name, _NAME, break_long_words=False) for name in names]
-        turned = {"rotation": 45, "ha": "right", "va": "top", "rotation_mode": "anchor"}
-        axes.set_xticks(ticks, broken, **turned)
+        axes.set_xticks(ticks, broken, rotation=45, ha="right", va="top", rotation_mode="anchor")
         axes.set_yticks(ticks, broken, va="center")
     axes.invert_yaxis()
     axes.tick_params(length=0)
@@ -320,9 +348,7 @@ def _curves(figure: Figure, predictions: Sequence[Predictions], kind: Callable) 
     title = "area (AUC)" if kind is _roc else "area (average precision)"
     if handles:
         place = "lower right" if kind is _roc else "lower left"
-        legend = axes.legend(handles, labels, title=title, loc=place, handlelength=2.6)
-        legend.set_frame_on(True)
-        legend.get_frame().set(edgecolor="none", alpha=0.85)
+        legend_on_curves(axes, handles, labels, title=title, loc=place, handlelength=2.6)
     else:
         message(axes, "not defined")
     if omitted:
@@ -355,42 +381,65 @@ def _forest(
     heights = [0.6 + count for count in lines]
     panels = figure.subplots(len(stages), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, stage in zip(panels, stages, strict=True):
-        same = [row for row in rows if row.stage == stage]
-        figure_of_paper = same[0].published
-        value, low_high = figure_of_paper.value, figure_of_paper.interval
-        # A published range has no single point.
-        point = value if isinstance(value, float | int) else math.nan
-        low, high = low_high or (math.nan, math.nan)
-        if low_high:
-            axes.axvspan(100 * low, 100 * high, color="#000000", alpha=0.07, linewidth=0)
-        entries = [("published", "D", INK, point, low, high, None)]
-        for row in same:
-            s = row.summary["accuracy"]
-            ends = (s.minimum, s.maximum) if s.seeds > 1 else None
-            marker = "s" if row.protocol == "paper" else "o"
-            entries.append((row.protocol, marker, _TRAIN, s.mean, s.low, s.high, ends))
-        for y, (_, marker, colour, mean, low, high, ends) in enumerate(entries):
-            axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=1.6)
-            axes.plot([100 * mean], [y], marker=marker, color=colour, markersize=6)
-            if ends:
-                x = [100 * end for end in ends]
-                axes.plot(x, [y, y], "|", color=colour, markersize=8, markeredgewidth=0.8)
-            text = _published_text(figure_of_paper) if y == 0 else with_interval(mean, low, high)
-            axes.text(1.03, y, text, va="center", transform=axes.get_yaxis_transform())
-        known = [100 * v for e in entries for v in (*e[3:6], *(e[6] or ())) if math.isfinite(v)]
-        pad = max(0.5, 0.06 * (max(known) - min(known))) if known else 1
-        axes.set_xlim(*((min(known) - pad, min(max(known) + pad, 101)) if known else (0, 100)))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-        axes.set_yticks(range(len(entries)), [entry[0] for entry in entries])
-        axes.set_ylim(len(entries) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(True, axis="x")
-        axes.set_title(f"Stage {stage}: {' / '.join(dict.fromkeys(row.name for row in same))}")
+        _forest_of_stage(axes, [row for row in rows if row.stage == stage])
     panels[-1].set_xlabel("accuracy, %")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bar:
+    """A line of a forest plot, in shares of 1; `ends` are the lowest and the highest seed."""
+
+    name: str
+    marker: str
+    colour: str
+    mean: float
+    low: float
+    high: float
+    ends: tuple[float, ...] = ()
+
+
+def _forest_of_stage(axes: Axes, rows: Sequence[results.Row]) -> None:
+    figure_of_paper = rows[0].published
+    value, low_high = figure_of_paper.value, figure_of_paper.interval
+    # A published range has no single point.
+    point = value if isinstance(value, float | int) else math.nan
+    low, high = low_high or (math.nan, math.nan)
+    if low_high:
+        axes.axvspan(100 * low, 100 * high, color="#000000", alpha=0.07, linewidth=0)
+    bars = [_Bar("published", "D", INK, point, low, high)]
+    for row in rows:
+        s = row.summary["accuracy"]
+        ends = (s.minimum, s.maximum) if s.seeds > 1 else ()
+        marker = "s" if row.protocol == "paper" else "o"
+        bars.append(_Bar(row.protocol, marker, _TRAIN, s.mean, s.low, s.high, ends))
+    for y, bar in enumerate(bars):
+        axes.plot([100 * bar.low, 100 * bar.high], [y, y], color=bar.colour, linewidth=1.6)
+        axes.plot([100 * bar.mean], [y], marker=bar.marker, color=bar.colour, markersize=6)
+        if bar.ends:
+            x = [100 * end for end in bar.ends]
+            axes.plot(x, [y, y], "|", color=bar.colour, markersize=8, markeredgewidth=0.8)
+        text = with_interval(bar.mean, bar.low, bar.high)
+        if y == 0:
+            text = _published_text(figure_of_paper)
+        axes.text(1.03, y, text, va="center", transform=axes.get_yaxis_transform())
+    places = [
+        100 * share
+        for bar in bars
+        for share in (bar.mean, bar.low, bar.high, *bar.ends)
+        if math.isfinite(share)
+    ]
+    pad = max(0.5, 0.06 * (max(places) - min(places))) if places else 1
+    axes.set_xlim(*((min(places) - pad, min(max(places) + pad, 101)) if places else (0, 100)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x")
+    axes.set_title(f"Stage {rows[0].stage}: {' / '.join(dict.fromkeys(row.name for row in rows))}")
 
 
 def with_interval(value: float, low: float, high: float) -> str:

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
+
+from replication.measures import published
+
+#: What a page says of what its run does not.
+UNKNOWN = "unknown"
 
 _UNKNOWN_SOURCE = (
     "It is not known whose images these are. No figure below may be called a replication of a "
@@ -41,6 +46,19 @@ def template(package: str, name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
+def source(manifest: Mapping[str, Any]) -> published.Source:
+    """Whose images a run is about; never the authors' own where the manifest does not say it.
+
+    Args:
+        manifest: Of the run directory.
+    """
+    for declared in get_args(published.Source):
+        if manifest.get("source") == declared:
+            return declared
+    drawn = mapping(manifest.get("identity")).get("source") == "phantom"
+    return "phantom" if drawn else "stand-in"
+
+
 def announcement(manifest: Mapping[str, Any]) -> str:
     """The sentence for the top of a page; "" for the authors' own images.
 
@@ -51,6 +69,21 @@ def announcement(manifest: Mapping[str, Any]) -> str:
     """
     unknown = "" if manifest.get("source") == "original" else _UNKNOWN_SOURCE
     return str(manifest.get("announcement") or unknown)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A part of a manifest; empty where it is missing or no mapping."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def whole_number(value: Any) -> str:
+    """A whole number with thousands set apart, or that it is not known."""
+    return f"{value:,}" if isinstance(value, int) else UNKNOWN
+
+
+def memory(value: Any) -> str:
+    """Mebibytes with their unit, or that they are not known."""
+    return f"{value:,.0f} MiB" if isinstance(value, int | float) else UNKNOWN
 
 
 def duration(seconds: float, digits: int = 1) -> str:

@@ -68,6 +68,27 @@ def interval(low: float, high: float, percent: bool) -> str:
     return f"[{number(low, percent)}, {number(high, percent)}]"
 
 
+def points(value: float) -> str:
+    """A difference of shares in percentage points, for example '+21.1'."""
+    return f"{100 * value:+.1f}".replace("-", "−") if math.isfinite(value) else "not defined"
+
+
+def points_interval(low: float, high: float) -> str:
+    """Its interval, for example '[12.0, 30.2]'."""
+    return interval(low, high, percent=True).replace("-", "−")
+
+
+def plural(count: int, noun: str) -> str:
+    """Returns for example '1 image' or '4,000 images'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def extent(images: int, groups: int, unit: str) -> str:
+    """How much was scored, for example '478 images (31 slides)'; 0 groups = unknown."""
+    within = f" ({plural(groups, unit)})" if groups else ""
+    return plural(images, "image") + within
+
+
 def ends(low: float, high: float) -> str:
     """Returns for example '0.9587 to 0.9818', for the terminal."""
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 
+from replication.drawing import terminal
 from replication.fields import scan_directory, scan_evaluation, scanned
 from replication.fields.find import stages
 from replication.fields.read import reader
@@ -221,18 +218,14 @@ def _print(table: pd.DataFrame) -> None:
     """Prints a line a field."""
     if table.empty:
         return
-    shown = rich.table.Table(box=rich.box.SIMPLE)
-    for name in ("field", "cells", *STAGE2_CLASSES, "most severe", "slide-level score"):
-        shown.add_column(name, overflow="fold")
-    for row in table.to_dict("records"):
-        score = row["slide_score"]
-        texts = (
+    headings = ("field", "cells", *STAGE2_CLASSES, "most severe", "slide-level score")
+    rows = [
+        (
             Path(row["field"]).name,
             *(str(row[name]) for name in ("cells", *STAGE2_CLASSES)),
             row["most_severe"] or "none",
-            "none" if score == "" else f"{score:.3f}",
+            "none" if row["slide_score"] == "" else f"{row['slide_score']:.3f}",
         )
-        # As text: a file's name may hold what rich takes for markup.
-        shown.add_row(*map(rich.text.Text, texts))
-    console = rich.console.Console()
-    rich.console.Console(width=None if console.is_terminal else 132).print(shown)
+        for row in table.to_dict("records")
+    ]
+    terminal.console().print(terminal.table(headings, rows, fold=headings))

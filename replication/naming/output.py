@@ -224,22 +224,12 @@ class Output:
 
     def print_table(self) -> None:
         """Prints the header and the first rows; nothing where there is no row."""
-        import rich.box
-        import rich.console
-        import rich.table
-        import rich.text
+        from replication.drawing import terminal
 
         if not self.rows:
             return
         header, *rows = self.table()
-        table = rich.table.Table(box=rich.box.SIMPLE)
-        for name in header:
-            table.add_column(name, overflow="fold" if name in ("image", "error") else "ellipsis")
-        for row in rows:
-            # As text: brackets in a file's name are no markup.
-            table.add_row(*map(rich.text.Text, row))
-        console = rich.console.Console()
-        rich.console.Console(width=None if console.is_terminal else 132).print(table)
+        terminal.console().print(terminal.table(header, rows, fold=("image", "error")))
 
     def failed(self, what: str) -> PapError:
         """Returns the error that a command ends with where images have no answer.

@@ -7,12 +7,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-import rich.box
-import rich.console
-import rich.table
 import tensorflow_datasets.public_api as tfds
 
-from replication.drawing import shown
+from replication.drawing import shown, terminal
 from replication.learning import gradcam
 from replication.report import model_card
 from replication.report import page as report
@@ -182,33 +179,28 @@ def print_summary(
 ) -> None:
     """Prints published, paper protocol, clean protocol, interval, verdict, and the audit."""
     manifest = run.manifest()
-    console = rich.console.Console(width=None if _is_terminal() else 132)
+    console = terminal.console()
     if manifest["announcement"]:
         console.print(f"\n{manifest['announcement']}", style="bold")
-    table = rich.table.Table(title="Test accuracy, mean over seeds", box=rich.box.SIMPLE)
-    for heading in (
-        "",
-        "protocol",
-        "published",
-        "measured",
-        "95 % interval, of these seeds",
-        "verdict",
-    ):
-        table.add_column(heading)
+    headings = ("", "protocol", "published", "measured", "95 % interval, of these seeds", "verdict")
+    lines = []
     for row in rows:
         accuracy = row.summary["accuracy"]
-        table.add_row(
-            row.name,
-            row.protocol,
-            row.published.text,
-            f"{accuracy.mean:.4f}" + (f" ({accuracy.seeds} seeds)" if accuracy.seeds > 1 else ""),
-            shown.ends(accuracy.low, accuracy.high),
-            row.verdict.partition(" (")[0],
+        seeds = f" ({accuracy.seeds} seeds)" if accuracy.seeds > 1 else ""
+        lines.append(
+            (
+                row.name,
+                row.protocol,
+                row.published.text,
+                f"{accuracy.mean:.4f}{seeds}",
+                shown.ends(accuracy.low, accuracy.high),
+                row.verdict.partition(" (")[0],
+            )
         )
-    console.print(table)
+    console.print(terminal.table(headings, lines, title="Test accuracy, mean over seeds"))
     remarks = [line for row in rows for line in (*_severe_lines(row), *row.remarks)]
     for line in [*remarks, *(entry["line"] for entry in manifest["audit"].values()), *notes]:
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _severe_lines(row: results.Row) -> list[str]:
@@ -219,7 +211,3 @@ def _severe_lines(row: results.Row) -> list[str]:
             cell = shown.shown(summary.mean, summary.low, summary.high)
             figures.append(f"{name} {cell.value} {cell.interval}".rstrip())
     return [f"{row.name}, {row.protocol} protocol: HSIL+ {', '.join(figures)}"] if figures else []
-
-
-def _is_terminal() -> bool:
-    return rich.console.Console().is_terminal
