@@ -10,8 +10,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from replication.comparison import ranking as comparison
-from replication.comparison.ranking import Candidate, Comparison, Cost, Pair, Ranked
+from replication.comparison import leaks, pairs, ranking
+from replication.comparison.candidates import Candidate, Cost
+from replication.comparison.pairs import Pair
+from replication.comparison.ranking import Comparison
 from replication.measures.evaluation import summarise_seeds
 from replication.measures.intervals import Estimate
 from replication.measures.predictions import Predictions
@@ -60,31 +62,31 @@ def discordant(only_first, only_second, both=30):
 def test_identical_candidates_do_not_differ():
     one = noisy("b", 0.7)
     same = dataclasses.replace(one, name="a")
-    (pair,) = comparison.pairwise([one, same], **FEW)
+    (pair,) = pairs.pairwise([one, same], **FEW)
     assert pair.accuracy.value == 0
     # Equal answers on these images are no proof that they are equal on others.
     for estimate in (pair.accuracy, pair.macro_f1):
         assert estimate.low < -0.01 and estimate.high > 0.01
     assert (pair.p, pair.p_holm, pair.told_apart) == (1, 1, False)
-    ranked = comparison.rank([one, same], **FEW)
+    ranked = ranking.rank([one, same], **FEW)
     assert [entry.candidate.name for entry in ranked] == ["a", "b"]
-    assert comparison.indistinguishable(ranked, [pair]) == [("a", "b")]
+    assert pairs.indistinguishable(["a", "b"], [pair]) == [("a", "b")]
 
 
 def test_a_clearly_better_candidate_is_told_apart():
     good, poor = noisy("good", 0.95), noisy("poor", 0.5)
-    ranked = comparison.rank([poor, good], **FEW)
+    ranked = ranking.rank([poor, good], **FEW)
     assert [entry.candidate.name for entry in ranked] == ["good", "poor"]
-    (pair,) = comparison.pairwise([good, poor], **FEW)
+    (pair,) = pairs.pairwise([good, poor], **FEW)
     assert pair.told_apart and pair.accuracy.low > 0.2 and pair.p_holm < 1e-6
-    (other,) = comparison.pairwise([poor, good], **FEW)
+    (other,) = pairs.pairwise([poor, good], **FEW)
     assert other.told_apart and other.accuracy.value == -pair.accuracy.value
-    assert comparison.indistinguishable(ranked, [pair]) == []
+    assert pairs.indistinguishable(["good", "poor"], [pair]) == []
 
 
 def test_ranking_holds_the_summaries_of_the_seeds():
     candidates = [noisy("a", 0.6), noisy("b", 0.9), noisy("c", 0.75)]
-    ranked = comparison.rank(candidates, **FEW)
+    ranked = ranking.rank(candidates, **FEW)
     assert [entry.rank for entry in ranked] == [1, 2, 3]
     for entry in ranked:
         assert entry.summary == summarise_seeds(entry.candidate.runs, **FEW)
@@ -98,14 +100,14 @@ def test_equal_accuracies_are_ranked_by_macro_f1():
     # Both have two errors of twelve; the rare class suffers more under 'a'.
     rare = predictions(labels, np.repeat([0, 0, 1], [8, 2, 2]), names=names)
     frequent = predictions(labels, np.repeat([1, 0, 1], [2, 6, 4]), names=names)
-    ranked = comparison.rank([candidate("a", rare), candidate("b", frequent)], **FEW)
+    ranked = ranking.rank([candidate("a", rare), candidate("b", frequent)], **FEW)
     assert [entry.candidate.name for entry in ranked] == ["b", "a"]
     assert "hsil_plus_sensitivity" not in ranked[0].summary
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (9, 2), (24, 0), (3, 3)])
 def test_few_discordant_images_get_the_exact_test(b, c):
-    (pair,) = comparison.pairwise(discordant(b, c), **FEW)
+    (pair,) = pairs.pairwise(discordant(b, c), **FEW)
     assert (pair.only_first, pair.only_second) == (b, c)
     expected = scipy.stats.binomtest(b, b + c).pvalue if b + c else 1.0
     assert pair.p == pytest.approx(expected)
@@ -114,7 +116,7 @@ def test_few_discordant_images_get_the_exact_test(b, c):
 
 @pytest.mark.parametrize(("b", "c"), [(25, 0), (20, 5), (40, 20)])
 def test_many_discordant_images_get_the_corrected_chi_squared_test(b, c):
-    (pair,) = comparison.pairwise(discordant(b, c), **FEW)
+    (pair,) = pairs.pairwise(discordant(b, c), **FEW)
     assert pair.p == pytest.approx(scipy.stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1))
     assert "chi-squared" in pair.method
 
@@ -130,7 +132,7 @@ def test_mcnemar_of_several_seeds_is_that_of_their_mean_probabilities():
 
     # Seed by seed 'b' is right once in two; the means of its probabilities are right in all.
     a, b = candidate("a", run(sure), run(sure)), candidate("b", run(sure), run(torn))
-    (pair,) = comparison.pairwise([a, b], **FEW)
+    (pair,) = pairs.pairwise([a, b], **FEW)
     assert (pair.only_first, pair.only_second, pair.accuracy.value) == (0, 0, 0.5)
     assert "mean probabilities of 2 seeds" in pair.method and not pair.told_apart
 
@@ -138,14 +140,16 @@ def test_mcnemar_of_several_seeds_is_that_of_their_mean_probabilities():
 def test_holm_by_hand():
     rates = (0.9, 0.85, 0.8, 0.6)
     candidates = [noisy(name, right) for name, right in zip("abcd", rates, strict=True)]
-    pairs = comparison.pairwise(candidates, **FEW)
-    assert [(pair.first, pair.second) for pair in pairs] == list(itertools.combinations("abcd", 2))
-    ordered = sorted(pairs, key=lambda pair: pair.p)
+    compared = pairs.pairwise(candidates, **FEW)
+    assert [(pair.first, pair.second) for pair in compared] == list(
+        itertools.combinations("abcd", 2)
+    )
+    ordered = sorted(compared, key=lambda pair: pair.p)
     highest = 0.0
     for place, pair in enumerate(ordered):
-        highest = max(highest, min(1.0, (len(pairs) - place) * pair.p))
+        highest = max(highest, min(1.0, (len(compared) - place) * pair.p))
         assert pair.p_holm == pytest.approx(highest)
-    assert any(pair.p_holm > pair.p for pair in pairs)
+    assert any(pair.p_holm > pair.p for pair in compared)
 
 
 def test_differences_are_means_over_the_seeds_and_other_seeds_widen_them():
@@ -153,7 +157,7 @@ def test_differences_are_means_over_the_seeds_and_other_seeds_widen_them():
         noisy("a", 0.8, seeds=2, count=40, groups=8),
         noisy("b", 0.7, seeds=2, count=40, groups=8),
     )
-    (pair,) = comparison.pairwise([a, b], resamples=60)
+    (pair,) = pairs.pairwise([a, b], resamples=60)
     for metric, estimate in (("accuracy", pair.accuracy), ("macro_f1", pair.macro_f1)):
         points = [score(metric, *runs) for runs in zip(a.runs, b.runs, strict=True)]
         assert estimate.value == pytest.approx(np.mean(points))
@@ -162,7 +166,7 @@ def test_differences_are_means_over_the_seeds_and_other_seeds_widen_them():
         assert min(estimate.high - estimate.value, estimate.value - estimate.low) > 0.999 * half
         assert "Student's over 2 seeds" in estimate.method
     one, other = (dataclasses.replace(c, runs=c.runs[:1]) for c in (a, b))
-    assert "of one seed" in comparison.pairwise([one, other], resamples=60)[0].accuracy.method
+    assert "of one seed" in pairs.pairwise([one, other], resamples=60)[0].accuracy.method
 
 
 def score(metric, first, second):
@@ -179,7 +183,7 @@ def test_order_of_the_rows_changes_nothing():
     a, b = noisy("a", 0.8), noisy("b", 0.7)
     shuffle = np.random.default_rng(1).permutation(len(a.runs[0]))
     mixed = dataclasses.replace(b, runs=tuple(run.take(list(shuffle)) for run in b.runs))
-    assert comparison.pairwise([a, mixed], **FEW) == comparison.pairwise([a, b], **FEW)
+    assert pairs.pairwise([a, mixed], **FEW) == pairs.pairwise([a, b], **FEW)
 
 
 def test_one_slide_decides_nothing_however_many_images():
@@ -191,9 +195,9 @@ def test_one_slide_decides_nothing_however_many_images():
         for name, named in (("a", right), ("b", wrong))
     ]
     by_image = [candidate(c.name, predictions(labels, c.runs[0].predicted)) for c in by_slide]
-    (pair,) = comparison.pairwise(by_slide, **FEW)
+    (pair,) = pairs.pairwise(by_slide, **FEW)
     assert pair.p_holm < 0.01 and pair.accuracy.low < 0 and not pair.told_apart
-    (pair,) = comparison.pairwise(by_image, **FEW)
+    (pair,) = pairs.pairwise(by_image, **FEW)
     assert pair.p_holm < 0.01 and pair.accuracy.low > 0 and pair.told_apart
 
 
@@ -201,14 +205,14 @@ def test_no_interval_from_a_single_group_tells_nothing_apart():
     labels, slides = np.zeros(60, int), np.zeros(60, int)
     a = candidate("a", predictions(labels, labels, slides))
     b = candidate("b", predictions(labels, labels + 1, slides))
-    (pair,) = comparison.pairwise([a, b], **FEW)
+    (pair,) = pairs.pairwise([a, b], **FEW)
     assert pair.p_holm < 1e-6 and np.isnan(pair.accuracy.low) and not pair.told_apart
 
 
 def test_confidence_is_the_level_of_the_test():
     pair = discordant(9, 1)
-    (usual,) = comparison.pairwise(pair, **FEW)
-    (strict,) = comparison.pairwise(pair, confidence=0.99, **FEW)
+    (usual,) = pairs.pairwise(pair, **FEW)
+    (strict,) = pairs.pairwise(pair, confidence=0.99, **FEW)
     assert usual.p == strict.p and usual.told_apart and not strict.told_apart
 
 
@@ -225,19 +229,18 @@ def test_sets_are_the_longest_undecided_stretches(seed):
     names = "abcdefg"
     rng = np.random.default_rng(seed)
     apart = {pair for pair in itertools.combinations(names, 2) if rng.random() < 0.3}
-    ranked = [Ranked(i, candidate(name), {}) for i, name in enumerate(names, start=1)]
     stretches = {names[i:j] for i in range(7) for j in range(i + 2, 8)}
     undecided = {s for s in stretches if not apart & set(itertools.combinations(s, 2))}
     longest = {s for s in undecided if not any(s in t and s != t for t in undecided)}
-    found = comparison.indistinguishable(ranked, pairs_apart(names, apart))
+    found = pairs.indistinguishable(names, pairs_apart(names, apart))
     assert {"".join(one) for one in found} == longest and len(found) == len(longest)
 
 
 def test_sentences():
-    assert comparison.sentence(("a", "b"), 1, 1, "slide") == (
+    assert ranking.sentence(("a", "b"), 1, 1, "slide") == (
         "a and b cannot be told apart on 1 image (1 slide)."
     )
-    assert comparison.sentence(("a", "b", "c"), 1600) == (
+    assert ranking.sentence(("a", "b", "c"), 1600) == (
         "a, b and c cannot be told apart on 1,600 images."
     )
 
@@ -279,7 +282,7 @@ def test_pareto_front_equals_brute_force():
                 for m in value
             )
         ]
-        found = comparison.pareto(value, cost)
+        found = ranking.pareto(value, cost)
         assert sorted(found) == front and [cost[n] for n in found] == sorted(cost[n] for n in front)
 
 
@@ -315,7 +318,7 @@ def test_leak_finds_planted_memory_of_the_slides():
 
     by_image = scored(StratifiedKFold, None)
     by_group = scored(StratifiedGroupKFold, slides)
-    found = comparison.leak(by_image, by_group, **FEW)
+    found = leaks.leak(by_image, by_group, **FEW)
     assert (found.images, found.groups) == (400, 100)
     assert found.by_image["accuracy"].mean == 1
     # What is guessed is the slide: chance is that of 100 draws, not of 400.
@@ -332,14 +335,14 @@ def test_leak_finds_planted_memory_of_the_slides():
 def test_leak_refuses_what_it_cannot_compare():
     a, b = noisy("a", 0.9), noisy("b", 0.9)
     with pytest.raises(ValueError, match="expected one backbone under both cuts, got a"):
-        comparison.leak(a, b)
+        leaks.leak(a, b)
     shorter = dataclasses.replace(a, runs=tuple(run.take(range(1, 120)) for run in a.runs))
     with pytest.raises(ValueError, match=r"a, run 0: .* id '0000.jpg' is missing"):
-        comparison.leak(shorter, a)
+        leaks.leak(shorter, a)
     labels = np.zeros(4, int)
     unknown = candidate("a", predictions(labels, labels))
     with pytest.raises(ValueError, match=r"known group for every image, none for '0000.jpg'"):
-        comparison.leak(unknown, unknown)
+        leaks.leak(unknown, unknown)
 
 
 def changed(one, **fields):
@@ -364,11 +367,11 @@ def test_different_images_are_refused_by_name():
         (dataclasses.replace(b, runs=b.runs[:2]), "b: expected as many seeds .* got 2"),
         (dataclasses.replace(b, runs=()), "b: expected as many seeds .* got 0"),
     ):
-        for function in (comparison.rank, comparison.pairwise):
+        for function in (ranking.rank, pairs.pairwise):
             with pytest.raises(ValueError, match=message):
                 function([a, other])
     with pytest.raises(ValueError, match="at least one candidate"):
-        comparison.rank([])
+        ranking.rank([])
 
 
 @pytest.mark.parametrize("field", ["parameters", "gflops", "images_per_second", "mebibytes"])

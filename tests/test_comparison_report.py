@@ -14,10 +14,11 @@ from pages import Page, needs_browser, on_a_phone
 from PIL import Image
 
 from replication.comparison import figures as comparison_figures
-from replication.comparison import ranking as comparison
 from replication.comparison import report as comparison_report
 from replication.comparison import steps as comparison_steps
-from replication.comparison.ranking import COSTS, Candidate, Comparison, Cost
+from replication.comparison.candidates import Candidate, Cost
+from replication.comparison.ranking import COSTS, Comparison
+from replication.drawing import shown
 from replication.learning import features, heads
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
@@ -148,11 +149,11 @@ def test_page_has_the_figures_of_the_comparison(page, both_cuts):
 def test_the_leak_of_the_winner_stands_on_top(page, both_cuts):
     leak = next(one for one in both_cuts.leaks if one.name == both_cuts.winner)
     by_image, by_group = leak.by_image["accuracy"], leak.by_group["accuracy"]
-    let_in = leak.let_in["accuracy"]
+    let_in = leak.control.let_in["accuracy"]
     sentence = comparison_report.leak_sentence(leak, "slide")
     for figure in (by_image, by_group, let_in):
         assert f"{100 * figure.mean:.1f} %" in sentence
-    points = comparison_figures.points
+    points = shown.points
     assert f"the leak is {points(let_in.mean - by_group.mean)} points" in sentence
     assert f"scarcity of slides {points(by_image.mean - let_in.mean)} points" in sentence
     text = Page(page).text
@@ -179,9 +180,9 @@ def test_beside_every_leak_stand_slides_a_class_majority_and_whether_it_can_be_t
     for text in (Page(page).text, printed):
         assert facts in text
     unsure = sum(
-        not comparison.told_from_zero(of[name])
+        not of[name].told_from_zero
         for one in both_cuts.leaks
-        for of in (one.leak, one.scarcity)
+        for of in (one.control.leak, one.control.scarcity)
         for name in ("accuracy", "balanced_accuracy", "macro_f1")
     )
     assert unsure == (~table[["leak_told_from_0", "scarcity_told_from_0"]]).to_numpy().sum() > 0
@@ -193,7 +194,7 @@ def test_beside_every_leak_stand_slides_a_class_majority_and_whether_it_can_be_t
 def test_without_the_control_nobody_says_leak(tmp_path):
     two = compared(candidates=candidates(2), by_image=candidates(2, gain=1.0))
     (first, *_) = two.leaks
-    assert first.leak is None and first.scarcity is None
+    assert first.control is None
     sentence = comparison_report.leak_sentence(first, "slide")
     assert "How much of that is leak and how much is scarcity of slides is not known" in sentence
     assert "Scarcity, points" in Page(written(tmp_path / "run", two)).text
@@ -358,11 +359,11 @@ def test_the_paper_protocol_says_where_it_lacks_the_papers_size():
 
 def test_undefined_figures_are_words():
     nan = float("nan")
-    assert comparison_figures.points(0.2114) == "+21.1"
-    assert comparison_figures.points(-0.031) == "−3.1"
-    assert comparison_figures.points(nan) == "not defined"
-    assert comparison_figures.points_interval(-0.1, 0.2) == "[−10.0, 20.0]"
-    assert comparison_figures.points_interval(nan, nan) == "no interval"
+    assert shown.points(0.2114) == "+21.1"
+    assert shown.points(-0.031) == "−3.1"
+    assert shown.points(nan) == "not defined"
+    assert shown.points_interval(-0.1, 0.2) == "[−10.0, 20.0]"
+    assert shown.points_interval(nan, nan) == "no interval"
 
 
 def test_embedded_pictures_are_whole(page):

@@ -1,9 +1,11 @@
 """What a comparison compares: backbones with their costs, scored on the same images."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from replication.measures import evaluation
 from replication.measures.predictions import Predictions
 
 #: What `Candidate.weights` says of random weights.
@@ -63,6 +65,25 @@ class Candidate:
         return self.weights != UNTRAINED
 
 
+@functools.lru_cache(maxsize=64)
+def summary(
+    candidate: Candidate, confidence: float, resamples: int, seed: int
+) -> Mapping[str, evaluation.SeedSummary]:
+    """Figures of a candidate, see `evaluation.summarise_seeds`.
+
+    Ranking and leak quote the same ones, and each takes a second or two to compute.
+
+    Args:
+        candidate: A candidate.
+        confidence: Of the intervals, between 0 and 1.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    return evaluation.summarise_seeds(
+        candidate.runs, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
 def on_same_images(candidates: Sequence[Candidate]) -> list[list[Predictions]]:
     """Checks that candidates were scored on the same images with as many seeds each.
 
@@ -84,12 +105,12 @@ def on_same_images(candidates: Sequence[Candidate]) -> list[list[Predictions]]:
                 f"{candidate.name}: expected as many seeds (1 or more) as {candidates[0].name} "
                 f"has, {len(candidates[0].runs)}, got {len(candidate.runs)}"
             )
-        runs = []
+        runs: list[Predictions] = []
         for number, run in enumerate(candidate.runs):
             if set(run.splits) != {"test"}:
-                found = ", ".join(sorted(set(run.splits))) or "no image"
+                roles = ", ".join(sorted(set(run.splits))) or "no image"
                 raise ValueError(
-                    f"{candidate.name}, run {number}: expected test images only, got {found}"
+                    f"{candidate.name}, run {number}: expected test images only, got {roles}"
                 )
             run = run.take(sorted(range(len(run)), key=run.ids.__getitem__))
             _check_same(checked[0][0] if checked else (runs or [run])[0], run, candidate, number)

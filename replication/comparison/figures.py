@@ -5,13 +5,11 @@ SVG for the page, PNG for a readme; made for a width of about 13 cm, in the styl
 """
 
 import functools
-import io
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -20,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from replication.comparison.ranking import COSTS, Comparison, told_from_zero
-from replication.drawing import figures
+from replication.comparison.ranking import COSTS, Comparison
+from replication.drawing import figures, shown
+from replication.measures.names import METRICS
 from tfds_pap import files
 
 _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
@@ -29,18 +28,10 @@ _BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
 #: Inches; pixels of a PNG are 180 times that, so that a readme 900 pixels wide shows it sharp.
 _WIDTH, _DPI = 5.2, 180
 
-#: Where a name stands: offset from its point in points, horizontal and vertical alignment.
-Place = tuple[float, float, str, str]
-
 _COST_LABELS = {
     "gflops": "GFLOPs of one image (log scale)",
     "parameters": "parameters, millions (log scale)",
     "milliseconds": "ms an image, measured (log scale)",
-}
-_METRIC_LABELS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
 }
 
 
@@ -69,13 +60,7 @@ def write(directory: Path, result: Comparison) -> list[Path]:
 
 
 def _drawn(height: float, draw: Callable[[Figure], None], form: str) -> bytes:
-    with matplotlib.rc_context({**figures.STYLE, "svg.hashsalt": "comparison"}):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        draw(figure)
-        buffer = io.BytesIO()
-        timeless = {"Date": None, "Creator": None} if form == "svg" else None
-        figure.savefig(buffer, format=form, dpi=_DPI, metadata=timeless)
-    return buffer.getvalue()
+    return figures.drawn(height, draw, form, width=_WIDTH, dpi=_DPI)
 
 
 def accuracy_against(result: Comparison, cost: str, form: str = "svg") -> bytes:
@@ -96,22 +81,23 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
     axes = figure.subplots()
     front = result.front(cost)
     scale = 1e-6 if cost == "parameters" else 1
-    drawn = {}
+    drawn: dict[str, tuple[float, float, float, float]] = {}
     for entry in result.ranked:
         candidate, accuracy = entry.candidate, entry.summary["accuracy"]
-        x, y = scale * getattr(candidate.cost, cost), 100 * accuracy.mean
-        drawn[candidate.name] = (x, y, 100 * accuracy.low, 100 * accuracy.high)
+        at, mean = scale * getattr(candidate.cost, cost), 100 * accuracy.mean
+        low, high = 100 * accuracy.low, 100 * accuracy.high
+        drawn[candidate.name] = at, mean, low, high
         colour = _BLUE if candidate.name in front else _GREY
-        axes.vlines(x, *drawn[candidate.name][2:], color=colour, alpha=0.4, linewidth=1.2)
+        axes.vlines(at, low, high, color=colour, alpha=0.4, linewidth=1.2)
         face = colour if candidate.trained else "white"
-        axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=6, zorder=4)
+        axes.plot(at, mean, "o", color=colour, markerfacecolor=face, markersize=6, zorder=4)
     steps = np.array([drawn[name][:2] for name in front])
     axes.set_xscale("log")
-    low, high = min(p[0] for p in drawn.values()), max(p[0] for p in drawn.values())
+    cheapest, dearest = min(p[0] for p in drawn.values()), max(p[0] for p in drawn.values())
     # A single cost, too, needs an axis with some width.
-    axes.set_xlim(low / 2, high * 2)
+    axes.set_xlim(cheapest / 2, dearest * 2)
     # Beyond its dearest member the front goes on: paying more buys nothing.
-    x = np.append(np.repeat(steps[:, 0], 2)[1:], high * 2)
+    x = np.append(np.repeat(steps[:, 0], 2)[1:], dearest * 2)
     y = np.repeat(steps[:, 1], 2)
     axes.plot(x, y, color=_BLUE, linewidth=1.1, zorder=2)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -128,19 +114,20 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
             [], [], marker="o", color=_GREY, markerfacecolor="white", linewidth=0
         )
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
-    bars = [((x, low), (x, high)) for x, _, low, high in drawn.values()]
-    front_line = list(itertools.pairwise(zip(x, y, strict=True)))
-    _label(axes, {name: point[:2] for name, point in drawn.items()}, bars + front_line)
+    bars = [((at, low), (at, high)) for at, _, low, high in drawn.values()]
+    front_line = list(itertools.pairwise(zip(x.tolist(), y.tolist(), strict=True)))
+    _label(figure, axes, {name: point[:2] for name, point in drawn.items()}, bars + front_line)
 
 
 def _label(
+    figure: Figure,
     axes: Axes,
     at: dict[str, tuple[float, float]],
     lines: Sequence[tuple[tuple[float, float], tuple[float, float]]],
 ) -> None:
     """Writes each name beside its point where it hides least; a thin line leads to far ones."""
     # The layout must be final before anything can be measured.
-    axes.figure.draw_without_rendering()
+    figure.draw_without_rendering()
     centres = axes.transData.transform(list(at.values()))
     taken = [np.concatenate([centre - 6, centre + 6]) for centre in centres]
     thin = []
@@ -160,7 +147,7 @@ def _label(
             path_effects=halo,
         )
         text.set_in_layout(False)
-        boxes = _boxes(centres[number], text.get_window_extent(), axes.figure.dpi / 72)
+        boxes = _boxes(centres[number], text.get_window_extent(), figure.dpi / 72)
         low, high = boxes[:, None, :2], boxes[:, None, 2:]
         # A name that stands nearer to another point would be read as that one's.
         gaps = np.linalg.norm(np.clip(centres, low, high) - centres, axis=2)
@@ -168,11 +155,11 @@ def _label(
         outside = (boxes[:, :2] < frame[:2]).any(axis=1) | (boxes[:, 2:] > frame[2:]).any(axis=1)
         hidden, crossed = _overlaps(boxes, taken), _overlaps(boxes, thin)
         badness = 100 * (outside + hidden) + 15 * mistaken + 8 * crossed + _REACHES
-        found = int(badness.argmin())
-        best = _PLACES[found]
+        place = int(badness.argmin())
+        best = _PLACES[place]
         text.set(position=best[:2], ha=best[2], va=best[3])
-        taken.append(boxes[found])
-        if _REACHES[found] > 2:
+        taken.append(boxes[place])
+        if _REACHES[place] > 2:
             axes.annotate(
                 "",
                 point,
@@ -182,7 +169,8 @@ def _label(
             ).set_in_layout(False)
 
 
-#: Where a name may stand: right, left, above, below and between, near and far, in points.
+#: Where a name may stand: right, left, above, below and between, near and far; its offset in
+#: points, horizontal and vertical alignment.
 _PLACES = [
     (
         radius * math.cos(angle),
@@ -231,7 +219,7 @@ def ranking(result: Comparison, form: str = "svg") -> bytes:
 
     Returns:
         The picture: mean accuracies with 95 % intervals, and a bar beside every set of neighbours
-        that cannot be told apart. The bars come from `comparison.pairwise`, not from Nemenyi's
+        that cannot be told apart. The bars come from `pairs.pairwise`, not from Nemenyi's
         test.
     """
     return _drawn(1.3 + 0.27 * len(result.ranked), lambda f: _ranking(f, result), form)
@@ -298,11 +286,13 @@ def _leak(figure: Figure, result: Comparison, metric: str) -> None:
         ("let_in", f"as few {result.unit}s, own let in", _GREY, "D", 0.0),
         ("by_group", f"folds cut by {result.unit}", _BLUE, "o", 0.22),
     )
-    handles, names = [], []
+    handles: list[Line2D] = []
+    names: list[str] = []
     for cut, name, colour, marker, shift in cuts:
-        for y, found in enumerate(result.leaks):
-            if (summaries := getattr(found, cut)) is None:
+        for y, one in enumerate(result.leaks):
+            if cut == "let_in" and one.control is None:
                 continue
+            summaries = getattr(one.control if cut == "let_in" else one, cut)
             summary, at = summaries[metric], [y + shift] * 2
             if math.isfinite(summary.low):
                 axes.plot([100 * summary.low, 100 * summary.high], at, color=colour, linewidth=1.5)
@@ -310,36 +300,24 @@ def _leak(figure: Figure, result: Comparison, metric: str) -> None:
             if name not in names:
                 handles.append(Line2D([], [], marker=marker, color=colour, linewidth=1.5))
                 names.append(name)
-    for y, found in enumerate(result.leaks):
-        parts = {"leak": found.leak, "scarcity": found.scarcity}
-        if found.leak is None:
-            parts = {"difference": found.difference}
+    beside = axes.get_yaxis_transform()
+    for y, one in enumerate(result.leaks):
+        parts = {"difference": one.difference}
+        if one.control:
+            parts = {"leak": one.control.leak, "scarcity": one.control.scarcity}
         lines = []
         for name, of in parts.items():
-            unsure = "" if told_from_zero(of[metric]) else " *"
-            ends = points_interval(of[metric].low, of[metric].high)
-            lines.append(f"{name} {points(of[metric].value)}  {ends}{unsure}")
-        beside = axes.get_yaxis_transform()
+            unsure = "" if of[metric].told_from_zero else " *"
+            ends = shown.points_interval(of[metric].low, of[metric].high)
+            lines.append(f"{name} {shown.points(of[metric].value)}  {ends}{unsure}")
         axes.text(1.03, y, "\n".join(lines), va="center", transform=beside, fontsize=8.5)
     majority = 100 * result.leaks[0].majority[metric]
     handles.append(axes.axvline(majority, color=_INK, linestyle=":", linewidth=1))
-    names.append(f"always {result.leaks[0].majority['class']}")
+    names.append(f"always {result.leaks[0].majority_class}")
     note = "points; * not told apart from 0"
-    axes.text(1.03, -0.75, note, va="bottom", transform=axes.get_yaxis_transform(), fontsize=8.5)
-    _rows(axes, [found.name for found in result.leaks], result, f"{_METRIC_LABELS[metric]}, %")
+    axes.text(1.03, -0.75, note, va="bottom", transform=beside, fontsize=8.5)
+    _rows(axes, [one.name for one in result.leaks], result, f"{METRICS[metric].words}, %")
     figure.legend(handles, names, loc="outside upper center", ncols=2)
-
-
-def points(value: float) -> str:
-    """A difference in percentage points, for example '+21.1'."""
-    return f"{100 * value:+.1f}".replace("-", "−") if math.isfinite(value) else "not defined"
-
-
-def points_interval(low: float, high: float) -> str:
-    """Its interval, for example '[12.0, 30.2]'."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "no interval"
-    return f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
 
 
 def _rows(axes: Axes, names: Sequence[str], result: Comparison, label: str) -> None:

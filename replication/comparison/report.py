@@ -8,29 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import rich.box
 import rich.console
-import rich.table
 from sklearn.metrics import confusion_matrix
 
 from replication.comparison import figures as comparison_figures
-from replication.comparison.ranking import COSTS, Comparison, Leak, Pair, extent, told_from_zero
-from replication.drawing import figures, pages, shown
-from replication.measures import class_figures, one_class
+from replication.comparison.differences import COMPARED
+from replication.comparison.leaks import Leak
+from replication.comparison.pairs import Pair
+from replication.comparison.ranking import COSTS, Comparison
+from replication.drawing import figures, pages, shown, terminal
+from replication.measures import class_figures, names, one_class
 from replication.measures.evaluation import SeedSummary
 from replication.measures.intervals import Estimate
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
-
-#: Metrics of the ranked table, and their headings.
-_METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "hsil_plus_sensitivity": "HSIL+ sensitivity",
-    "hsil_plus_specificity": "HSIL+ specificity",
-}
-_LEAK_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 #: With more pairs, those of the winner are shown first, or alone.
 _MANY_PAIRS = 15
@@ -58,10 +49,10 @@ def write(run: RunDirectory, result: Comparison) -> Path:
         **{cost: comparison_figures.accuracy_against(result, cost) for cost in COSTS},
     }
     if result.leaks:
-        for metric in _LEAK_METRICS[:2]:
+        for metric in COMPARED[:2]:
             pictures[f"leak_{metric}"] = comparison_figures.leak(result, metric)
-    confusion, names = _confusion(result)
-    pictures["confusion"] = figures.confusion_matrix(confusion, names)
+    confusion, class_names = _confusion(result)
+    pictures["confusion"] = figures.confusion_matrix(confusion, class_names)
     shown_pairs, shown_title = _shown_pairs(result)
     page = pages.template("replication.comparison", "report.html.j2").render(
         result=result,
@@ -70,24 +61,24 @@ def write(run: RunDirectory, result: Comparison) -> Path:
         audit_page=pages.beside(run.path, "audit.html"),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         metrics=_shown_metrics(result),
+        leak_metrics={name: names.SHARES[name] for name in COMPARED},
         methods=_methods(result),
         at_class_shares=class_figures.AT_CLASS_SHARES,
         tests=list(dict.fromkeys(pair.method for pair in result.pairs)),
         figures={name: shown.svg(picture) for name, picture in pictures.items()},
         fronts={cost: result.front(cost) for cost in COSTS},
-        confusion_words=shown.confusion_words(confusion, names),
-        extent=extent(result.images, result.groups, result.unit),
+        confusion_words=shown.confusion_words(confusion, class_names),
+        extent=shown.extent(result.images, result.groups, result.unit),
         headline=_headline(result),
         remarks=_remarks(result),
         leak_facts=leak_facts(result.leaks[0], result.unit) if result.leaks else "",
-        told_from_zero=told_from_zero,
         shown_pairs=shown_pairs,
         shown_title=shown_title,
         untrained=_untrained(result),
         value=_value,
         interval=_interval,
-        points=comparison_figures.points,
-        points_interval=comparison_figures.points_interval,
+        points=shown.points,
+        points_interval=shown.points_interval,
         p_value=_p_value,
         details=json.dumps(manifest, indent=2),
     )
@@ -97,7 +88,7 @@ def write(run: RunDirectory, result: Comparison) -> Path:
 
 
 def _shown_metrics(result: Comparison) -> dict[str, str]:
-    return {name: head for name, head in _METRICS.items() if name in result.ranked[0].summary}
+    return {name: head for name, head in names.SHARES.items() if name in result.ranked[0].summary}
 
 
 def _untrained(result: Comparison) -> list[str]:
@@ -107,10 +98,10 @@ def _untrained(result: Comparison) -> list[str]:
 def _remarks(result: Comparison) -> list[str]:
     """Of each backbone and seed that gives one class to nearly every image, a sentence."""
     return [
-        f"{candidate.name}, {_ordinal(number)} seed: {said}"
+        f"{candidate.name}, {_ordinal(number)} seed: {remark}"
         for candidate in result.candidates
         for number, run in enumerate(candidate.runs)
-        if (said := one_class.remark(run.predicted, run.class_names, run.labels))
+        if (remark := one_class.remark(run.predicted, run.class_names, run.labels))
     ]
 
 
@@ -170,12 +161,13 @@ def leak_sentence(leak: Leak, unit: str) -> str:
         f"{_percent(leak.by_group['accuracy'])} when they are cut by {unit}, "
         f"{_told(leak.difference['accuracy'])}. "
     )
-    if leak.let_in is None:
+    if leak.control is None:
         return f"{text}How much of that is leak and how much is scarcity of {unit}s is not known."
     return (
         f"{text}With as few training {unit}s a class, but those of the tested images let in, it is "
-        f"{_percent(leak.let_in['accuracy'])}. So the leak is {_told(leak.leak['accuracy'])}, and "
-        f"the scarcity of {unit}s {_told(leak.scarcity['accuracy'])}."
+        f"{_percent(leak.control.let_in['accuracy'])}. So the leak is "
+        f"{_told(leak.control.leak['accuracy'])}, and the scarcity of {unit}s "
+        f"{_told(leak.control.scarcity['accuracy'])}."
     )
 
 
@@ -187,17 +179,16 @@ def leak_facts(leak: Leak, unit: str) -> str:
         unit: What a group is.
     """
     counts = ", ".join(f"{name} {count}" for name, count in leak.groups_by_class.items())
-    majority = leak.majority
-    figures = ", ".join(f"{_METRICS[name]} {_value(majority[name])} %" for name in _LEAK_METRICS)
+    scores = ", ".join(f"{names.SHARES[name]} {_value(leak.majority[name])} %" for name in COMPARED)
     return (
-        f"{unit[0].upper()}{unit[1:]}s a class: {counts}. Always naming {majority['class']} "
-        f"scores: {figures}."
+        f"{unit[0].upper()}{unit[1:]}s a class: {counts}. Always naming {leak.majority_class} "
+        f"scores: {scores}."
     )
 
 
 def _told(difference: Estimate) -> str:
     """A difference in points, and whether it can be told from 0."""
-    unsure = "" if told_from_zero(difference) else ", not told apart from 0"
+    unsure = "" if difference.told_from_zero else ", not told apart from 0"
     return f"{_difference(difference, ' points')}{unsure}"
 
 
@@ -206,8 +197,8 @@ def _percent(summary: SeedSummary, unit: str = " %") -> str:
 
 
 def _difference(estimate: Estimate, unit: str = "") -> str:
-    text = comparison_figures.points(estimate.value) + unit
-    return f"{text} {comparison_figures.points_interval(estimate.low, estimate.high)}"
+    text = shown.points(estimate.value) + unit
+    return f"{text} {shown.points_interval(estimate.low, estimate.high)}"
 
 
 def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any]) -> None:
@@ -261,14 +252,16 @@ def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any
             **_columns("by_group", leak.by_group[name].mean, leak.by_group[name]),
             **{
                 column: value
-                for part, of in _parts(leak).items()
+                for part, of in leak.parts.items()
                 for column, value in {
                     **_columns(part, of[name].value, of[name]),
-                    f"{part}_told_from_0": told_from_zero(of[name]),
+                    f"{part}_told_from_0": of[name].told_from_zero,
                 }.items()
             },
             **(
-                _columns("let_in", leak.let_in[name].mean, leak.let_in[name]) if leak.let_in else {}
+                _columns("let_in", leak.control.let_in[name].mean, leak.control.let_in[name])
+                if leak.control
+                else {}
             ),
             "majority": leak.majority[name],
             "images": leak.images,
@@ -277,20 +270,12 @@ def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any
             "method": leak.difference[name].method,
         }
         for leak in result.leaks
-        for name in _LEAK_METRICS
+        for name in COMPARED
     ]
     for name, rows in (("ranking", ranking), ("pairs", pairs), ("leak", leaks)):
         if rows:
             table = pd.DataFrame(rows).assign(source=manifest.get("source", "unknown"))
             files.write_atomically(directory / f"{name}.csv", table.to_csv(index=False))
-
-
-def _parts(leak: Leak) -> dict[str, Mapping[str, Estimate]]:
-    """The difference of the two cuts and, with a control, what it is made of."""
-    parts = {"by_image_minus_by_group": leak.difference}
-    if leak.leak is not None:
-        parts |= {"leak": leak.leak, "scarcity": leak.scarcity}
-    return parts
 
 
 def _columns(name: str, value: float, ends: Estimate | SeedSummary) -> dict[str, float]:
@@ -304,33 +289,29 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
         result: The comparison.
         manifest: Of its run directory.
     """
-    # Names of files and units may hold brackets, which are no markup.
-    console = rich.console.Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console = rich.console.Console(markup=False, highlight=False, width=176)
+    console = terminal.console(width=176)
     if announcement := pages.announcement(manifest):
         console.print(f"\n{announcement}", style="bold")
     for entry in manifest.get("audit", {}).values():
         console.print(entry["line"])
     metrics = _shown_metrics(result)
-    table = _table(f"{result.title}: {result.design}, % [95 % interval of these seeds]")
-    for heading in ("", "backbone", "weights", *metrics.values()):
-        table.add_column(heading)
-    for heading in ("parameters", "GFLOPs", "images/s", "MiB"):
-        table.add_column(heading, justify="right")
-    for entry in result.ranked:
-        cost = entry.candidate.cost
-        table.add_row(
+    costs = ("parameters", "GFLOPs", "images/s", "MiB")
+    rows = [
+        (
             str(entry.rank),
             entry.candidate.name,
             _short(entry.candidate.weights),
             *(_percent(entry.summary[name], "") for name in metrics),
-            f"{cost.parameters / 1e6:.1f} M",
-            f"{cost.gflops:.3g}",
-            f"{cost.images_per_second:.3g}",
-            f"{cost.mebibytes:.3g}",
+            f"{entry.candidate.cost.parameters / 1e6:.1f} M",
+            f"{entry.candidate.cost.gflops:.3g}",
+            f"{entry.candidate.cost.images_per_second:.3g}",
+            f"{entry.candidate.cost.mebibytes:.3g}",
         )
-    console.print(table)
+        for entry in result.ranked
+    ]
+    headings = ("", "backbone", "weights", *metrics.values(), *costs)
+    title = f"{result.title}: {result.design}, % [95 % interval of these seeds]"
+    console.print(terminal.table(headings, rows, title=title, right=costs))
     remarks = (*_remarks(result), *result.sentences, result.winner_note)
     for sentence in (*remarks, class_figures.AT_CLASS_SHARES):
         console.print(sentence)
@@ -340,10 +321,6 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
         _print_leaks(console, result)
 
 
-def _table(title: str) -> rich.table.Table:
-    return rich.table.Table(title=title, box=rich.box.SIMPLE)
-
-
 def _short(weights: str) -> str:
     """A published file name cut to what tells it from others."""
     return weights if len(weights) <= 24 else "…" + weights[-23:]
@@ -351,11 +328,9 @@ def _short(weights: str) -> str:
 
 def _print_pairs(console: rich.console.Console, result: Comparison) -> None:
     pairs, title = _shown_pairs(result)
-    table = _table(title)
-    for heading in ("pair", "accuracy, points", "macro F1, points", "McNemar p", "Holm p", ""):
-        table.add_column(heading)
-    for pair in pairs:
-        table.add_row(
+    headings = ("pair", "accuracy, points", "macro F1, points", "McNemar p", "Holm p", "")
+    rows = [
+        (
             f"{_label(result, pair.first)} − {_label(result, pair.second)}",
             _difference(pair.accuracy),
             _difference(pair.macro_f1),
@@ -363,7 +338,9 @@ def _print_pairs(console: rich.console.Console, result: Comparison) -> None:
             _p_value(pair.p_holm),
             "told apart" if pair.told_apart else "not told apart",
         )
-    console.print(table)
+        for pair in pairs
+    ]
+    console.print(terminal.table(headings, rows, title=title))
 
 
 def _shown_pairs(result: Comparison) -> tuple[list[Pair], str]:
@@ -378,8 +355,7 @@ def _shown_pairs(result: Comparison) -> tuple[list[Pair], str]:
 
 def _print_leaks(console: rich.console.Console, result: Comparison) -> None:
     unit = result.unit
-    table = _table(f"Cut by image against cut by {unit}, and what the difference is made of")
-    for heading in (
+    headings = (
         "backbone",
         "",
         "by image, %",
@@ -387,29 +363,35 @@ def _print_leaks(console: rich.console.Console, result: Comparison) -> None:
         f"by {unit}, %",
         "leak, points",
         "scarcity, points",
-    ):
-        table.add_column(heading)
+    )
+    rows = []
     for leak in result.leaks:
-        for number, name in enumerate(_LEAK_METRICS):
-            apart = "–" if leak.let_in is None else None
-            table.add_row(
-                _label(result, leak.name) if number == 0 else "",
-                _METRICS[name],
-                _percent(leak.by_image[name], ""),
-                apart or _percent(leak.let_in[name], ""),
-                _percent(leak.by_group[name], ""),
-                apart or _told_short(leak.leak[name]),
-                apart or _told_short(leak.scarcity[name]),
+        for number, name in enumerate(COMPARED):
+            let_in = leak_points = scarcity = "–"
+            if leak.control:
+                let_in = _percent(leak.control.let_in[name], "")
+                leak_points = _told_short(leak.control.leak[name])
+                scarcity = _told_short(leak.control.scarcity[name])
+            rows.append(
+                (
+                    _label(result, leak.name) if number == 0 else "",
+                    names.SHARES[name],
+                    _percent(leak.by_image[name], ""),
+                    let_in,
+                    _percent(leak.by_group[name], ""),
+                    leak_points,
+                    scarcity,
+                )
             )
-    console.print(table)
+    title = f"Cut by image against cut by {unit}, and what the difference is made of"
+    console.print(terminal.table(headings, rows, title=title))
     console.print(leak_facts(result.leaks[0], unit))
-    if any(
-        not told_from_zero(of[n]) for k in result.leaks for of in _parts(k).values() for n in of
-    ):
+    parts = [part for leak in result.leaks for part in leak.parts.values()]
+    if not all(difference.told_from_zero for part in parts for difference in part.values()):
         console.print("* not told apart from 0")
     if headline := _headline(result):
         console.print(headline)
 
 
 def _told_short(difference: Estimate) -> str:
-    return _difference(difference) + ("" if told_from_zero(difference) else " *")
+    return _difference(difference) + ("" if difference.told_from_zero else " *")

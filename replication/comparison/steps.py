@@ -63,20 +63,20 @@ class Design:
         return f"{self.folds} folds cut by {unit}"
 
 
-def backbone_names(given: Sequence[str] | None, specs: Mapping[str, str]) -> list[str]:
+def backbone_names(named: Sequence[str] | None, specs: Mapping[str, str]) -> list[str]:
     """Returns the backbones to compare.
 
     Args:
-        given: Names from the command line, or None for all whose weights can be had.
+        named: Names from the command line, or None for all whose weights can be had.
         specs: Where weights are, by name; "" for every other backbone.
 
     Raises:
         PapError: If a name is unknown, or no weights are found.
     """
-    for name in [*(given or ()), *(name for name in specs if name)]:
+    for name in [*(named or ()), *(name for name in specs if name)]:
         models.backbone(name)
-    if given:
-        return list(dict.fromkeys(name.lower() for name in given))
+    if named:
+        return list(dict.fromkeys(name.lower() for name in named))
     names = [
         name
         for name in models.BACKBONES
@@ -308,6 +308,11 @@ def compare(
             f"{winner} has the highest accuracy on the very images that are reported here, so its "
             "figure flatters it a little: the best of several is partly luck."
         )
+    others = {
+        name: tuple(cuts[name][0] for cuts in scored.values())
+        for name in ("image", "let_in")
+        if name in design.cuts[1:]
+    }
     return ranking.Comparison(
         title="Frozen backbones compared",
         candidates=tuple(cuts[main][0] for cuts in scored.values()),
@@ -315,11 +320,8 @@ def compare(
         winner_note=note,
         design=design.words,
         unit=design.unit,
-        **{
-            f: tuple(cuts[name][0] for cuts in scored.values())
-            for f, name in (("by_image", "image"), ("let_in", "let_in"))
-            if name in design.cuts[1:]
-        },
+        by_image=others.get("image", ()),
+        let_in=others.get("let_in", ()),
     )
 
 
@@ -346,7 +348,7 @@ def publish(
         recipe: How heads were trained.
         features_dir: Where features are stored.
         policy: Where and how to compute.
-        audit: Of the images.
+        audit: Of the images for duplicates.
 
     Returns:
         The page.

@@ -12,17 +12,10 @@ from tensorboard.plugins.projector import projector_config_pb2
 
 from replication.comparison.candidates import Candidate
 from replication.drawing import tensorboard
-from replication.measures import evaluation
+from replication.measures import evaluation, names
 from tfds_pap import files
 
-#: Metrics of the HParams table.
-_SCORES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "hsil_plus_sensitivity": "HSIL+ sensitivity",
-    "hsil_plus_specificity": "HSIL+ specificity",
-}
+#: Columns of the HParams table, after the metrics.
 _COSTS = {
     "parameters": "parameters",
     "gflops": "GFLOPs an image",
@@ -50,16 +43,21 @@ def write_hparams(
     """
     for candidate in candidates:
         for seed, predictions in zip(seeds, candidate.runs, strict=True):
-            values = {"backbone": candidate.name, "weights": candidate.weights, "seed": seed}
+            values: dict[str, str | float | bool] = {
+                "backbone": candidate.name,
+                "weights": candidate.weights,
+                "seed": seed,
+                **common,
+            }
             summary = evaluation.summarise_seeds([predictions], resamples=1)
             scores = {name: figure.mean for name, figure in summary.items()}
             scores |= {name: float(getattr(candidate.cost, name)) for name in _COSTS}
             tensorboard.write_session(
                 directory / candidate.name / f"seed_{seed}",
-                {**values, **common},
-                {name: scores.get(name, math.nan) for name in (*_SCORES, *_COSTS)},
+                values,
+                {name: scores.get(name, math.nan) for name in (*names.SHARES, *_COSTS)},
                 name=f"{candidate.name} seed {seed}",
-                shown=_SCORES | _COSTS,
+                shown=names.SHARES | _COSTS,
             )
 
 

@@ -1,0 +1,85 @@
+"""Paired differences in the figures of two candidates, run by run on the same images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from replication.measures import class_figures, shares
+from replication.measures.intervals import Estimate
+from replication.measures.predictions import Predictions
+
+#: What is compared, see `replication.measures.names`.
+COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
+
+
+def differences(
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """First minus second, run by run; with several seeds for other seeds as well.
+
+    Args:
+        first: Runs of one candidate, one a seed, on the same images in the same order.
+        second: Runs of another one, with the same seeds.
+        confidence: Of the intervals, between 0 and 1.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        By metric of `COMPARED`, with its interval.
+    """
+    labels, groups, classes = first[0].labels, first[0].groups, len(first[0].class_names)
+    one, other = (np.stack([run.predicted for run in runs]) for runs in (first, second))
+    present = np.bincount(labels, minlength=classes) > 0
+    figures = class_figures.mean_figures(present, range(classes), COMPARED)
+    intervals = class_figures.difference_intervals(
+        labels,
+        one,
+        other,
+        groups,
+        figures,
+        classes=classes,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    intervals["accuracy"] = shares.difference(one == labels, other == labels, groups, confidence)
+    by_seed = [figures(_matrices(labels, side, classes)) for side in (one, other)]
+    gaps_by_metric = {}
+    for name in COMPARED:
+        gaps = by_seed[0][name] - by_seed[1][name]
+        value, interval = float(gaps.mean()), intervals[name]
+        low, high = shares.over_seeds(value, interval.low, interval.high, gaps, confidence)
+        method = f"paired, of one seed: {interval.method}"
+        if len(gaps) > 1:
+            method = f"paired: {interval.method}, and Student's over {len(gaps)} seeds"
+        gaps_by_metric[name] = Estimate(value, float(low), float(high), len(labels), method)
+    return gaps_by_metric
+
+
+def majority(run: Predictions) -> tuple[str, dict[str, float]]:
+    """The most frequent class, and what always naming it would score.
+
+    Args:
+        run: On any images.
+
+    Returns:
+        Its name, and its figure by metric of `COMPARED`.
+    """
+    classes = len(run.class_names)
+    counts = np.bincount(run.labels, minlength=classes)
+    most = int(counts.argmax())
+    figures = class_figures.mean_figures(counts > 0, range(classes), COMPARED)
+    always = figures(_matrices(run.labels, np.full((1, len(run)), most), classes))
+    return run.class_names[most], {name: float(of[0]) for name, of in always.items()}
+
+
+def _matrices(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """The confusion matrix of each model, float64 ``[m, 1, k, k]``."""
+    every = np.arange(classes)
+    matrices = [confusion_matrix(labels, one, labels=every) for one in predicted]
+    return np.array(matrices, float)[:, None]
