@@ -13,7 +13,6 @@ from statsmodels.formula.api import ols
 
 from finetune.report.effects import marginal_effects
 from finetune.report.selection import (
-    apart,
     beside_the_paper,
     cost_of_the_defect,
     differences,
@@ -381,7 +380,7 @@ def test_equal_configurations_are_not_told_apart_by_the_images_that_chose():
         scores = answers.figures("accuracy", np.ones((1, 223)))[0]
         best = answers.trials[int(scores.argmax())]
         found = differences(answers, best, "accuracy", resamples=200)
-        told = [apart(difference) for difference in found.values()]
+        told = [difference.told_from_zero for difference in found.values()]
         any_told.append(any(told))
         others_told.append(np.mean(told))
     assert np.mean(any_told) <= 0.05
@@ -398,7 +397,7 @@ def test_a_configuration_that_is_worse_is_still_told_apart():
         losses=np.concatenate([answers.losses, bad.losses]),
     )
     found = differences(both, both.trials[0], "accuracy", resamples=200)
-    assert [name for name, one in found.items() if apart(one)] == ["bad"]
+    assert [name for name, one in found.items() if one.told_from_zero] == ["bad"]
 
 
 def test_the_paper_beside_the_best():
@@ -427,7 +426,7 @@ def test_the_paper_beside_the_best():
 def test_a_difference_without_an_interval_tells_nothing_apart():
     answers = answered([[True] * 9 + [False], [False] * 10], ("one slide",) * 10)
     (gap,) = differences(answers, answers.trials[0], "accuracy").values()
-    assert gap.value == 0.9 and math.isnan(gap.low) and not apart(gap)
+    assert gap.value == 0.9 and math.isnan(gap.low) and not gap.told_from_zero
 
 
 def paper_protocol(fold, held_out):

@@ -293,7 +293,7 @@ def test_bare_manifest_says_unknown_and_claims_nothing(tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "original"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     text = written(run)
-    assert text.startswith("The manifest does not say what images.")
+    assert text.startswith("It is not known whose images these are.")
     assert "not comparable: other images" in text and "Computed unknown on unknown" in text
     assert "peak memory unknown" in text
 

@@ -1,6 +1,7 @@
 """The figures of what matters in a search: marginal effects, and how two of them interact."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,8 +76,12 @@ def marginal_effects(search: Search, effects: Effects, form: str = "svg") -> byt
             "mean" if search.tuner == "bayesian" else "mean, 95 % interval": figure_parts.bar(),
             **figure_parts.handles(search, True),
         }
-        place = {"loc": "outside upper center", "ncols": 3 if columns < 3 else 5}
-        figure.legend(handles.values(), handles.keys(), **place)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            ncols=3 if columns < 3 else 5,
+        )
 
     return figure_parts.drawn(columns * 2.9, rows * 2.2 + 0.4, draw, form)
 
@@ -143,7 +148,8 @@ def _mark_special(
             axes.plot(*seen[trial.trial_id], **style, clip_on=False)
         elif (level := effect.level_of(values.get(effect.name))) is not None:
             # A mark would stand at a score that nobody measured.
-            axes.axvline(values[effect.name] if effect.binned else level, **value_style)
+            x = float(values[effect.name]) if effect.binned else level
+            axes.axvline(x, **value_style)
 
 
 def _axis(axes: Axes, effect: Effect) -> None:
@@ -170,7 +176,9 @@ def _label_levels(axes: Axes, effect: Effect, start: float, letters: int) -> Non
     """Names the levels below the axis, slanted where there is no room for so many letters."""
     labels = [level.label for level in effect.levels]
     slanted = sum(map(len, labels)) > letters
-    turned = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    turned: dict[str, Any] = {}
+    if slanted:
+        turned = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(np.arange(len(labels)) + start, labels, **turned)
 
 
@@ -230,7 +238,7 @@ def _interaction(figure: Figure, search: Search, effects: Effects) -> None:
         edgecolor="white",
         linewidth=1.5,
     )
-    digits = 1 if figure_parts.is_share(search.objective.removeprefix("val_")) else 3
+    digits = 1 if figure_parts.metric(search).percent else 3
     for (row, column), scores in cells.items():
         at = (column + 0.5, row + 0.5)
         if not scores:

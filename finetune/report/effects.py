@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -213,26 +213,19 @@ def marginal_effects(
         explained = fit.explained(name) - (0 if balanced else fit.chance(name))
         return max(0.0, explained / total) if total else 0.0
 
-    def alone(name: str) -> float:
-        return importance(name, _fit({**nuisance, name: columns[name]}, scores))
-
-    covariates = dict(nuisance)
-    for name in sorted(columns, key=alone, reverse=True):
-        larger = {**covariates, name: columns[name]}
-        if balanced or len(used) >= _TRIALS_A_COEFFICIENT * _fit(larger, scores).rank:
-            covariates = larger
+    covariates = _covariates(columns, nuisance, scores, balanced, importance)
     model = _fit(covariates, scores)
-    effects = []
-    for factor in factors:
+
+    def effect(factor: _Factor) -> Effect:
         name, fit = factor.name, model
         if name not in covariates:
             fit = _fit({**covariates, name: columns[name]}, scores)
         halves = [math.nan] * len(factor.labels)
         if at_random:
             halves = _half_widths(factor, scores, fit, balanced)
-        share = importance(name, fit)
-        effects.append(_effect(factor, used, scores, fit, share, direction, halves))
-    effects.sort(key=lambda effect: -effect.importance)
+        return _effect(factor, used, scores, fit, importance(name, fit), direction, halves)
+
+    effects = sorted(map(effect, factors), key=lambda one: -one.importance)
     left = model.left if balanced else model.variance * (len(used) - 1)
     return Effects(
         effects=tuple(effects),
@@ -243,6 +236,26 @@ def marginal_effects(
         scores={t.trial_id: float(score) for t, score in zip(used, scores, strict=True)},
         brackets=bool(nuisance),
     )
+
+
+def _covariates(
+    columns: Mapping[str, np.ndarray],
+    nuisance: Mapping[str, np.ndarray],
+    scores: np.ndarray,
+    balanced: bool,
+    importance: Callable[[str, "_Fit"], float],
+) -> dict[str, np.ndarray]:
+    """What is adjusted for: brackets, and as many hyperparameters as there are trials for."""
+
+    def alone(name: str) -> float:
+        return importance(name, _fit({**nuisance, name: columns[name]}, scores))
+
+    covariates = dict(nuisance)
+    for name in sorted(columns, key=alone, reverse=True):
+        larger = {**covariates, name: columns[name]}
+        if balanced or len(scores) >= _TRIALS_A_COEFFICIENT * _fit(larger, scores).rank:
+            covariates = larger
+    return covariates
 
 
 def _comparable(trials: Sequence[Trial]) -> list[Trial]:
@@ -266,9 +279,10 @@ def _factor(name: str, values: Sequence[Value | None]) -> _Factor | None:
     active = [value for value in values if value is not None]
     if len({shown(value) for value in active}) < 2:
         return None
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in active)
+    numbers = [v for v in active if isinstance(v, int | float) and not isinstance(v, bool)]
+    numeric = len(numbers) == len(active)
     kind = "number" if numeric else "choice"
-    if numeric and min(active) > 0 and max(active) >= _LOG_FROM * min(active):
+    if numeric and min(numbers) > 0 and max(numbers) >= _LOG_FROM * min(numbers):
         kind = "log number"
     most = max(_FEW_LEVELS, min(_MOST_LEVELS, len(active) // _TRIALS_A_LEVEL))
     if numeric and len(set(active)) > min(most, len(active) - 1):
@@ -381,7 +395,7 @@ def _effect(
     for code, (label, half) in enumerate(zip(factor.labels, halves, strict=True)):
         at = np.flatnonzero(factor.codes == code)
         mean = float(adjusted[at].mean())
-        members.append(tuple(trials[row] for row in at))
+        members.append(tuple(trials[row] for row in at.tolist()))
         start, end = factor.bounds[code] if factor.bounds else (math.nan, math.nan)
         levels.append(
             Level(

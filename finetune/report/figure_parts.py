@@ -1,27 +1,28 @@
 """What the figures of a search share: colours, markers, scale, legend."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from finetune.search.trials import Search, Trial, worded
+from finetune.search.trials import Search, Trial
 from replication.drawing import figures
+from replication.measures import names
 
-#: What an objective is called, without its "val_".
+#: What each objective is called, by its name without "val_".
 METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "hsil_plus_sensitivity": "HSIL+ sensitivity",
-    "hsil_plus_specificity": "HSIL+ specificity",
-    "loss": "log loss",
+    **{
+        key: names.METRICS[key]
+        for key in ("accuracy", "macro_f1", "hsil_plus_sensitivity", "hsil_plus_specificity")
+    },
+    "loss": names.METRICS["log_loss"],
 }
 
 TRIAL, GREEN, GREY, INK = "#0072B2", "#009E73", "#8a8a8a", figures.INK
 
 #: Hollow, so that the star of the best found is seen in it where they are one.
-PAPER = {
+PAPER: dict[str, Any] = {
     "marker": "D",
     "markersize": 8,
     "markerfacecolor": "none",
@@ -30,7 +31,7 @@ PAPER = {
     "linewidth": 0,
     "zorder": 6,
 }
-BEST = {
+BEST: dict[str, Any] = {
     "marker": "*",
     "markersize": 10,
     "color": GREEN,
@@ -41,8 +42,13 @@ BEST = {
 }
 
 #: Of values whose trial has no score, or none that is drawn: they have no height.
-PAPER_VALUE = {"color": "#D55E00", "linestyle": (0, (1.5, 1.5)), "linewidth": 1.3, "zorder": 1.5}
-BEST_VALUE = {**PAPER_VALUE, "color": GREEN}
+PAPER_VALUE: dict[str, Any] = {
+    "color": "#D55E00",
+    "linestyle": (0, (1.5, 1.5)),
+    "linewidth": 1.3,
+    "zorder": 1.5,
+}
+BEST_VALUE: dict[str, Any] = {**PAPER_VALUE, "color": GREEN}
 
 #: Inches, and the pixels of a PNG an inch.
 WIDTH, _DPI = 5.2, 180
@@ -51,15 +57,14 @@ WIDTH, _DPI = 5.2, 180
 EDGE = {"max": 0.025, "min": 0.975}
 
 
+def metric(search: Search) -> names.Metric:
+    """What the objective of a search is called, and whether it is a share."""
+    return METRICS[search.objective.removeprefix("val_")]
+
+
 def label(search: Search) -> str:
     """Names the objective, for an axis or a table."""
-    metric = search.objective.removeprefix("val_")
-    return METRICS.get(metric, worded(metric)) + (", %" if is_share(metric) else "")
-
-
-def is_share(metric: str) -> bool:
-    """Whether a figure is a share, and shown in percent."""
-    return metric in METRICS and metric != "loss"
+    return metric(search).words + (", %" if metric(search).percent else "")
 
 
 def drawn(width: float, height: float, draw: Callable[[Figure], None], form: str) -> bytes:
@@ -71,27 +76,21 @@ def drawn(width: float, height: float, draw: Callable[[Figure], None], form: str
         draw: Draws it.
         form: "svg" or "png".
     """
-
-    def sized(figure: Figure) -> None:
-        figure.set_figwidth(width)
-        draw(figure)
-
-    with matplotlib.rc_context({"figure.dpi": _DPI}):
-        return figures.drawn(height, sized, form)
+    return figures.drawn(height, draw, form, width=width, dpi=_DPI)
 
 
 def handles(search: Search, values: bool = False) -> dict[str, Line2D]:
     """Legend of the special trials; `values`: of the paper's values without a score, too."""
-    found = {}
+    lines = {}
     if search.paper_values and scored_paper(search):
-        found["the paper's choice"] = Line2D([], [], **PAPER)
+        lines["the paper's choice"] = Line2D([], [], **PAPER)
     elif search.paper_values and values:
-        found["the paper's value, without a score"] = Line2D([], [], **PAPER_VALUE)
+        lines["the paper's value, without a score"] = Line2D([], [], **PAPER_VALUE)
     if search.best:
-        found["best found"] = Line2D([], [], **BEST)
+        lines["best lines"] = Line2D([], [], **BEST)
     if any(trial.status == "diverged" for trial in search.trials):
-        found["diverged"] = Line2D([], [], marker="x", color=INK, markersize=5, linewidth=0)
-    return found
+        lines["diverged"] = Line2D([], [], marker="x", color=INK, markersize=5, linewidth=0)
+    return lines
 
 
 def scored_paper(search: Search) -> bool:
@@ -111,10 +110,12 @@ def bar() -> Line2D:
 
 def scaled(search: Search, score: float) -> float:
     """A score as an axis shows it: a share in percent."""
-    return 100 * score if is_share(search.objective.removeprefix("val_")) else score
+    return 100 * score if metric(search).percent else score
 
 
-def limits(search: Search, trials: Sequence[Trial], means: Sequence[float] = ()) -> tuple:
+def limits(
+    search: Search, trials: Sequence[Trial], means: Sequence[float] = ()
+) -> tuple[float, float]:
     """Of the score axis: diverged trials must not press all others together."""
     values = [trial.score for trial in trials if trial.status == "completed"]
     values = [scaled(search, value) for value in (*values, *means)] or [0, scaled(search, 1)]

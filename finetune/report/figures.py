@@ -85,9 +85,10 @@ def _history(figure: Figure, search: Search) -> None:
     colours = _shades(len(budgets)) if len(budgets) > 1 else [figure_parts.TRIAL]
     for budget, colour in zip(budgets, colours, strict=True):
         some = [trial for trial in done if budget in (None, trial.epochs)]
-        places = [(numbers[t.trial_id], figure_parts.scaled(search, t.score)) for t in some]
-        if places:
-            axes.plot(*zip(*places, strict=True), "o", color=colour, ms=4, mew=0, alpha=0.8)
+        if some:
+            x = [numbers[trial.trial_id] for trial in some]
+            y = [figure_parts.scaled(search, trial.score) for trial in some]
+            axes.plot(x, y, "o", color=colour, ms=4, mew=0, alpha=0.8)
             handles["a trial" if budget is None else f"{budget} epochs"] = figure_parts.dot(colour)
     if done:
         sign = 1 if search.direction == "max" else -1

@@ -10,12 +10,11 @@ from typing import Any
 
 from finetune.report import effect_figures, effects, figures, selection
 from finetune.report.effects import Effects
-from finetune.report.figure_parts import METRICS, is_share, label, scored_paper
+from finetune.report.figure_parts import METRICS, label, scored_paper
+from finetune.report.figure_parts import metric as objective_metric
 from finetune.report.selection import BesideThePaper, Cost, Optimism
 from finetune.search import trials
-from finetune.search.trials import Answers, Search, Trial, described, worded
-from replication.comparison import figures as comparison_figures
-from replication.comparison import ranking as comparison
+from finetune.search.trials import Answers, Search, Trial, Value, described, worded
 from replication.drawing import pages, shown
 from replication.measures import class_figures, evaluation
 from replication.measures.intervals import Estimate
@@ -59,9 +58,14 @@ class Findings:
     cost: Cost | None
 
     @property
+    def words(self) -> str:
+        """What `metric` is called."""
+        return METRICS[self.metric].words
+
+    @property
     def undecided(self) -> int:
         """Configurations that these images cannot tell from the best one."""
-        return sum(not selection.apart(difference) for difference in self.differences.values())
+        return sum(not difference.told_from_zero for difference in self.differences.values())
 
 
 @functools.lru_cache(maxsize=2)
@@ -74,15 +78,23 @@ def findings(search: Search) -> Findings:
     Raises:
         ValueError: A predictions file is not readable, or trials were scored on different images.
     """
-    said = [(trial, found) for trial in search.scored if (found := trial.predictions()) is not None]
-    tune, held_out = Answers.align(said, "tune"), Answers.align(said, "test")
+    scored = [
+        (trial, predictions)
+        for trial in search.scored
+        if (predictions := trial.predictions()) is not None
+    ]
+    tune, held_out = Answers.align(scored, "tune"), Answers.align(scored, "test")
     best, metric = search.best, search.objective.removeprefix("val_")
-    known = tune is not None and best is not None and tune.row(best) is not None
-    first = None
-    if known:
-        predictions = next(found for trial, found in said if trial is best).select("tune")
-        first = _estimate(predictions, metric, search.resamples)
     paper = search.protocol == "paper"
+    first, optimism, differences = None, None, {}
+    if tune is not None and best is not None and tune.row(best) is not None:
+        predictions = next(of for trial, of in scored if trial is best).select("tune")
+        first = _estimate(predictions, metric, search.resamples)
+        differences = selection.differences(tune, best, metric, resamples=search.resamples)
+        if not paper:
+            optimism = selection.selection_optimism(
+                tune, best, metric, search.direction, resamples=search.resamples
+            )
     return Findings(
         effects=effects.marginal_effects(
             search.trials, search.direction, at_random=search.tuner != "bayesian"
@@ -90,15 +102,9 @@ def findings(search: Search) -> Findings:
         metric=metric,
         over=_over(tune, search.unit) if tune is not None else "",
         first=first,
-        differences=selection.differences(tune, best, metric, resamples=search.resamples)
-        if known
-        else {},
+        differences=differences,
         beside=selection.beside_the_paper(search, tune),
-        optimism=selection.selection_optimism(
-            tune, best, metric, search.direction, resamples=search.resamples
-        )
-        if known and not paper
-        else None,
+        optimism=optimism,
         cost=selection.cost_of_the_defect(search, tune, held_out) if paper else None,
     )
 
@@ -112,7 +118,7 @@ def _estimate(predictions: Predictions, metric: str, resamples: int) -> Estimate
 
 def _over(answers: Answers, unit: str) -> str:
     groups = len(set(answers.groups)) if all(answers.groups) else 0
-    return comparison.extent(len(answers.labels), groups, unit)
+    return shown.extent(len(answers.labels), groups, unit)
 
 
 def write(run: RunDirectory, search: Search) -> Path:
@@ -131,36 +137,36 @@ def write(run: RunDirectory, search: Search) -> Path:
         ValueError: As `findings`.
     """
     manifest = run.manifest()
-    found = findings(search)
+    outcome = findings(search)
     trials.write_csv(
         run.path / "search.csv",
         search.trials,
         search.direction,
         source=str(manifest.get("source", "unknown")),
     )
-    figures.write(run.path / "figures", search, found.effects)
-    lead, *others = sentences(search, found)
+    figures.write(run.path / "figures", search, outcome.effects)
+    lead, *others = sentences(search, outcome)
     page = pages.template("finetune.report", "search_report.html.j2").render(
         search=search,
-        found=found,
+        outcome=outcome,
         announcement=pages.announcement(manifest),
         environment=manifest.get("environment", {}),
         audit_page=pages.beside(run.path, "audit.html"),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
         label=label(search),
-        objective=METRICS.get(found.metric, worded(found.metric)),
+        objective=outcome.words,
         lead=lead,
         paper_scored=scored_paper(search),
         sentences=others,
-        design=_design(found.effects),
-        methods=_methods(found),
-        figures={name: shown.svg(picture) for name, picture in _pictures(search, found).items()},
+        design=_design(outcome.effects),
+        methods=_methods(outcome),
+        figures={name: shown.svg(picture) for name, picture in _pictures(search, outcome).items()},
         panels=[
-            (effect, shown.svg(effect_figures.marginal_effect(search, found.effects, effect)))
-            for effect in found.effects.effects
+            (effect, shown.svg(effect_figures.marginal_effect(search, outcome.effects, effect)))
+            for effect in outcome.effects.effects
         ],
         names=_columns(search),
-        best=best_rows(search, found),
+        best=best_rows(search, outcome),
         every=_every_row(search),
         metrics=_metrics(search),
         score=functools.partial(score, search),
@@ -177,13 +183,13 @@ def write(run: RunDirectory, search: Search) -> Path:
     return path
 
 
-def _pictures(search: Search, found: Findings) -> dict[str, bytes]:
+def _pictures(search: Search, outcome: Findings) -> dict[str, bytes]:
     pictures = {"history": figures.history(search)}
-    if len(found.effects.effects) > 1:
-        pictures["interaction"] = effect_figures.interaction(search, found.effects)
+    if len(outcome.effects.effects) > 1:
+        pictures["interaction"] = effect_figures.interaction(search, outcome.effects)
     if figures.has_promotions(search):
         pictures["halving"] = figures.halving(search)
-    if found.cost:
+    if outcome.cost:
         pictures["fold"] = figures.fold_against_held_out(search)
     return pictures
 
@@ -192,19 +198,19 @@ def score(search: Search, value: float, unit: bool = True) -> str:
     """Writes a score, for example '93.4 %'."""
     if not math.isfinite(value):
         return "none"
-    share = is_share(search.objective.removeprefix("val_"))
+    share = objective_metric(search).percent
     return shown.number(value, share) + ("\u00a0%" if share and unit else "")
 
 
 def _interval(search: Search, low: float, high: float) -> str:
-    return shown.interval(low, high, is_share(search.objective.removeprefix("val_")))
+    return shown.interval(low, high, objective_metric(search).percent)
 
 
 def _gap(metric: str, difference: Estimate) -> str:
     """Best minus another one: points of percent, or three decimals of a loss."""
-    if is_share(metric):
-        ends = comparison_figures.points_interval(difference.low, difference.high)
-        return f"{comparison_figures.points(difference.value)} {ends}"
+    if METRICS[metric].percent:
+        ends = shown.points_interval(difference.low, difference.high)
+        return f"{shown.points(difference.value)} {ends}"
     ends = shown.interval(difference.low, difference.high, percent=False)
     return f"{difference.value:+.3f} {ends}".replace("-", "−")
 
@@ -213,43 +219,40 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}\u00a0%" if math.isfinite(value) else "not defined"
 
 
-def _plural(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
-
-
-def sentences(search: Search, found: Findings) -> list[str]:
+def sentences(search: Search, outcome: Findings) -> list[str]:
     """What a reader should take home, the most important sentence first.
 
     Args:
         search: The search.
-        found: Its `findings`.
+        outcome: Its `findings`.
     """
-    said = [_progress(search)]
+    lines = [_progress(search)]
     if search.best is None:
-        return said
-    said.insert(0, _best(search, found))
+        return lines
+    lines.insert(0, _best(search, search.best, outcome))
     if search.paper_values:
-        said.append(_paper(search, found))
-    if found.differences:
-        metric = METRICS.get(found.metric, worded(found.metric))
-        said.append(
-            f"{found.undecided:,} of the {_plural(len(found.differences), 'other configuration')} "
-            f"cannot be told from the best one on these images in {metric}, counting that the same "
-            "images chose the best of them all (95 % intervals for all configurations at once). "
-            "Not told apart is not equal: these images do not decide."
+        lines.append(_paper(search, search.paper_values, outcome))
+    if outcome.differences:
+        others = shown.plural(len(outcome.differences), "other configuration")
+        lines.append(
+            f"{outcome.undecided:,} of the {others} cannot be told from the best one on these "
+            f"images in {outcome.words}, counting that the same images chose the best of them all "
+            "(95 % intervals for all configurations at once). Not told apart is not equal: these "
+            "images do not decide."
         )
-    if found.optimism:
-        said.append(_optimism(search, found))
-    elif len(found.differences) and found.cost is None:
-        said.append(
+    if outcome.optimism:
+        lines.append(_optimism(search, search.best, outcome.optimism))
+    elif outcome.differences and outcome.cost is None:
+        lines.append(
             "The best of many looks better than it is; by how much, these images do not say: too "
             "few draws leave every class on both sides."
         )
-    if found.cost:
-        said += _cost(found.cost)
-    if found.metric == "macro_f1" or (found.beside and "macro_f1" in found.beside.differences):
-        said.append(class_figures.AT_CLASS_SHARES)
-    return said
+    if outcome.cost:
+        lines += _cost(outcome.cost)
+    beside_the_paper = outcome.beside.differences if outcome.beside else {}
+    if "macro_f1" in (outcome.metric, *beside_the_paper):
+        lines.append(class_figures.AT_CLASS_SHARES)
+    return lines
 
 
 def _progress(search: Search) -> str:
@@ -261,7 +264,9 @@ def _progress(search: Search) -> str:
     if planned is not None and count < planned:
         start = f"{count:,} of {planned:,} trials {'has' if count == 1 else 'have'} ended so far"
     else:
-        start = f"{_plural(count, 'trial')} ended" + (", all that were planned" if planned else "")
+        start = f"{shown.plural(count, 'trial')} ended" + (
+            ", all that were planned" if planned else ""
+        )
     how = {
         status: sum(trial.status == status for trial in search.trials) for status in trials.STATUSES
     }
@@ -270,13 +275,12 @@ def _progress(search: Search) -> str:
             f"{number:,} {status}" for status, number in how.items() if number
         )
     if len(search.ranked) < count:
-        start += f"; they trained {_plural(len(search.ranked), 'configuration')}"
+        start += f"; they trained {shown.plural(len(search.ranked), 'configuration')}"
     return start + "."
 
 
-def _best(search: Search, found: Findings) -> str:
-    best = search.best
-    name = METRICS.get(found.metric, worded(found.metric))
+def _best(search: Search, best: Trial, outcome: Findings) -> str:
+    name = outcome.words
     images = "the images that were scored, which it was trained on"
     if search.protocol != "paper":
         images = "the tune images, which chose it"
@@ -284,13 +288,13 @@ def _best(search: Search, found: Findings) -> str:
     text += f": {score(search, best.score)}"
     if search.executions > 1:
         text += f", mean of {search.executions} trainings"
-    if found.metric == "hsil_plus_sensitivity":
+    if outcome.metric == "hsil_plus_sensitivity":
         text += f", at an HSIL+ specificity of {beside_sensitivity(search, best)}"
-    if found.first:
+    if outcome.first:
         if search.executions > 1:
-            text += f"; the first one {score(search, found.first.value)}"
-        ends = _interval(search, found.first.low, found.first.high)
-        text += f" {ends}, {found.over}"
+            text += f"; the first one {score(search, outcome.first.value)}"
+        ends = _interval(search, outcome.first.low, outcome.first.high)
+        text += f" {ends}, {outcome.over}"
     return f"{text}."
 
 
@@ -300,12 +304,12 @@ def beside_sensitivity(search: Search, trial: Trial) -> str:
     return score(search, value) if math.isfinite(value) else "unknown, as it was not recorded"
 
 
-def _paper(search: Search, found: Findings) -> str:
-    values = described(search.paper_values)
-    if found.beside is None:
-        failed = trials.find(search.ranked, search.paper_values)
+def _paper(search: Search, paper_values: Mapping[str, Value], outcome: Findings) -> str:
+    values = described(paper_values)
+    if outcome.beside is None:
+        failed = trials.find(search.ranked, paper_values)
         return f"The paper's choice, {values}, {'failed' if failed else 'has not been tried'}."
-    beside = found.beside
+    beside = outcome.beside
     if beside.paper is search.best:
         return "The best found is the paper's choice."
     if beside.paper.status == "diverged":
@@ -316,7 +320,7 @@ def _paper(search: Search, found: Findings) -> str:
     )
     if beside.differences:
         gaps = " and ".join(
-            f"{_gap(metric, difference)} points of {METRICS[metric]}"
+            f"{_gap(metric, difference)} points of {METRICS[metric].words}"
             for metric, difference in beside.differences.items()
         )
         verdict = "tell" if beside.told_apart else "cannot tell"
@@ -327,23 +331,23 @@ def _paper(search: Search, found: Findings) -> str:
     return text
 
 
-def _optimism(search: Search, found: Findings) -> str:
-    optimism, sign = found.optimism, 1 if search.direction == "max" else -1
+def _optimism(search: Search, best: Trial, optimism: Optimism) -> str:
+    sign = 1 if search.direction == "max" else -1
     # Below 0 by chance alone: choosing never takes from what it chooses by.
     added = max(0.0, optimism.expected)
-    size = f"{100 * added:.1f} points" if is_share(found.metric) else f"{added:.3f}"
+    size = f"{100 * added:.1f} points" if objective_metric(search).percent else f"{added:.3f}"
     does = "adds" if search.direction == "max" else "takes off"
     text = f"The best of many looks better than it is: choosing on these images {does} about {size}"
     if search.executions == 1:
-        expected = score(search, search.best.score - sign * added)
+        expected = score(search, best.score - sign * added)
         text += f", so that {expected} is to be expected of other images like these"
     again = f"{100 * optimism.again:.0f} % of the draws of as many images would choose it again"
-    return f"{text}. {again}; {_plural(optimism.chosen, 'configuration')} won some draw."
+    return f"{text}. {again}; {shown.plural(optimism.chosen, 'configuration')} won some draw."
 
 
 def _cost(cost: Cost) -> list[str]:
-    gap = comparison_figures.points(cost.optimism.value)
-    ends = comparison_figures.points_interval(cost.optimism.low, cost.optimism.high)
+    gap = shown.points(cost.optimism.value)
+    ends = shown.points_interval(cost.optimism.low, cost.optimism.high)
     honest = (
         f"The best by the held-out images themselves reaches {_percent(cost.honest_held_out)} "
         "there, which flatters, as they chose it"
@@ -358,25 +362,27 @@ def _cost(cost: Cost) -> list[str]:
         f"reaches an accuracy of {_percent(cost.fold)} there and {_percent(cost.held_out)} on the "
         f"held-out images, a gap of {gap} points {ends}.",
         f"{honest}.",
-        f"{cost.saturated:,} of {_plural(cost.count, 'configuration')} reach "
+        f"{cost.saturated:,} of {shown.plural(cost.count, 'configuration')} reach "
         f"{100 * selection.SATURATED:.1f}\u00a0% or more on the fold"
         + (", which cannot choose among them" if cost.saturated > 1 else "")
         + f". Rank correlation of fold and held-out images over the configurations: {order}.",
     ]
 
 
-def _design(found: Effects) -> list[str]:
+def _design(marginal: Effects) -> list[str]:
     """How the marginal effects were computed, in words."""
-    if not found.effects:
+    if not marginal.effects:
         return []
-    if found.balanced:
+    if marginal.balanced:
         how = [
             "Every combination was tried equally often, so the mean of a level is its main effect, "
             "and the main effects share out the variance of the score."
         ]
     else:
-        adjusted = len(found.adjusted_for) == len(found.effects)
-        names = "all others" if adjusted else ", ".join(map(worded, found.adjusted_for)) or "none"
+        adjusted = len(marginal.adjusted_for) == len(marginal.effects)
+        names = (
+            "all others" if adjusted else ", ".join(map(worded, marginal.adjusted_for)) or "none"
+        )
         how = [
             "Combinations were not tried equally often, so raw means would mix the effects. Means "
             "are adjusted by an additive model (least squares on the levels) for these "
@@ -385,33 +391,33 @@ def _design(found: Effects) -> list[str]:
             "Shares are what remains after what levels drawn at random would reach by chance; they "
             "need not add up to 100 %.",
         ]
-    if math.isfinite(found.unexplained):
+    if math.isfinite(marginal.unexplained):
         how.append(
-            f"Main effects leave {100 * found.unexplained:.0f} % of the variance: interactions, "
+            f"Main effects leave {100 * marginal.unexplained:.0f} % of the variance: interactions, "
             "and the chance of training."
         )
-    if any(trial.inherited for trial in found.trials) or found.brackets:
+    if any(trial.inherited for trial in marginal.trials) or marginal.brackets:
         how.append(
             "Hyperband promotes by score, so that promoted trials are no fair sample. Each "
             "configuration counts as it stood before any promotion, after few epochs in most "
             "brackets, and brackets are adjusted for. What learns slowly looks worse here than it "
             "is after full training."
         )
-    if found.diverged:
-        how.append(f"Diverged trials ({found.diverged:,}) count like the worst completed one.")
+    if marginal.diverged:
+        how.append(f"Diverged trials ({marginal.diverged:,}) count like the worst completed one.")
     return how
 
 
-def _methods(found: Findings) -> list[str]:
+def _methods(outcome: Findings) -> list[str]:
     methods = {}
-    if found.first:
-        methods["score of the best"] = found.first.method
-    for difference in [*found.differences.values()][:1]:
+    if outcome.first:
+        methods["score of the best"] = outcome.first.method
+    for difference in [*outcome.differences.values()][:1]:
         methods["differences"] = difference.method
-    if found.optimism:
-        methods["optimism"] = found.optimism.method
-    if found.cost:
-        methods["gap between fold and held-out images"] = found.cost.optimism.method
+    if outcome.optimism:
+        methods["optimism"] = outcome.optimism.method
+    if outcome.cost:
+        methods["gap between fold and held-out images"] = outcome.cost.optimism.method
     return [f"{name}: {method}" for name, method in methods.items()]
 
 
@@ -423,12 +429,13 @@ def _columns(search: Search) -> list[str]:
 
 def _metrics(search: Search) -> dict[str, str]:
     """Further figures that the trials have, and their headings."""
-    known = {"held_out_accuracy": "held-out accuracy"}
-    known |= {f"val_{name}": heading for name, heading in METRICS.items()}
+    headings = {"held_out_accuracy": "held-out accuracy, %"}
+    for name, metric in METRICS.items():
+        headings[f"val_{name}"] = metric.words + (", %" if metric.percent else "")
     have = {name for trial in search.trials for name in trial.metrics}
     return {
-        name: heading + (", %" if name != "val_loss" else "")
-        for name, heading in known.items()
+        name: heading
+        for name, heading in headings.items()
         if name in have and name != search.objective
     }
 
@@ -453,12 +460,12 @@ def _row(search: Search, trial: Trial, place: int | None) -> dict[str, Any]:
     }
 
 
-def best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
+def best_rows(search: Search, outcome: Findings) -> list[dict[str, Any]]:
     """The ten best and, where it is none of them, the paper's choice; none if all diverged.
 
     Args:
         search: The search.
-        found: Its `findings`.
+        outcome: Its `findings`.
     """
     if search.best is None:
         return []
@@ -467,9 +474,9 @@ def best_rows(search: Search, found: Findings) -> list[dict[str, Any]]:
         if trial.status == "failed" or (place > _BEST and trial is not search.paper):
             continue
         row = _row(search, trial, place)
-        if difference := found.differences.get(trial.trial_id):
-            row["gap"] = _gap(found.metric, difference)
-            row["apart"] = selection.apart(difference)
+        if difference := outcome.differences.get(trial.trial_id):
+            row["gap"] = _gap(outcome.metric, difference)
+            row["apart"] = difference.told_from_zero
         rows.append(row)
     return rows
 

@@ -42,12 +42,7 @@ class BesideThePaper:
     @property
     def told_apart(self) -> bool:
         """Whether the interval of a difference lies on one side of 0."""
-        return any(apart(estimate) for estimate in self.differences.values())
-
-
-def apart(difference: Estimate) -> bool:
-    """Whether the interval of a difference lies on one side of 0; False where there is none."""
-    return difference.low > 0 or difference.high < 0
+        return any(estimate.told_from_zero for estimate in self.differences.values())
 
 
 def beside_the_paper(
@@ -66,19 +61,19 @@ def beside_the_paper(
     paper = search.paper
     if paper is None or search.best is None:
         return None
-    found: dict[str, Estimate] = {}
+    gaps: dict[str, Estimate] = {}
     if answers and paper is not search.best:
         rows = [answers.row(search.best), answers.row(paper)]
         if None not in rows:
             # The best is the best of all of them, also where it stands beside one.
-            found = {
+            gaps = {
                 metric: differences(
                     answers, search.best, metric, to=paper, resamples=search.resamples
                 )[paper.trial_id]
                 for metric in metrics
             }
     place = search.ranked.index(paper) + 1
-    return BesideThePaper(paper, place, len(search.scored), found)
+    return BesideThePaper(paper, place, len(search.scored), gaps)
 
 
 def differences(
@@ -113,15 +108,15 @@ def differences(
         By id of the other trial; none where `best` has no predictions.
     """
     row = answers.row(best)
-    others = [n for n in range(len(answers.trials)) if n != row]
+    others = [n for n, trial in enumerate(answers.trials) if n != row]
     if row is None or not others:
         return {}
     if to is not None:
-        others = [answers.row(to)]
+        others = [n for n in others if answers.trials[n].trial_id == to.trial_id]
     once = answers.figures(metric, np.ones((1, len(answers.labels))))[0]
     reach, over = _range_by_chance(answers, metric, once, resamples, seed)
     words = f"for {len(answers.trials)} configurations at once: range of equal ones by {over}"
-    found = {}
+    gaps = {}
     for other in others:
         gap, low, high = float(once[row] - once[other]), math.nan, math.nan
         method = "no interval: no spread can be told"
@@ -130,10 +125,8 @@ def differences(
             low = float(np.fmin(gap - reach, alone.low))
             high = float(np.fmax(gap + reach, alone.high))
             method = words
-        found[answers.trials[other].trial_id] = Estimate(
-            gap, low, high, len(answers.labels), method
-        )
-    return found
+        gaps[answers.trials[other].trial_id] = Estimate(gap, low, high, len(answers.labels), method)
+    return gaps
 
 
 def _range_by_chance(
@@ -335,14 +328,14 @@ def _fold_optimism(
     sides = [(a, a.row(chosen)) for a in (fold, held_out) if a is not None]
     if len(sides) < 2 or any(row is None for _, row in sides):
         return Estimate(value, math.nan, math.nan, 0, "no interval without predictions")
-    found, kinds = [], []
+    measured, kinds = [], []
     for answers, row in sides:
         units, kind = resampling_units(answers.groups)
         right, every = answers.predicted[row] == answers.labels, np.ones(len(units), bool)
-        found.append(shares.share_by_unit(*shares.by_unit(right, every, units)))
+        measured.append(shares.share_by_unit(*shares.by_unit(right, every, units)))
         kinds.append(kind)
-    count = sum(one.count for one in found)
-    if not all(one.known for one in found):
+    count = sum(one.count for one in measured)
+    if not all(one.has_interval for one in measured):
         return Estimate(value, math.nan, math.nan, count, "no interval: one side is of one group")
-    method = f"{shares.method(found[0], kinds[0])}; both sides combined as independent"
-    return Estimate(value, *shares.independent_difference(*found), count, method)
+    method = f"{shares.method(measured[0], kinds[0])}; both sides combined as independent"
+    return Estimate(value, *shares.independent_difference(*measured), count, method)

@@ -23,10 +23,10 @@ def section(run: RunDirectory) -> dict[str, Any] | None:
             `scan_paper`.
     """
     folders = (run.path / f"{scanned.FOLDER}_{protocol}" for protocol in ("clean", "paper"))
-    found = [folder for folder in folders if (folder / "report.html").exists()]
-    if not found:
+    scans = [folder for folder in folders if (folder / "report.html").exists()]
+    if not scans:
         return None
-    scan = RunDirectory(found[0])
+    scan = RunDirectory(scans[0])
     manifest = scan.manifest()
     evaluation = scan.path / "evaluation.json"
     return {

@@ -15,7 +15,11 @@ from typing import Any
 
 import jinja2
 
+from replication.drawing import pages
+from replication.drawing.pages import UNKNOWN, mapping, memory, whole_number
+from replication.drawing.shown import number
 from replication.measures import class_figures, published
+from replication.measures.names import METRICS
 from replication.runs import results
 from replication.runs.directory import RunDirectory
 from tfds_pap import files as file_writing
@@ -25,7 +29,6 @@ _DOCUMENTS = {
     "model_card.md": "model_card.md.j2",
     "claim_checklist.md": "claim_checklist.md.j2",
 }
-_UNKNOWN = "unknown"
 
 #: Fewer test images of a class than this are named as a caveat.
 _FEW_IMAGES = 30
@@ -35,22 +38,7 @@ _IMAGES = {
     "phantom": "phantoms: drawings made by this package, not cells",
     "stand-in": "real images that are not the papers'",
     "undeclared": "images of which the command's user did not declare whose they are",
-    _UNKNOWN: "unknown: the manifest does not say whose images these are",
-}
-_NO_SOURCE = (
-    "The manifest does not say whose images these are. No figure below may be called a "
-    "replication of a published one."
-)
-
-#: What `results.Row.summary` holds: its name here, and whether it is a percentage.
-_METRICS = {
-    "accuracy": ("accuracy", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "macro_f1": ("macro F1", True),
-    "hsil_plus_sensitivity": ("HSIL+ sensitivity", True),
-    "hsil_plus_specificity": ("HSIL+ specificity", True),
-    "roc_auc_macro": ("ROC-AUC", False),
-    "quadratic_kappa": ("kappa", False),
+    UNKNOWN: "unknown: the manifest does not say whose images these are",
 }
 _BY_CLASS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 _KEPT = {"last": "of the last epoch", "best": "of the best epoch on the tune images"}
@@ -92,24 +80,22 @@ def _context(run: RunDirectory) -> dict[str, Any]:
     """Everything that the templates show; texts from outside are escaped."""
     manifest = run.manifest()
     fits = results.read_fits(run)
-    source = manifest.get("source")
-    source = source if source in _IMAGES else _UNKNOWN
-    announcement = manifest.get("announcement") or (_NO_SOURCE if source == _UNKNOWN else "")
-    # A manifest that does not say it must not pass for a replication.
-    rows = results.summary_rows(fits, "stand-in" if source == _UNKNOWN else source)
+    source = str(manifest.get("source"))
+    source = source if source in _IMAGES else UNKNOWN
+    rows = results.summary_rows(fits, pages.source(manifest))
     studies = []
     for row in rows:
         same = [fit for fit in fits if (fit.stage, fit.protocol) == (row.stage, row.protocol)]
         studies.append(_study(row, same))
-    environment = _mapping(manifest.get("environment"))
-    data = _mapping(manifest.get("data"))
+    environment = mapping(manifest.get("environment"))
+    data = mapping(manifest.get("data"))
     return {
-        "announcement": _text(announcement),
+        "announcement": _text(pages.announcement(manifest)),
         "source": source,
         "images": _IMAGES[source],
         "holder": "the papers' authors" if source == "original" else "whoever supplied the images",
         "studies": studies,
-        "data": _data(data, _mapping(manifest.get("audit"))),
+        "data": _data(data, mapping(manifest.get("audit"))),
         "classes": [_list(names) for names in dict.fromkeys(tuple(s["classes"]) for s in studies)],
         "methods": list(
             dict.fromkeys(
@@ -127,14 +113,14 @@ def _context(run: RunDirectory) -> dict[str, Any]:
             name: _plain(environment.get(name))
             for name in ("device", "precision", "xla", "python", "versions")
         },
-        "flags": _flags(_mapping(manifest.get("identity"))),
-        "weights": _weights(_mapping(manifest.get("identity"))),
+        "flags": _flags(mapping(manifest.get("identity"))),
+        "weights": _weights(mapping(manifest.get("identity"))),
         "durations": "; ".join(
             f"{_text(name)}: {value:,.0f} s"
-            for name, value in _mapping(manifest.get("durations")).items()
+            for name, value in mapping(manifest.get("durations")).items()
         )
-        or _UNKNOWN,
-        "memory": _memory(manifest.get("peak_memory_mib")),
+        or UNKNOWN,
+        "memory": memory(manifest.get("peak_memory_mib")),
     }
 
 
@@ -143,9 +129,9 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
     first = fits[0]
     info = first.info
     metrics = _metrics(first)
-    triage = _mapping(metrics.get("triage"))
-    per_class = _mapping(metrics.get("per_class"))
-    shown = [name for name in _METRICS if name in row.summary]
+    triage = mapping(metrics.get("triage"))
+    per_class = mapping(metrics.get("per_class"))
+    shown = [name for name in METRICS if name in row.summary]
     accuracy = row.summary["accuracy"]
     return {
         "name": _text(row.name),
@@ -158,12 +144,12 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "model_files": _list(
             _text(fit.model_path.relative_to(fit.directory.parents[2])) for fit in fits
         ),
-        "parameters": _count(info.get("parameters")),
+        "parameters": whole_number(info.get("parameters")),
         "size": _plain(info.get("size")),
         "resize": _plain(info.get("resize")),
         "epochs": _list(_plain(fit.info.get("epochs_run")) for fit in fits),
         "trained": _trained(info),
-        "kept": _KEPT.get(info.get("kept"), _UNKNOWN),
+        "kept": _KEPT.get(str(info.get("kept")), UNKNOWN),
         "best_epochs": _list(_epoch(fit.info.get("best_epoch")) for fit in fits),
         "classes": list(map(_text, first.predictions.class_names)),
         **_roles(first),
@@ -174,10 +160,10 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "images": accuracy.count,
         "overall": [
             {
-                "name": _METRICS[name][0],
+                "name": METRICS[name].words,
                 "method": _text(row.summary[name].method),
-                "value": _over_seeds(row.summary[name], _METRICS[name][1]),
-                "spread": _spread(row.summary[name], _METRICS[name][1]),
+                "value": _over_seeds(row.summary[name], METRICS[name].percent),
+                "spread": _spread(row.summary[name], METRICS[name].percent),
                 "images": f"{row.summary[name].count:,}",
             }
             for name in shown
@@ -185,31 +171,31 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "by_class": [
             {
                 "name": _text(name),
-                "images": found.get("support", _UNKNOWN),
-                "figures": [_estimate(found.get(key)) for key in _BY_CLASS],
+                "images": figures.get("support", UNKNOWN),
+                "figures": [_estimate(figures.get(key)) for key in _BY_CLASS],
             }
-            for name, found in per_class.items()
+            for name, figures in per_class.items()
         ],
         "rare": [
-            f"{_text(name)} {found['support']}"
-            for name, found in per_class.items()
-            if found["support"] < _FEW_IMAGES
+            f"{_text(name)} {figures['support']}"
+            for name, figures in per_class.items()
+            if figures["support"] < _FEW_IMAGES
         ],
         "remarks": list(map(_text, row.remarks)),
         "baseline": _estimate(metrics.get("majority_baseline")),
         "mistakes": _mistakes(metrics),
         "class_methods": list(
             dict.fromkeys(
-                _text(found[key]["method"])
-                for found in per_class.values()
+                _text(figures[key]["method"])
+                for figures in per_class.values()
                 for key in _BY_CLASS
-                if found[key]["value"] is not None
+                if figures[key]["value"] is not None
             )
         ),
         # Raw, as `calibration` and `triage` write them; the template escapes and rounds.
-        "calibration": _mapping(metrics.get("calibration") or triage.get("calibration")),
-        "operating_points": _mapping(triage.get("operating_points")),
-        "risk_coverage": _mapping(triage.get("risk_coverage")),
+        "calibration": mapping(metrics.get("calibration") or triage.get("calibration")),
+        "operating_points": mapping(triage.get("operating_points")),
+        "risk_coverage": mapping(triage.get("risk_coverage")),
     }
 
 
@@ -220,7 +206,7 @@ def _metrics(fit: results.Fit) -> Mapping[str, Any]:
 
 def _roles(fit: results.Fit) -> dict[str, Any]:
     """Which image had which role, how it got it, and whether a group is on both sides."""
-    counts = _mapping(fit.info.get("counts"))
+    counts = mapping(fit.info.get("counts"))
     groups = {}
     for role in ("tune", "test"):
         rows = [n for n, split in enumerate(fit.predictions.splits) if split == role]
@@ -228,7 +214,7 @@ def _roles(fit: results.Fit) -> dict[str, Any]:
         if role == "test":
             folders = {fit.predictions.ids[n].partition("/")[0] for n in rows}
     everywhere = groups["tune"] + groups["test"]
-    known = bool(everywhere) and all(everywhere)
+    groups_known = bool(everywhere) and all(everywhere)
     within = folders == {"train"}
     if within:
         cut = (
@@ -239,7 +225,7 @@ def _roles(fit: results.Fit) -> dict[str, Any]:
         cut = "there is no tune role: the whole train folder trains"
     elif fit.protocol == "paper":
         cut = "tune is a fifth of the train folder, drawn at random by image, as the authors did"
-    elif known:
+    elif groups_known:
         cut = "tune is about a fifth of the train folder, cut by group and stratified by class"
     else:
         cut = (
@@ -247,7 +233,7 @@ def _roles(fit: results.Fit) -> dict[str, Any]:
             "every group is known"
         )
     both = len(set(groups["tune"]) & set(groups["test"]))
-    if not known:
+    if not groups_known:
         disjoint = "by image; whether by patient, slide or field is unknown: not every group is"
     elif not groups["tune"]:
         disjoint = (
@@ -262,11 +248,11 @@ def _roles(fit: results.Fit) -> dict[str, Any]:
             disjoint += "; tune was cut by image, so that one group may lie in train and tune"
     return {
         "cut": cut,
-        "groups_known": known,
+        "groups_known": groups_known,
         "disjoint": disjoint,
         "folders": _list(sorted(map(_text, folders))),
         "roles": {
-            role: {_text(name): count for name, count in _mapping(counts.get(role)).items()}
+            role: {_text(name): count for name, count in mapping(counts.get(role)).items()}
             for role in ("train", "tune", "test")
         },
     }
@@ -274,22 +260,22 @@ def _roles(fit: results.Fit) -> dict[str, Any]:
 
 def _data(data: Mapping[str, Any], audit: Mapping[str, Any]) -> list[dict[str, Any]]:
     sets = []
-    for name, found in data.items():
-        found = _mapping(found)
+    for name, facts in data.items():
+        facts = mapping(facts)
         folders = {
-            _text(split): {_text(label): count for label, count in _mapping(counts).items()}
-            for split, counts in _mapping(found.get("counts")).items()
+            _text(split): {_text(label): count for label, count in mapping(counts).items()}
+            for split, counts in mapping(facts.get("counts")).items()
         }
         sets.append(
             {
                 "name": _text(name),
-                "fingerprint": _plain(found.get("fingerprint")),
-                "groups": _groups(found.get("groups")),
-                "notes": [_text(note) for note in found.get("notes") or ()],
+                "fingerprint": _plain(facts.get("fingerprint")),
+                "groups": _groups(facts.get("groups")),
+                "notes": [_text(note) for note in facts.get("notes") or ()],
                 "folders": folders,
-                "total": sum(sum(counts.values()) for counts in folders.values()) or _UNKNOWN,
+                "total": sum(sum(counts.values()) for counts in folders.values()) or UNKNOWN,
                 "audit": _text(
-                    _mapping(audit.get(name)).get("line")
+                    mapping(audit.get(name)).get("line")
                     or "unknown: the manifest holds no audit for duplicates of this data set"
                 ),
             }
@@ -299,7 +285,7 @@ def _data(data: Mapping[str, Any], audit: Mapping[str, Any]) -> list[dict[str, A
 
 def _groups(count: Any) -> str:
     if count is None:
-        return _UNKNOWN
+        return UNKNOWN
     return f"{count:,}" if count else "unknown: no image names its patient, slide or field"
 
 
@@ -325,7 +311,7 @@ def _caveats(source: str, studies: Sequence[Mapping[str, Any]]) -> list[str]:
     if source != "original":
         why = {
             "undeclared": "whose images these are was not declared",
-            _UNKNOWN: "whose images these are is unknown",
+            UNKNOWN: "whose images these are is unknown",
         }.get(source, "the images are not the papers'")
         caveats.insert(0, f"The figures replicate nothing: {why}.")
     if any(study["protocol"] == "paper" for study in studies):
@@ -340,7 +326,7 @@ def _mistakes(metrics: Mapping[str, Any]) -> str:
     """The three most frequent confusions."""
     names, matrix = metrics.get("class_names"), metrics.get("confusion_matrix")
     if not names or not matrix:
-        return _UNKNOWN
+        return UNKNOWN
     wrong = [
         (-matrix[i][j], i, j)
         for i in range(len(names))
@@ -354,9 +340,10 @@ def _mistakes(metrics: Mapping[str, Any]) -> str:
 def _published(figure: published.Published) -> str:
     if figure.value is None:
         return "not published"
-    interval = _interval(*(figure.interval or (None, None)), percent=True)
+    low, high = figure.interval or (None, None)
+    interval = _interval(low, high, percent=True)
     ends = figure.value if isinstance(figure.value, tuple) else (figure.value,)
-    return f"{' to '.join(_number(end, True) for end in ends)} % {interval}"
+    return f"{' to '.join(number(end, True) for end in ends)} % {interval}"
 
 
 def _over_seeds(summary: Any, percent: bool) -> str:
@@ -368,31 +355,27 @@ def _over_seeds(summary: Any, percent: bool) -> str:
 def _spread(summary: Any, percent: bool) -> str:
     if summary.seeds == 1 or not math.isfinite(summary.mean):
         return "–"
-    ends = f"{_number(summary.minimum, percent)} to {_number(summary.maximum, percent)}"
-    return f"{ends}; other seeds: mean ± {_number(summary.over_seeds, percent)} (Student)"
+    ends = f"{number(summary.minimum, percent)} to {number(summary.maximum, percent)}"
+    return f"{ends}; other seeds: mean ± {number(summary.over_seeds, percent)} (Student)"
 
 
-def _estimate(found: Any, percent: bool = True) -> str:
+def _estimate(figure: Any, percent: bool = True) -> str:
     """A figure as metrics.json has it, where what is not defined is null."""
-    if not found:
-        return _UNKNOWN
-    if found["value"] is None:
+    if not figure:
+        return UNKNOWN
+    if figure["value"] is None:
         return "not defined"
-    return _figure(found["value"], found["low"], found["high"], percent)
+    return _figure(figure["value"], figure["low"], figure["high"], percent)
 
 
 def _figure(value: float, low: float | None, high: float | None, percent: bool) -> str:
-    return f"{_number(value, percent)}{' %' * percent} {_interval(low, high, percent)}"
-
-
-def _number(value: float, percent: bool) -> str:
-    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+    return f"{number(value, percent)}{' %' * percent} {_interval(low, high, percent)}"
 
 
 def _interval(low: float | None, high: float | None, percent: bool) -> str:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return "(no interval)"
-    return f"({_number(low, percent)} to {_number(high, percent)})"
+    return f"({number(low, percent)} to {number(high, percent)})"
 
 
 def without_folders(command: str) -> str:
@@ -405,7 +388,7 @@ def without_folders(command: str) -> str:
 
 
 def _command(command: Any) -> str:
-    return _text(without_folders(str(command))) if command else _UNKNOWN
+    return _text(without_folders(str(command))) if command else UNKNOWN
 
 
 def _file_name(value: str) -> str:
@@ -424,7 +407,7 @@ def _flags(identity: Mapping[str, Any]) -> str:
 def _trained(info: Mapping[str, Any]) -> str:
     """Optimizer, learning rate and batch size of a fit."""
     if "optimizer" not in info:
-        return _UNKNOWN
+        return UNKNOWN
     rate, batch = info["learning_rate"], info["batch_size"]
     return f"{info['optimizer']}, learning rate {rate:g}, batches of {batch}"
 
@@ -437,17 +420,13 @@ def _weights(identity: Mapping[str, Any]) -> str:
     return f"{_text(_file_name(str(weights)))} for the backbone, else {drawn}" if weights else drawn
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _list(items: Any) -> str:
-    return ", ".join(items) or _UNKNOWN
+    return ", ".join(items) or UNKNOWN
 
 
 def _plain(value: Any) -> str:
     if value is None or value in ("", {}):
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(value, Mapping):
         return ", ".join(f"{_text(name)} {_plain(item)}" for name, item in value.items())
     if isinstance(value, bool):
@@ -457,14 +436,6 @@ def _plain(value: Any) -> str:
 
 def _epoch(value: Any) -> str:
     return "none" if value is None else str(value + 1)
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else _UNKNOWN
-
-
-def _memory(value: Any) -> str:
-    return f"{value:,.0f} MiB" if isinstance(value, int | float) else _UNKNOWN
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from replication.drawing import figures, pages
+from replication.drawing.pages import UNKNOWN, mapping, memory, whole_number
 from replication.drawing.shown import (
     NO_IMAGE,
     Shown,
@@ -18,10 +19,12 @@ from replication.drawing.shown import (
     interval,
     methods,
     number,
+    plural,
     shown,
     svg,
 )
 from replication.measures import class_figures, evaluation, published
+from replication.measures.names import METRICS
 from replication.measures.predictions import ROLES
 from replication.report import fields_section, triage_section
 from replication.report.gallery import HeatMaps, Pixels, gallery
@@ -30,33 +33,25 @@ from replication.runs.directory import RunDirectory
 from tfds_pap import files
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
-_UNKNOWN = "unknown"
-
 #: What may lie beside the page, and what a reader finds in it.
 _DOCUMENTS = {
     "model_card.md": "Model card: what the models are for, and where they fail",
     "audit.html": "Pairs of images that show the same thing, side by side",
     "claim_checklist.md": "CLAIM checklist: what a paper on these figures has to report",
 }
+
+#: What the page tells of where the run was computed, in the manifest's words.
+_ENVIRONMENT = (
+    "command",
+    "time",
+    "git_commit",
+    "device",
+    "precision",
+    "xla",
+    "python",
+    "versions",
+)
 _STAGES = {1: "Stage 1: cell or background", 2: "Stage 2: NILM to SCC"}
-
-#: What `results.Row.summary` holds: name, whether it is a percentage, and what it means.
-_METRICS = {
-    "accuracy": ("accuracy", True, ""),
-    "balanced_accuracy": ("balanced accuracy", True, "mean sensitivity over the classes"),
-    "macro_f1": ("macro F1", True, "mean F1 over the classes"),
-    "hsil_plus_sensitivity": ("HSIL+ sensitivity", True, "HSIL or SCC, named as either"),
-    "hsil_plus_specificity": ("HSIL+ specificity", True, "NILM or LSIL, named as neither"),
-    "roc_auc_macro": ("ROC-AUC", False, "mean over the classes, one against the rest"),
-    "quadratic_kappa": ("kappa", False, "agreement beyond chance, quadratic weights"),
-}
-
-_ANNOUNCEMENTS = {
-    "original": "",
-    "phantom": "Every image of this run is a drawing made by this package, not a cell.",
-    "stand-in": "The images of this run are not the authors' own.",
-    "undeclared": "Whose images these are was not declared.",
-}
 
 
 def write(
@@ -94,31 +89,24 @@ def write(
     """
     manifest = run.manifest()
     fits = results.read_fits(run)
-    source, announcement = _source(manifest)
+    source = pages.source(manifest)
     rows = results.summary_rows(fits, source)
-    sections = []
+    stages: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         same = [fit for fit in fits if (fit.stage, fit.protocol) == (row.stage, row.protocol)]
         section = _section(row, same)
         section["triage"] = triage_section.section(same[0].predictions, prevalence)
         section["gallery"] = gallery(same[0], pixels, predictions_limit, heat_maps)
-        sections.append(section)
-    stages = {
-        stage: [section for section in sections if section["row"].stage == stage]
-        for stage in dict.fromkeys(row.stage for row in rows)
-    }
-    environment = _mapping(manifest.get("environment"))
+        stages.setdefault(row.stage, []).append(section)
+    environment = mapping(manifest.get("environment"))
     page = pages.template("replication.report", "report.html.j2").render(
-        announcement=announcement,
+        announcement=pages.announcement(manifest),
         at_class_shares=class_figures.AT_CLASS_SHARES,
         source=source,
         headline=_headline(rows),
         forest=svg(figures.forest(rows)) if rows else "",
         # Each line names its data set itself.
-        audit=[
-            _plain(_mapping(found).get("line"))
-            for found in _mapping(manifest.get("audit")).values()
-        ],
+        audit=[_plain(mapping(one).get("line")) for one in mapping(manifest.get("audit")).values()],
         remarks=[remark for row in rows for remark in row.remarks],
         notes=notes,
         explained=heat_maps is not None,
@@ -128,45 +116,18 @@ def write(
         stages=stages,
         stage_names=_STAGES,
         fields=fields_section.section(run),
-        data=_data(_mapping(manifest.get("data"))),
+        data=_data(mapping(manifest.get("data"))),
         time=_plain(environment.get("time")).replace("T", " ").replace("+00:00", " UTC"),
-        environment={
-            name: _plain(environment.get(name))
-            for name in (
-                "command",
-                "time",
-                "git_commit",
-                "device",
-                "precision",
-                "xla",
-                "python",
-                "versions",
-            )
-        },
-        identity={k: _plain(v) for k, v in _mapping(manifest.get("identity")).items()},
-        durations={k: _seconds(v) for k, v in _mapping(manifest.get("durations")).items()},
-        peak_memory=_memory(manifest.get("peak_memory_mib")),
+        environment={name: _plain(environment.get(name)) for name in _ENVIRONMENT},
+        identity={k: _plain(v) for k, v in mapping(manifest.get("identity")).items()},
+        durations={k: _seconds(v) for k, v in mapping(manifest.get("durations")).items()},
+        peak_memory=memory(manifest.get("peak_memory_mib")),
         fits=[_fit(fit) for fit in fits],
         manifest=json.dumps(manifest, indent=2),
     )
     path = run.path / "report.html"
     files.write_atomically(path, page)
     return path
-
-
-def _source(manifest: Mapping[str, Any]) -> tuple[published.Source, str]:
-    """Where the images come from, and the sentence that says so.
-
-    A manifest that does not say it must not pass for a replication.
-    """
-    source = manifest.get("source")
-    if source not in _ANNOUNCEMENTS:
-        drawn = _mapping(manifest.get("identity")).get("source") == "phantom"
-        source = "phantom" if drawn else "stand-in"
-        fallback = _ANNOUNCEMENTS[source] if drawn else "The manifest does not say what images."
-    else:
-        fallback = _ANNOUNCEMENTS[source]
-    return source, str(manifest.get("announcement") or fallback)
 
 
 def _headline(rows: Sequence[results.Row]) -> list[dict[str, Any]]:
@@ -212,7 +173,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
     infos = [fit.info for fit in fits]
     seeds = ", ".join(str(fit.seed) for fit in fits)
     support = {name: int(figures["support"]) for name, figures in first["per_class"].items()}
-    names = [name for name in _METRICS if name in row.summary]
+    names = [name for name in METRICS if name in row.summary]
     return {
         "row": row,
         "anchor": f"stage{row.stage}-{row.protocol}",
@@ -221,11 +182,15 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "first_seed": fits[0].seed,
         "baseline": estimate(first["majority_baseline"]),
         "metrics": [
-            {"name": _METRICS[name][0], "what": _METRICS[name][2], **_over_seeds(row, name)}
+            {
+                "name": METRICS[name].words,
+                "what": METRICS[name].meaning,
+                **_over_seeds(row, name),
+            }
             for name in names
         ],
         "methods": methods(
-            {_METRICS[name][0]: row.summary[name].method for name in names}
+            {METRICS[name].words: row.summary[name].method for name in names}
             | {
                 f"{name} by class": figure.method
                 for per_class in first["per_class"].values()
@@ -268,7 +233,7 @@ def _facts(
         resize = f", {info['resize']} resize" if "resize" in info else ""
         facts.append(f"{info['size']} × {info['size']} pixels{resize}")
     for role in ROLES[:2]:
-        images = sum(_mapping(_mapping(info.get("counts")).get(role)).values())
+        images = sum(mapping(mapping(info.get("counts")).get(role)).values())
         if images:
             facts.append(_images(images, role))
     facts.append(_images(sum(support.values()), "test"))
@@ -276,35 +241,35 @@ def _facts(
 
 
 def _images(count: int, role: str) -> str:
-    return f"{count:,} {role} image{'' if count == 1 else 's'}"
+    return plural(count, f"{role} image")
 
 
 def _kept(info: Mapping[str, Any]) -> str:
     monitor = info.get("monitor", "val_loss").removeprefix("val_")
     best = "lowest" if monitor == "loss" else "highest"
-    figure = _METRICS[monitor][0] if monitor in _METRICS else monitor
+    figure = METRICS[monitor].words if monitor in METRICS else monitor
     kept = {"last": "of the last epoch", "best": f"of the epoch with the {best} tune {figure}"}
     return kept.get(info.get("kept", ""), "")
 
 
 def _per_class(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     lines = []
-    for name, found in per_class.items():
+    for name, of_class in per_class.items():
         cells = {}
         for key in ("sensitivity", "specificity", "ppv", "npv", "f1"):
             missing = NO_IMAGE
-            if found["support"]:
+            if of_class["support"]:
                 missing = {
                     "ppv": "not defined: never named",
                     "npv": "not defined: always named",
                 }.get(key, "not defined: no other class")
-            cells[key] = estimate(found[key], missing=missing)
-        lines.append({"name": name, "support": int(found["support"]), "figures": cells})
+            cells[key] = estimate(of_class[key], missing=missing)
+        lines.append({"name": name, "support": int(of_class["support"]), "figures": cells})
     return lines
 
 
 def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:
-    summary, percent = row.summary[metric], _METRICS[metric][1]
+    summary, percent = row.summary[metric], METRICS[metric].percent
     missing = "not defined: test images of one class only" if summary.count else NO_IMAGE
     cell = shown(summary.mean, summary.low, summary.high, percent=percent, missing=missing)
     spread = ""
@@ -317,29 +282,29 @@ def _over_seeds(row: results.Row, metric: str) -> dict[str, Any]:
 def _data(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Counts of every data set: its folders, then the roles that each protocol gives."""
     sets = []
-    for name, found in data.items():
-        found = _mapping(found)
+    for name, facts in data.items():
+        facts = mapping(facts)
         lines = [
-            (f"folder {split}", _mapping(counts))
-            for split, counts in _mapping(found.get("counts")).items()
+            (f"folder {split}", mapping(counts))
+            for split, counts in mapping(facts.get("counts")).items()
         ]
         lines += [
-            (f"{protocol} protocol, {role}", _mapping(counts))
-            for protocol, roles in _mapping(found.get("roles")).items()
-            for role, counts in _mapping(roles).items()
+            (f"{protocol} protocol, {role}", mapping(counts))
+            for protocol, roles in mapping(facts.get("roles")).items()
+            for role, counts in mapping(roles).items()
         ]
         classes = _by_severity(label for _, counts in lines for label in counts)
         sets.append(
             {
                 "name": name,
-                "fingerprint": _plain(found.get("fingerprint")),
-                "notes": [str(note) for note in found.get("notes") or ()],
+                "fingerprint": _plain(facts.get("fingerprint")),
+                "notes": [str(note) for note in facts.get("notes") or ()],
                 "classes": classes,
                 "lines": [
                     {
                         "name": line,
-                        "counts": [_count(counts.get(label, 0)) for label in classes],
-                        "total": _count(sum(counts.values())),
+                        "counts": [whole_number(counts.get(label, 0)) for label in classes],
+                        "total": whole_number(sum(counts.values())),
                     }
                     for line, counts in lines
                 ],
@@ -349,11 +314,11 @@ def _data(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _by_severity(names: Iterable[str]) -> list[str]:
-    found = dict.fromkeys(names)
-    for known in (STAGE1_CLASSES, STAGE2_CLASSES):
-        if found and set(found) <= set(known):
-            return list(known)
-    return list(found)
+    labels = dict.fromkeys(names)
+    for classes in (STAGE1_CLASSES, STAGE2_CLASSES):
+        if labels and set(labels) <= set(classes):
+            return list(classes)
+    return list(labels)
 
 
 def _fit(fit: results.Fit) -> dict[str, str]:
@@ -365,19 +330,15 @@ def _fit(fit: results.Fit) -> dict[str, str]:
         "seed": str(fit.seed),
         "epochs": _plain(info.get("epochs_run")),
         "best epoch": "none" if best is None else str(best + 1),
-        "parameters": _count(info.get("parameters")),
+        "parameters": whole_number(info.get("parameters")),
         "time": _seconds(info.get("seconds")),
-        "images/s": _UNKNOWN if rate is None else f"{rate:,.0f}",
+        "images/s": UNKNOWN if rate is None else f"{rate:,.0f}",
     }
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _plain(value: Any) -> str:
     if value is None or value == "":
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
@@ -387,13 +348,5 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else _UNKNOWN
-
-
 def _seconds(value: Any) -> str:
-    return pages.duration(value) if isinstance(value, int | float) else _UNKNOWN
-
-
-def _memory(value: Any) -> str:
-    return f"{value:,.0f} MiB" if isinstance(value, int | float) else _UNKNOWN
+    return pages.duration(value) if isinstance(value, int | float) else UNKNOWN

@@ -20,7 +20,7 @@ from replication.measures.triage import OperatingPoints
 _BEFORE, _AFTER, _CHOSEN = "#D55E00", "#0072B2", "#D55E00"
 
 #: Of the intervals.
-_BAR = {"linewidth": 0.9, "alpha": 0.6}
+_BAR: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.6}
 
 #: Marks of the operating points; the first two hold the specificity fixed.
 _MARKS = ("v", "^", "s", "D", "o", "P")
@@ -55,7 +55,13 @@ def _reliability_diagram(
     if after:
         series.append(("with the temperature", after, _AFTER, "s", _AFTER, 0.22))
     for label, scores, colour, mark, face, shift in series:
-        style = {"color": colour, "marker": mark, "mfc": face, "ms": 4.5, "linewidth": 0.8}
+        style: dict[str, Any] = {
+            "color": colour,
+            "marker": mark,
+            "mfc": face,
+            "ms": 4.5,
+            "linewidth": 0.8,
+        }
         x, y, low, high = zip(
             *((one.confidence, one.accuracy, one.low, one.high) for one in scores.bins), strict=True
         )
@@ -107,18 +113,17 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
     axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015))
     axes.grid(True)
-    if not math.isfinite(points.roc_auc.value):
+    positive = positive_class(predictions.select("test"))
+    if positive is None or not math.isfinite(points.roc_auc.value):
         figures.message(axes, "not defined: one class only")
         return
-    positive = positive_class(predictions.select("test"))
-    x, y, _ = metrics.roc_curve(positive.truth, positive.scores)
-    (line,) = axes.plot(x, y, color=_AFTER, linewidth=1.7)
+    false, true, _ = metrics.roc_curve(positive.truth, positive.scores)
+    (line,) = axes.plot(false, true, color=_AFTER, linewidth=1.7)
     handles, labels = [line], [f"{points.positive}, area {points.roc_auc.value:.3f}"]
     for number, point in enumerate(points.points):
         if not math.isfinite(point.threshold):
             continue
-        sensitivity = point.sensitivity
-        specificity = point.specificity
+        sensitivity, specificity = point.sensitivity, point.specificity
         colour = _CHOSEN if point.fixed == "specificity" else figures.INK
         x, y = 1 - specificity.value, sensitivity.value
         ends = 1 - specificity.high, 1 - specificity.low
@@ -127,9 +132,7 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
         axes.plot([x], [y], zorder=4, clip_on=False, **mark)
         handles.append(Line2D([], [], **mark))
         labels.append(f"{point.fixed} {100 * point.target:g} % on tune images")
-    legend = axes.legend(handles, labels, loc="lower right", handlelength=1.8)
-    legend.set_frame_on(True)
-    legend.get_frame().set(edgecolor="none", alpha=0.85)
+    figures.legend_on_curves(axes, handles, labels, loc="lower right", handlelength=1.8)
 
 
 def risk_coverage(predictions: Predictions, abstention: Abstention) -> bytes:
@@ -156,17 +159,16 @@ def _risk_coverage(figure: Figure, predictions: Predictions, abstention: Abstent
         chosen = predictions.select(role)
         if not len(chosen):
             continue
-        coverage, risk, _ = risk_coverage_curve(chosen)
-        style = {"color": colour, "linestyle": dashes, "linewidth": width}
-        axes.plot(coverage, risk, drawstyle="steps-post", **style)
+        answered, wrong, _ = risk_coverage_curve(chosen)
+        style: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": width}
+        axes.plot(answered, wrong, drawstyle="steps-post", **style)
         handles.append(Line2D([], [], **style))
         labels.append(f"{role} images")
         # One wrong image among the first few is chance, and would press all else onto the axis.
-        tops.append(risk[coverage >= min(0.1, coverage[-1])].max())
+        tops.append(float(wrong[answered >= min(0.1, answered[-1])].max()))
     labels[-1] += f", area (AURC) {abstention.aurc.value:.4f}"
     if math.isfinite(abstention.threshold) and abstention.risk.count:
-        coverage = abstention.coverage
-        risk = abstention.risk
+        coverage, risk = abstention.coverage, abstention.risk
         _bars(axes, coverage.value, risk.value, _CHOSEN, _ends(coverage), _ends(risk))
         mark = _mark(_CHOSEN, "o")
         axes.plot([coverage.value], [risk.value], zorder=4, clip_on=False, **mark)

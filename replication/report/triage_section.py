@@ -5,6 +5,7 @@ from typing import Any
 
 from replication.drawing.shown import estimate, methods, svg
 from replication.measures import triage
+from replication.measures.abstention import Abstention
 from replication.measures.calibration import Calibration, Scores
 from replication.measures.predictions import Predictions
 from replication.report import triage_figures
@@ -29,18 +30,19 @@ def section(predictions: Predictions, prevalence: float | None = None) -> dict[s
     Raises:
         ValueError: There are no test images, or the prevalence is not between 0 and 1.
     """
-    found = triage.assessment(predictions, prevalence)
-    calibration = found.calibration
-    has_temperature = calibration.temperature is not None
+    assessed = triage.assessment(predictions, prevalence)
+    calibration = assessed.calibration
     return {
-        "temperature": f"{calibration.temperature:.3g}" if has_temperature else "",
+        "temperature": (
+            "" if calibration.temperature is None else f"{calibration.temperature:.3g}"
+        ),
         "note": calibration.note,
         "binning": calibration.binning,
         "measures": _measures(calibration),
-        "methods": _methods(found),
-        "points": _points(found.operating_points),
-        "abstaining": _abstaining(found.risk_coverage),
-        "figures": _figures(found),
+        "methods": _methods(assessed),
+        "points": _points(assessed.operating_points),
+        "abstaining": _abstaining(assessed.risk_coverage),
+        "figures": _figures(assessed),
     }
 
 
@@ -71,38 +73,36 @@ def _measure(
     return {"name": name, "what": what, "cells": cells}
 
 
-def _points(found: triage.OperatingPoints | None) -> dict[str, Any] | None:
-    if found is None:
+def _points(chosen: triage.OperatingPoints | None) -> dict[str, Any] | None:
+    if chosen is None:
         return None
     return {
-        "positive": found.positive,
-        "note": found.note,
-        "rule": found.rule,
+        "positive": chosen.positive,
+        "note": chosen.note,
+        "rule": chosen.rule,
         "counts": (
-            f"{found.tune_positive:,} of {found.tune_images:,} tune images and "
-            f"{found.test_positive:,} of {found.test_images:,} test images are {found.positive}."
+            f"{chosen.tune_positive:,} of {chosen.tune_images:,} tune images and "
+            f"{chosen.test_positive:,} of {chosen.test_images:,} test images are {chosen.positive}."
         ),
-        "prevalence": "" if found.prevalence is None else f"{100 * found.prevalence:g}\u00a0%",
-        "prevalence_note": found.prevalence_note,
+        "prevalence": "" if chosen.prevalence is None else f"{100 * chosen.prevalence:g}\u00a0%",
+        "prevalence_note": chosen.prevalence_note,
         "lines": [
             {
                 "fixed": f"{point.fixed.capitalize()} {100 * point.target:g}\u00a0%",
                 "on_tune": _on_tune(point),
                 "threshold": f"{point.threshold:.4f}" if not point.reason else _NONE,
                 "figures": {
-                    "Sensitivity": estimate(point.sensitivity, missing=_NONE),
-                    "Specificity": estimate(point.specificity, missing=_NONE),
-                }
-                | (
-                    {}
-                    if point.ppv is None
-                    else {
-                        "PPV": estimate(point.ppv, missing=_NONE),
-                        "NPV": estimate(point.npv, missing=_NONE),
-                    }
-                ),
+                    name: estimate(figure, missing=_NONE)
+                    for name, figure in (
+                        ("Sensitivity", point.sensitivity),
+                        ("Specificity", point.specificity),
+                        ("PPV", point.ppv),
+                        ("NPV", point.npv),
+                    )
+                    if figure is not None
+                },
             }
-            for point in found.points
+            for point in chosen.points
         ],
     }
 
@@ -116,14 +116,14 @@ def _on_tune(point: triage.OperatingPoint) -> str:
     )
 
 
-def _methods(found: triage.Assessment) -> dict[str, str]:
-    before, abstaining = found.calibration.before, found.risk_coverage
+def _methods(assessed: triage.Assessment) -> dict[str, str]:
+    before, abstaining = assessed.calibration.before, assessed.risk_coverage
     named = {
         "ECE": before.ece,
         "chance alone": before.ece_if_calibrated,
         "Brier score and log loss": before.brier,
     }
-    points = found.operating_points.points if found.operating_points else ()
+    points = assessed.operating_points.points if assessed.operating_points else ()
     for point in points:
         named["sensitivity and specificity"] = point.sensitivity
         if point.ppv is not None:
@@ -133,22 +133,22 @@ def _methods(found: triage.Assessment) -> dict[str, str]:
     return methods({name: figure.method for name, figure in named.items()})
 
 
-def _abstaining(found: triage.Abstention) -> dict[str, Any]:
+def _abstaining(abstention: Abstention) -> dict[str, Any]:
     return {
-        "threshold": "" if math.isnan(found.threshold) else f"{found.threshold:.4f}",
-        "note": found.note,
-        "coverage": estimate(found.coverage, missing=_NONE),
-        "risk": estimate(found.risk, missing=_NONE),
-        "risk_of_all": estimate(found.risk_of_all, missing=_NONE),
-        "aurc": estimate(found.aurc, percent=False),
+        "threshold": "" if math.isnan(abstention.threshold) else f"{abstention.threshold:.4f}",
+        "note": abstention.note,
+        "coverage": estimate(abstention.coverage, missing=_NONE),
+        "risk": estimate(abstention.risk, missing=_NONE),
+        "risk_of_all": estimate(abstention.risk_of_all, missing=_NONE),
+        "aurc": estimate(abstention.aurc, percent=False),
     }
 
 
-def _figures(found: triage.Assessment) -> list[dict[str, str]]:
-    calibration, points = found.calibration, found.operating_points
+def _figures(assessed: triage.Assessment) -> list[dict[str, str]]:
+    calibration, points = assessed.calibration, assessed.operating_points
     scaled = calibration.after is not None
     before_after = " before and after the temperature" if scaled else ""
-    frozen = not math.isnan(found.risk_coverage.threshold)
+    frozen = not math.isnan(assessed.risk_coverage.threshold)
     pictures = [
         {
             "uri": svg(
@@ -184,7 +184,7 @@ def _figures(found: triage.Assessment) -> list[dict[str, str]]:
     if points and points.points:
         pictures.append(
             {
-                "uri": svg(triage_figures.operating_points(found.scaled, points)),
+                "uri": svg(triage_figures.operating_points(assessed.scaled, points)),
                 "alt": f"ROC curve of {points.positive} on the test images",
                 "caption": f"ROC curve of {points.positive} against the rest, on the test images. "
                 "Marks are the thresholds frozen on the tune images.",
@@ -193,7 +193,7 @@ def _figures(found: triage.Assessment) -> list[dict[str, str]]:
     ringed = " The ring is the threshold frozen on the tune images." if frozen else ""
     pictures.append(
         {
-            "uri": svg(triage_figures.risk_coverage(found.scaled, found.risk_coverage)),
+            "uri": svg(triage_figures.risk_coverage(assessed.scaled, assessed.risk_coverage)),
             "alt": "Risk-coverage curve",
             "caption": "Risk and coverage: how often the model is wrong where it answers only the "
             f"images that it is surest of.{ringed}",
