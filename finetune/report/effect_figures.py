@@ -33,7 +33,7 @@ def marginal_effect(search: Search, effects: Effects, effect: Effect, form: str 
 
     Args:
         search: The search.
-        effects: Of its trials; all of its panels have the same scale.
+        effects: The marginal effects of its trials; all panels have the same scale.
         effect: One of them.
         form: "svg" or "png".
 
@@ -54,7 +54,7 @@ def marginal_effects(search: Search, effects: Effects, form: str = "svg") -> byt
 
     Args:
         search: The search.
-        effects: Of its trials, at least one.
+        effects: The marginal effects of its trials, at least one.
         form: "svg" or "png".
 
     Returns:
@@ -195,7 +195,7 @@ def interaction(search: Search, effects: Effects, form: str = "svg") -> bytes:
 
     Args:
         search: The search.
-        effects: Of its trials, at least two.
+        effects: The marginal effects of its trials, at least two.
         form: "svg" or "png".
 
     Returns:

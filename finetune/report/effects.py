@@ -73,7 +73,7 @@ class Effect:
     """What one hyperparameter does to the score.
 
     Attributes:
-        name: Of the hyperparameter.
+        name: Name of the hyperparameter.
         kind: "choice", "number" or "log number".
         binned: Whether the levels are bins of a number.
         levels: In the order of their values.

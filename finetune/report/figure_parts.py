@@ -71,8 +71,8 @@ def drawn(width: float, height: float, draw: Callable[[Figure], None], form: str
     """Returns a picture of a width and height in inches.
 
     Args:
-        width: In inches.
-        height: In inches.
+        width: Inches.
+        height: Inches.
         draw: Draws it.
         form: "svg" or "png".
     """

@@ -32,7 +32,7 @@ def write(directory: Path, search: Search, effects: Effects) -> list[Path]:
         directory: Where to; the files are `history.png` and, where there are enough trials,
             `effects.png`, `interaction.png`, `halving.png` and `fold.png`.
         search: The search.
-        effects: Of its trials.
+        effects: The marginal effects of its trials.
 
     Returns:
         The paths.

@@ -224,7 +224,7 @@ def sentences(search: Search, outcome: Findings) -> list[str]:
 
     Args:
         search: The search.
-        outcome: Its `findings`.
+        outcome: What follows from its trials, from `findings`.
     """
     lines = [_progress(search)]
     if search.best is None:
@@ -465,7 +465,7 @@ def best_rows(search: Search, outcome: Findings) -> list[dict[str, Any]]:
 
     Args:
         search: The search.
-        outcome: Its `findings`.
+        outcome: What follows from its trials, from `findings`.
     """
     if search.best is None:
         return []

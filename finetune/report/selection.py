@@ -53,7 +53,7 @@ def beside_the_paper(
     Args:
         search: Finished or not.
         answers: On the images that chose, if known.
-        metrics: Of the differences.
+        metrics: In which the two are compared.
 
     Returns:
         None where the paper's point was not tried or has failed, or no trial was completed.
@@ -98,11 +98,11 @@ def differences(
 
     Args:
         answers: Of all configurations that the choice was among.
-        best: Which one.
+        best: The configuration that the others are set beside.
         metric: See `Answers.figures`.
         to: Which other one alone, counting the choice among all; None takes all.
-        resamples: Of groups, or of images where groups are unknown.
-        seed: Of the resamples; one draw serves all differences.
+        resamples: Number of resamples, of groups or, where these are unknown, of images.
+        seed: Seed of the resamples; one draw serves all differences.
 
     Returns:
         By id of the other trial; none where `best` has no predictions.
@@ -209,7 +209,7 @@ def selection_optimism(
         metric: See `Answers.figures`.
         direction: Whether "max" or "min" is best.
         resamples: Number of draws; groups are drawn whole where all are known.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         None where there is nothing to choose or to draw: one configuration, or one group.

@@ -51,7 +51,7 @@ class Candidate:
         weights: Where the backbone's weights come from: 'imagenet', a file name or 'untrained'.
         runs: One for each seed, on the same images, all of role 'test'. With k folds, what the
             model that had not seen an image said of it, for all images.
-        cost: Of one image.
+        cost: What one image costs.
     """
 
     name: str
@@ -75,9 +75,9 @@ def summary(
 
     Args:
         candidate: A candidate.
-        confidence: Of the intervals, between 0 and 1.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the intervals, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
     """
     return evaluation.summarise_seeds(
         candidate.runs, confidence=confidence, resamples=resamples, seed=seed

@@ -25,9 +25,9 @@ def differences(
     Args:
         first: Runs of one candidate, one a seed, on the same images in the same order.
         second: Runs of another one, with the same seeds.
-        confidence: Of the intervals, between 0 and 1.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the intervals, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
 
     Returns:
         By metric of `COMPARED`, with its interval.

@@ -190,8 +190,8 @@ def _boxes(point: np.ndarray, size: Bbox, pixels: float) -> np.ndarray:
 
     Args:
         point: x and y, in pixels.
-        size: Of the text, in pixels.
-        pixels: In a point.
+        size: Extent of the text, in pixels.
+        pixels: Number of pixels in a point.
 
     Returns:
         float64 ``[places, 4]``: left, bottom, right, top.

@@ -80,9 +80,9 @@ def leak(
         by_image: Out-of-fold predictions with folds cut by image.
         by_group: The same images, with folds cut by group; as many seeds.
         let_in: The same images, from the control; None leaves leak and scarcity together.
-        confidence: Of the intervals.
-        resamples: Of groups.
-        seed: Of the resamples.
+        confidence: Level of the intervals, between 0 and 1.
+        resamples: Number of resamples of groups.
+        seed: Seed of the resamples.
 
     Returns:
         All figures and their paired differences.

@@ -77,9 +77,9 @@ def pairwise(
     Args:
         candidates: All scored on the same images, with as many seeds each. Given best first, the
             first member of a pair is the better one.
-        confidence: Of the intervals. One minus it is the level of the corrected test.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the intervals; one minus it is that of the corrected test.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
 
     Returns:
         One for every two candidates, in their order; none for a single candidate.

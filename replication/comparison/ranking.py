@@ -40,9 +40,9 @@ def rank(
 
     Args:
         candidates: All scored on the same images, with as many seeds each.
-        confidence: Of the intervals.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the intervals, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The best first.
@@ -109,7 +109,7 @@ class Comparison:
     """A finished comparison. What follows from the predictions is computed when first asked for.
 
     Attributes:
-        title: Of the page.
+        title: Heading of the page.
         candidates: All scored on the same images, with as many seeds each.
         winner: Name of the one that was chosen.
         winner_note: How it was chosen, in words.
@@ -118,7 +118,7 @@ class Comparison:
         by_image: The same backbones with folds cut by image, where `candidates` were cut by group;
             some or none of them.
         let_in: The same of the control that tells leak from scarcity; some or none of them.
-        resamples: Of every bootstrap.
+        resamples: Number of resamples behind every interval.
 
     Raises:
         ValueError: A name is there twice, or `winner` or one of `by_image` is no candidate.

@@ -152,7 +152,7 @@ def leak_sentence(leak: Leak, unit: str) -> str:
     """Says how much of a figure comes from the cut, and which part of that is leak.
 
     Args:
-        leak: Of one backbone.
+        leak: The leak of one backbone.
         unit: What a group is, for example 'slide'.
     """
     text = (
@@ -175,7 +175,7 @@ def leak_facts(leak: Leak, unit: str) -> str:
     """Says on how many groups of each class it rests, and what the majority class scores.
 
     Args:
-        leak: Of any backbone; all rest on the same images.
+        leak: The leak of any backbone; all rest on the same images.
         unit: What a group is.
     """
     counts = ", ".join(f"{name} {count}" for name, count in leak.groups_by_class.items())
@@ -209,7 +209,7 @@ def write_tables(directory: Path, result: Comparison, manifest: Mapping[str, Any
     Args:
         directory: Where to.
         result: The comparison.
-        manifest: Of its run directory.
+        manifest: What `manifest.json` of its run directory holds.
     """
     ranking = [
         {
@@ -287,7 +287,7 @@ def print_comparison(result: Comparison, manifest: Mapping[str, Any]) -> None:
 
     Args:
         result: The comparison.
-        manifest: Of its run directory.
+        manifest: What `manifest.json` of its run directory holds.
     """
     console = terminal.console(width=176)
     if announcement := pages.announcement(manifest):

@@ -103,7 +103,7 @@ def size_remarks(protocol: str, specs: Mapping[str, features.FeatureSpec]) -> li
 
     Args:
         protocol: "paper" or "clean".
-        specs: Of the features, by backbone.
+        specs: What the features are, by backbone.
     """
     sizes = sorted({spec.size for spec in specs.values()} - {_P6_SIZE})
     if protocol == "clean" or not sizes:
@@ -161,7 +161,7 @@ def describe(
     Args:
         run: The comparison.
         builder: A prepared builder.
-        index: Of the same builder.
+        index: The images of the same builder.
         policy: The device policy in force.
         untrained: Names of backbones with random weights.
         images: Whose they are by declaration: "original", "stand-in", or None.
@@ -343,12 +343,12 @@ def publish(
         run: Where all is written.
         result: From `compare`.
         builder: A prepared builder.
-        spec: Of the winner's features.
+        spec: What the winner's features are.
         design: What was scored on what.
         recipe: How heads were trained.
         features_dir: Where features are stored.
         policy: Where and how to compute.
-        audit: Of the images for duplicates.
+        audit: The search of the images for duplicates.
 
     Returns:
         The page.
@@ -400,7 +400,7 @@ def save_winner(
         spec: What they are.
         tested: Its predictions on the test images.
         builder: A prepared builder.
-        seed: Of the head.
+        seed: Seed of the head that is joined.
 
     Raises:
         PapError: If the whole model says something else than the head on stored features.

@@ -36,9 +36,9 @@ def write_hparams(
     """Writes one HParams run for each backbone and seed.
 
     Args:
-        directory: Of the event files.
+        directory: Where the event files are written.
         candidates: Scored backbones.
-        seeds: Of their runs, in the same order.
+        seeds: Seeds of their runs, in the same order.
         common: Hyperparameters that all of them share.
     """
     for candidate in candidates:
@@ -72,7 +72,7 @@ def write_projector(
 
     Args:
         directory: TensorBoard's log directory; the projector's configuration lies at its top.
-        name: Of the embedding.
+        name: What the embedding is called.
         features: float32 `[n, d]`.
         predictions: Of the same images, in the same order.
         images: uint8 RGB `[height, width, 3]`, in the same order.

@@ -119,7 +119,7 @@ def legend_on_curves(
     """Adds a legend through which what it covers still shows.
 
     Args:
-        axes: Of the curves.
+        axes: Where the curves are drawn.
         handles: A line each.
         labels: A text each.
         **options: Of `Axes.legend`.
@@ -198,7 +198,7 @@ def confusion_matrix(
 
     Args:
         matrix: Counts, rows true, columns named.
-        class_names: Its classes.
+        class_names: Names of its rows and columns.
         form: "svg" or "png".
 
     Returns:
@@ -360,7 +360,7 @@ def forest(rows: Sequence[results.Row]) -> bytes:
     """Draws the accuracy of every protocol beside the published one, a panel for each stage.
 
     Args:
-        rows: From `results.summary_rows`.
+        rows: One for each stage and protocol, from `results.summary_rows`.
 
     Returns:
         SVG. Bars are 95 % intervals, the band is the published one, and where there are several

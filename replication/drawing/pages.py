@@ -50,7 +50,7 @@ def source(manifest: Mapping[str, Any]) -> published.Source:
     """Whose images a run is about; never the authors' own where the manifest does not say it.
 
     Args:
-        manifest: Of the run directory.
+        manifest: What `manifest.json` of the run directory holds.
     """
     for declared in get_args(published.Source):
         if manifest.get("source") == declared:
@@ -65,7 +65,7 @@ def announcement(manifest: Mapping[str, Any]) -> str:
     A manifest that does not say whose images they are must not pass for a replication.
 
     Args:
-        manifest: Of the run directory.
+        manifest: What `manifest.json` of the run directory holds.
     """
     unknown = "" if manifest.get("source") == "original" else _UNKNOWN_SOURCE
     return str(manifest.get("announcement") or unknown)
@@ -90,7 +90,7 @@ def duration(seconds: float, digits: int = 1) -> str:
     """Writes a time in the unit that suits it, for example '5.0 min'.
 
     Args:
-        seconds: From 0.
+        seconds: Duration, 0 or more.
         digits: Decimals of seconds and minutes; 0 for an estimate.
     """
     if seconds < 100:
@@ -102,7 +102,7 @@ def beside(directory: Path, name: str) -> str:
     """Returns the name of a file for a link, "" where there is none.
 
     Args:
-        directory: Of the page.
-        name: Of the file.
+        directory: Where the page lies.
+        name: File name.
     """
     return name if (directory / name).is_file() else ""

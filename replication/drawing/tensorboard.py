@@ -27,7 +27,7 @@ class Pictures(keras.callbacks.Callback):
     """Writes the graph, and the confusion matrix and misclassified cells as images.
 
     Args:
-        directory: Of the event files.
+        directory: Where the event files are written.
         store: Decoded images.
         positions: Which images are watched; never those of the test role.
     """
@@ -84,7 +84,7 @@ def callbacks(
     """Returns the callbacks that write a fit's event files.
 
     Args:
-        directory: Of the event files.
+        directory: Where the event files are written.
         store: Decoded images; of stored features there is nothing to picture.
         assigned: Roles; the tune role is watched, or the train role where there is no tune role.
         profile: Whether to profile steps 5 to 15.
@@ -110,10 +110,10 @@ def write_session(
     """Writes one session of the HParams plugin, instead of what the directory held.
 
     Args:
-        directory: Of the event files; one session each.
+        directory: Where the event files are written; one session each.
         values: Hyperparameters.
         scores: Figures of the table; those that are not finite are left out.
-        name: Of the session.
+        name: What the session is called.
         history: Figures of every epoch, shown as scalars `epoch/...`.
         shown: Declares, with these display names, the columns of the table, where no other
             directory does.

@@ -32,7 +32,7 @@ def table(
     """Makes a table for `console`.
 
     Args:
-        headings: Of the columns.
+        headings: One for each column.
         rows: A text for each column.
         title: Above the table.
         right: Headings of columns that are aligned to the right.

@@ -61,7 +61,7 @@ def risk_coverage_curve(predictions: Predictions) -> tuple[np.ndarray, np.ndarra
     NeurIPS 2017.
 
     Args:
-        predictions: Of one role, at least one image.
+        predictions: Predictions of one role, at least one image.
 
     Returns:
         Three float64 ``[m]``, from the surest images to all of them: coverage (0..1, the last is
@@ -88,7 +88,7 @@ def risk_coverage(
         predictions: Test images, and tune images where there are any; probabilities are taken as
             they are (`triage.assess` puts the temperature on them first).
         coverage: Share of the tune images to answer, above 0 and up to 1.
-        confidence: Of the intervals.
+        confidence: Level of the intervals, between 0 and 1.
 
     Returns:
         The threshold and its figures. Without tune images only those of all test images.

@@ -29,7 +29,7 @@ def roc_interval(
     Args:
         scores: float64 ``[classes, models, n]``.
         positives: bool ``[classes, n]``, each with both kinds.
-        groups: Of each image; '' = unknown.
+        groups: Group of each image, ``[n]``; '' = unknown.
         confidence: Between 0 and 1.
 
     Returns:

@@ -110,7 +110,7 @@ def one_role(predictions: Predictions, role: str) -> Predictions:
     """Checks that all images have one role, and sorts them by id.
 
     Args:
-        predictions: Any.
+        predictions: Predictions of any images.
         role: 'tune' or 'test'.
 
     Returns:
@@ -139,7 +139,7 @@ def fit_temperature(predictions_tune: Predictions) -> float:
     Source: C. Guo et al., "On calibration of modern neural networks", ICML 2017.
 
     Args:
-        predictions_tune: Of tune images alone.
+        predictions_tune: Predictions of tune images alone.
 
     Returns:
         The temperature, within `TEMPERATURE_BOUNDS`. Above 1: the model was too sure of itself.
@@ -177,7 +177,7 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
     """Divides the logits by a temperature; the named classes stay.
 
     Args:
-        predictions: Of any roles.
+        predictions: Predictions of any roles.
         temperature: Above 0, for example from `fit_temperature`.
 
     Returns:
@@ -220,8 +220,8 @@ def calibrate(
     Args:
         predictions: A whole predictions file: test images, and tune images where there are any.
         bins: Number of bins of equal width over 0..1.
-        confidence: Of the intervals.
-        seed: Of the draws of chance.
+        confidence: Level of the intervals, between 0 and 1.
+        seed: Seed of the draws of chance.
 
     Returns:
         The figures before and after. Without tune images there is no temperature, and none is

@@ -66,12 +66,12 @@ def confusion_intervals(
     Args:
         labels: int64 ``[n]``.
         predicted: int64 ``[m, n]``, of each model.
-        groups: Of each image; '' = unknown.
-        figures: Of the matrices of all models.
+        groups: Group of each image, ``[n]``; '' = unknown.
+        figures: Computes named figures of the matrices of all models.
         classes: Number of classes k.
         confidence: Between 0 and 1.
-        resamples: Of groups.
-        seed: Of the resamples.
+        resamples: Number of resamples of groups.
+        seed: Seed of the resamples.
 
     Returns:
         By name. NaN ends, and why in `method`, where none holds.
@@ -110,12 +110,12 @@ def difference_intervals(
         labels: int64 ``[n]``.
         first: int64 ``[m, n]``.
         second: int64 ``[m, n]``; row i is paired with row i of the first.
-        groups: Of each image; '' = unknown.
-        figures: Of the matrices of the first m models or of the second m, each alone.
+        groups: Group of each image, ``[n]``; '' = unknown.
+        figures: Computes them of the matrices of the first m models or of the second m alone.
         classes: Number of classes k.
         confidence: Between 0 and 1.
-        resamples: Of groups.
-        seed: Of the resamples.
+        resamples: Number of resamples of groups.
+        seed: Seed of the resamples.
 
     Returns:
         As `confusion_intervals`.

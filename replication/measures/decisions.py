@@ -23,7 +23,7 @@ class Decision:
 
     Attributes:
         labels: Class names, in the order of the probabilities.
-        temperature: Of the calibration; None where none was fitted.
+        temperature: What logits are divided by; None where none was fitted.
         threshold: Calibrated confidence below which the model abstains; None where there is none.
     """
 

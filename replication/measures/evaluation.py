@@ -139,9 +139,9 @@ def evaluate(
 
     Args:
         predictions: Of one role, for example ``all_of_them.select("test")``.
-        confidence: Of the intervals.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the intervals, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
 
     Returns:
         `Estimate` under 'accuracy', 'majority_baseline'
@@ -299,9 +299,9 @@ def summarise_seeds(
 
     Args:
         runs: One for each seed, of one role; rows may come in any order.
-        confidence: Of the intervals.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        confidence: Level of the intervals, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
 
     Returns:
         A summary under 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc_macro',

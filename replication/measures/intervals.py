@@ -151,7 +151,7 @@ def group_weights(
         count: Number of units.
         resamples: Number of resamples.
         seed: Seed of the draws. The size of the parts does not change them.
-        confidence: Of the interval that they are for.
+        confidence: Level of the interval that they are for, between 0 and 1.
         rows: Resamples at a time.
         effective: Number of units of equal size that they are as good as; None takes `count`.
 

@@ -22,7 +22,7 @@ def remark(
 
     Args:
         named: Class that each image was given, int64 ``[n]``.
-        class_names: That they index.
+        class_names: Class names, which `named` and `labels` index.
         labels: True classes, int64 ``[n]``; None where they are not known.
         noun: What the images are called.
 

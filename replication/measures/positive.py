@@ -28,7 +28,7 @@ def hsil_plus(names: Sequence[str]) -> list[int]:
     """Where HSIL and SCC, together HSIL+, stand among the four Bethesda classes.
 
     Args:
-        names: Of the classes, in the order of the probabilities.
+        names: Class names, in the order of the probabilities.
 
     Returns:
         Their positions; none where the classes are others.
@@ -46,7 +46,7 @@ def positive_members(names: Sequence[str]) -> tuple[str, list[int]] | None:
     """Says which classes are looked for.
 
     Args:
-        names: Of the classes, in the order of the probabilities.
+        names: Class names, in the order of the probabilities.
 
     Returns:
         'HSIL+' or 'cell' and the positions of its members among the names; None for other classes.
@@ -62,7 +62,7 @@ def positive_class(predictions: Predictions) -> PositiveClass | None:
     """Turns the classes of a stage into one question.
 
     Args:
-        predictions: Of any classes.
+        predictions: Predictions of any classes.
 
     Returns:
         HSIL+ (HSIL or SCC) of the four Bethesda classes, 'cell' of stage 1, and None for others.

@@ -118,7 +118,7 @@ def assess(
     Args:
         predictions: A whole predictions file.
         prevalence: Of HSIL+ where the model is to be used, between 0 and 1.
-        confidence: Of the intervals.
+        confidence: Level of the intervals, between 0 and 1.
 
     Returns:
         'calibration', 'operating_points' (None for other classes than those of stage 1 and 2) and
@@ -147,7 +147,7 @@ def assessment(
         predictions: A whole predictions file: test images, and tune images where there are any.
         prevalence: Of HSIL+ where the model is to be used, between 0 and 1. It says nothing of
             the share of cells among regions, so that stage 1 never gets it.
-        confidence: Of the intervals.
+        confidence: Level of the intervals, between 0 and 1.
 
     Returns:
         All of it.
@@ -205,7 +205,7 @@ def choose_threshold(scores: np.ndarray, truth: np.ndarray, fixed: str, target: 
     """Chooses the threshold of an operating point.
 
     Args:
-        scores: Of the tune images, float64 ``[n]``.
+        scores: Score of each tune image, float64 ``[n]``.
         truth: Whether each is positive, bool ``[n]``; both kinds are there.
         fixed: 'specificity' or 'sensitivity'.
         target: The share that is to be reached, 0..1.
@@ -251,7 +251,7 @@ def operating_points(
         prevalence: Of the positive class where the model is to be used, between 0 and 1. The share
             among the images is no prevalence and is never used as one.
         targets: Specificities, and sensitivities, that are held fixed.
-        confidence: Of the intervals.
+        confidence: Level of the intervals, between 0 and 1.
 
     Returns:
         The points: every target as a specificity, then every target as a sensitivity. None for

@@ -23,7 +23,7 @@ def gallery(
     """Chooses cells: wrong ones first, since they teach most.
 
     Args:
-        fit: Whose test images are shown.
+        fit: The fit whose test images are shown.
         pixels: Where the images come from.
         limit: Cells in each row.
         heat_maps: Explains the named class of each cell; None = no explanation.
