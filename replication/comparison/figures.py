@@ -23,7 +23,7 @@ from replication.drawing import figures, shown
 from replication.measures.names import METRICS
 from tfds_pap import files
 
-_BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", "#333333"
+_BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", figures.INK
 
 #: Inches; pixels of a PNG are 180 times that, so that a readme 900 pixels wide shows it sharp.
 _WIDTH, _DPI = 5.2, 180

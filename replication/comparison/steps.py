@@ -14,7 +14,8 @@ import tqdm
 from replication.comparison import ranking, report, tensorboard
 from replication.comparison.candidates import Candidate, Cost
 from replication.learning import features, heads, knobs, models, weights, whole_model
-from replication.measures import evaluation, published
+from replication.measures import published
+from replication.measures.predictions import Predictions
 from replication.runs import description, device, provenance
 from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
@@ -214,7 +215,7 @@ def score(
     recipe: knobs.HeadRecipe,
     *,
     policy: DevicePolicy,
-) -> dict[str, tuple[Candidate, list[evaluation.Predictions]]]:
+) -> dict[str, tuple[Candidate, list[Predictions]]]:
     """Trains and scores every head of one backbone.
 
     Args:
@@ -272,7 +273,7 @@ def score(
 
 
 def compare(
-    scored: Mapping[str, Mapping[str, tuple[Candidate, list[evaluation.Predictions]]]],
+    scored: Mapping[str, Mapping[str, tuple[Candidate, list[Predictions]]]],
     design: Design,
 ) -> ranking.Comparison:
     """Chooses the winner and puts everything together.
@@ -387,7 +388,7 @@ def save_winner(
     run: RunDirectory,
     store: features.FeatureStore,
     spec: features.FeatureSpec,
-    tested: evaluation.Predictions,
+    tested: Predictions,
     builder: tfds.core.DatasetBuilder,
     *,
     seed: int,

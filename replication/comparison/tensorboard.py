@@ -13,6 +13,7 @@ from tensorboard.plugins.projector import projector_config_pb2
 from replication.comparison.candidates import Candidate
 from replication.drawing import tensorboard
 from replication.measures import evaluation, names
+from replication.measures.predictions import Predictions
 from tfds_pap import files
 
 #: Columns of the HParams table, after the metrics.
@@ -65,7 +66,7 @@ def write_projector(
     directory: Path,
     name: str,
     features: np.ndarray,
-    predictions: evaluation.Predictions,
+    predictions: Predictions,
     images: Sequence[np.ndarray],
 ) -> None:
     """Writes the embedding of the tested images for TensorBoard's projector.
