@@ -362,12 +362,12 @@ def labels_overlap(figure):
 def test_labels_of_panels_do_not_overlap(monkeypatch):
     overlapping, drawn = [], search_figures.figures.drawn
 
-    def checked(height, draw, form="svg"):
+    def checked(height, draw, form="svg", **size):
         def looked_at(figure):
             draw(figure)
             overlapping.append(labels_overlap(figure))
 
-        return drawn(height, looked_at, form)
+        return drawn(height, looked_at, form, **size)
 
     monkeypatch.setattr(search_figures.figures, "drawn", checked)
     long = [f"a_long_name_{k}" for k in range(6)]
