@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from replication.comparison import ranking
+from replication.comparison import pairs
 from replication.comparison.candidates import Candidate
 from replication.fields.find import scanner
 from replication.fields.find.dense import Stage1
@@ -23,7 +23,7 @@ from replication.naming.trained import TrainedModel
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """What `ranking.pairwise` reads of a candidate."""
+    """What `pairs.pairwise` reads of a candidate."""
 
     name: str
     runs: tuple[Predictions, ...]
@@ -31,13 +31,13 @@ class _Scored:
 
 def compare_models(
     predictions: Mapping[str, Predictions | Sequence[Predictions]], **options: float
-) -> list[ranking.Pair]:
+) -> list[pairs.Pair]:
     """Compares every two models on the test images that all of them were scored on.
 
     Args:
         predictions: By name; one a seed, in the same order of seeds for all models. Of each the
             test role counts.
-        **options: `confidence`, `resamples` and `seed` of `ranking.pairwise`.
+        **options: `confidence`, `resamples` and `seed` of `pairs.pairwise`.
 
     Returns:
         One for every two models: McNemar's test corrected by Holm, the difference of accuracy with
@@ -59,7 +59,7 @@ def compare_models(
     for name, runs in predictions.items():
         of_seeds = [runs] if isinstance(runs, Predictions) else runs
         scored.append(_Scored(name, tuple(run.select("test") for run in of_seeds)))
-    return ranking.pairwise(cast("list[Candidate]", scored), **options)  # type: ignore[arg-type]
+    return pairs.pairwise(cast("list[Candidate]", scored), **options)  # type: ignore[arg-type]
 
 
 def scan_field(

@@ -5,12 +5,8 @@ import pytest
 
 from finetune.report import figure_parts
 from finetune.search import scoring
-from replication.comparison import report as comparison_report
-from replication.comparison import tensorboard as comparison_tensorboard
-from replication.measures import evaluation, one_class, published
+from replication.measures import evaluation, names, one_class, published
 from replication.measures.predictions import Predictions
-from replication.report import model_card
-from replication.report import page as report
 from replication.runs import publication, results
 from replication.runs.directory import RunDirectory
 from tfds_pap.taxonomy import STAGE2_CLASSES
@@ -33,9 +29,9 @@ ALL_SCC = np.full(20, 3)
 
 def test_naming_everything_scc_has_sensitivity_1_and_specificity_0_beside_it():
     summary = evaluation.summarise_seeds([answers(ALL_SCC, LABELS)], resamples=50)
-    names = list(summary)
-    at = names.index("hsil_plus_sensitivity")
-    assert names[at + 1] == "hsil_plus_specificity"
+    keys = list(summary)
+    at = keys.index("hsil_plus_sensitivity")
+    assert keys[at + 1] == "hsil_plus_specificity"
     assert summary["hsil_plus_sensitivity"].mean == 1
     assert summary["hsil_plus_specificity"].mean == 0
     assert summary["hsil_plus_specificity"].count == 15
@@ -55,19 +51,13 @@ def test_specificity_is_what_a_count_gives(groups):
 
 @pytest.mark.parametrize(
     "table",
-    [
-        report._METRICS,
-        model_card._METRICS,
-        comparison_report._METRICS,
-        comparison_tensorboard._SCORES,
-        figure_parts.METRICS,
-    ],
-    ids=["report", "model card", "comparison", "TensorBoard", "search"],
+    [names.METRICS, names.SHARES, figure_parts.METRICS],
+    ids=["report and model card", "comparison and TensorBoard", "search"],
 )
 def test_every_table_that_has_sensitivity_has_specificity_next(table):
-    names = list(table)
-    at = names.index("hsil_plus_sensitivity")
-    assert names[at + 1] == "hsil_plus_specificity"
+    keys = list(table)
+    at = keys.index("hsil_plus_sensitivity")
+    assert keys[at + 1] == "hsil_plus_specificity"
 
 
 def test_a_search_scores_both():
