@@ -50,10 +50,10 @@ def compare_models(
         >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
         >>> spec = replication.feature_spec("mobilenetv2_035", source="none", size=32)
         >>> store = replication.extract_features(builder, spec)
-        >>> heads = {str(seed): replication.train_head(store, seed=seed) for seed in (0, 1)}
-        >>> [pair] = replication.compare_models(heads)
-        >>> pair.first, pair.second, pair.told_apart
-        ('0', '1', False)
+        >>> head = replication.train_head(store)
+        >>> [pair] = replication.compare_models({"one": head, "the same": head})
+        >>> pair.first, pair.accuracy.value, pair.told_apart
+        ('one', 0.0, False)
     """
     scored = []
     for name, runs in predictions.items():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import replication
+from tfds_pap import decoding
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,22 @@ def test_the_import_alone_loads_nothing_heavy():
 def test_an_unknown_name_is_told():
     with pytest.raises(AttributeError, match="'replication' has no attribute 'predict_image'"):
         _ = replication.predict_image
+
+
+def test_arrays_bytes_and_paths_get_the_same_answer_in_order(notebook):
+    model = replication.load_models("runs/phantom")[2]
+    paths = sorted((notebook / "drawn" / "DB_4" / "validation").rglob("*.jpg"))[:3]
+    arrays = [np.asarray(decoding.decode(path.read_bytes())) for path in paths]
+    mixed = [paths[0], b"no image", paths[1].read_bytes(), notebook / "nowhere.jpg", arrays[2]]
+    answers = replication.predict_images(model, mixed, batch_size=2)
+    assert answers[1].startswith("not a readable image (") and answers[3] == "not a file"
+    read = [answers[0], answers[2], answers[4]]
+    for answer, same in zip(read, replication.predict_images(model, arrays), strict=True):
+        np.testing.assert_allclose(answer.probabilities, same.probabilities, atol=1e-5)
+        probabilities = np.array([answer.probabilities])
+        assert answer.hsil_plus == pytest.approx(model.decision.hsil_plus(probabilities)[0])
+        assert answer.abstain in (model.decision.abstains(probabilities)[0], None)
+        assert answer.label == model.decision.labels[answer.class_id]
+    # Stage 1 knows no HSIL.
+    [cell] = replication.predict_images(replication.load_models("runs/phantom")[1], paths[:1])
+    assert cell.hsil_plus is None and cell.label in ("background", "cell")

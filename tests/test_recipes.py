@@ -7,7 +7,7 @@ import pytest
 
 from replication.learning import features, heads, knobs, models, recipes, training, weights
 from replication.runs.device import DevicePolicy
-from tfds_pap import pipeline, roles
+from tfds_pap import files, pipeline, roles
 from tfds_pap.errors import PapError
 
 POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
@@ -128,6 +128,8 @@ def test_a_head_is_trained_as_the_protocol_says(
         atol=1e-6,
     )
     assert not list((tmp_path / "a").glob("fold_*"))
+    optimizer = files.read_json(tmp_path / "a" / "fit.json")["optimizer_config"]
+    assert (optimizer["name"], optimizer["learning_rate"]) == ("sgd", 0.01)
 
 
 def test_folds_pool_what_each_head_has_not_seen(tiny_backbone, builder, tmp_path):

@@ -118,6 +118,9 @@ def test_the_backbone_takes_its_own_learning_rate(tiny_backbone, name):
         # The first step of Adam has the size of the learning rate as well.
         expected = 1e-4 if id(variable) in slow else 1e-2
         assert distance == pytest.approx(expected, rel=1e-2), variable.path
+    described = json.loads(json.dumps(optimizers.described(optimizer)))
+    assert (described["name"], described["learning_rate"]) == (name, 0.01)
+    assert described["backbone_learning_rate_factor"] == pytest.approx(0.01)
 
 
 def test_cosine_rises_falls_and_ends_at_zero():
@@ -127,6 +130,9 @@ def test_cosine_rises_falls_and_ends_at_zero():
     assert found[:11] == pytest.approx([0.01 * step for step in range(11)], abs=1e-7)
     expected = [0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(41)]
     assert found[10:] == pytest.approx(expected, abs=1e-7)
+    described = optimizers.described(optimizers.build(asked, models.head(8, 4), 5))
+    assert described["learning_rate"]["class_name"] == "CosineDecay"
+    assert described["learning_rate"]["config"]["warmup_steps"] == 10
     flat = dataclasses.replace(asked, warmup_epochs=0)
     assert float(optimizers.learning_rate(flat, 5)(0)) == pytest.approx(0.1)
 
