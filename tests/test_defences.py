@@ -1,19 +1,23 @@
 """What strangers may do to the embedded server over the network, and what they may not."""
 
 import contextlib
+import gc
 import gzip
 import http.client
 import json
 import socket
 import threading
+import weakref
 
+import grpc
 import numpy as np
 import pytest
 import serving_models
 from serving_clients import PREDICT, eventually, linear_body, rest
-from tensorflow_serving.apis import model_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2
 
-from serving.server import connections, deadlines, fronts
+from serving.server import connections, deadlines, fronts, monitoring
+from serving.server.admission import Admission
 from serving.server.errors import ServingError
 from serving.server.grpc import front
 from serving.server.rest import names
@@ -283,6 +287,12 @@ class Aborted(Exception):
 class Context:
     """Of a call, as far as one that fails asks for it."""
 
+    def is_active(self):
+        return True
+
+    def time_remaining(self):
+        return 1.0
+
     def abort(self, code, message):
         raise Aborted(code.name, message)
 
@@ -311,6 +321,30 @@ def test_messages_at_work_are_bounded_by_their_bytes():
     with pytest.raises(ZeroDivisionError):
         call("abcd", lambda spec, context: 1 / 0)
     assert call("abcdefgh", remember) == "abcdefgh"
+
+
+def test_a_failure_frees_what_its_request_held():
+    class Pixels:
+        pass
+
+    def fail(manager, request, timeout=None):
+        pixels = Pixels()
+        held.append(weakref.ref(pixels))
+        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "no")
+
+    held, request = [], predict_pb2.PredictRequest()
+    calls = front._Calls(None, Admission(), monitoring.Metrics(list))
+    gc.disable()
+    try:
+        for call in (
+            lambda: calls.run(fail, "Predict", request, Context()),
+            lambda: calls.look(fail, request, Context()),
+        ):
+            with pytest.raises(Aborted, match="INVALID_ARGUMENT"):
+                call()
+    finally:
+        gc.enable()
+    assert [reference() for reference in held] == [None, None]
 
 
 def test_samples_of_any_name(server):
