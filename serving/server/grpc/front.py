@@ -239,13 +239,13 @@ class _Calls:
                     raise ServingError(grpc.StatusCode.CANCELLED, "The client has gone.")
                 return function(self._manager, request, timeout=_seconds_left(context))
 
-        return _answer(context, work)
+        return _answered_or_aborted(context, work)
 
     def look(
         self, function: Callable[..., Any], request: Any, context: grpc.ServicerContext
     ) -> Any:
         """Answers a request that runs no model."""
-        return _answer(context, lambda: function(self._manager, request))
+        return _answered_or_aborted(context, lambda: function(self._manager, request))
 
 
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -337,7 +337,7 @@ def _seconds_left(context: grpc.ServicerContext) -> float | None:
     return None if left > _LONGEST_SECONDS else left
 
 
-def _answer(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
+def _answered_or_aborted(context: grpc.ServicerContext, work: Callable[[], Any]) -> Any:
     """Returns what the work gives, or ends the call with its error.
 
     Of what nobody expected, the client learns nothing but that. The call ends outside of the
