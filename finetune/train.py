@@ -22,14 +22,17 @@ from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from finetune import final_fit
 
-_FROM_SEARCH = flags.DEFINE_string(
-    "from_search", None, "Directory of a search, whose best trial is trained (default: none)."
+_FROM_SEARCH = path_flags.define(
+    "from_search",
+    None,
+    "Directory of a search, whose best trial is trained (default: none).",
+    path_flags.RUN,
 )
 _HPARAMS = flags.DEFINE_string(
     "hparams",

@@ -23,7 +23,7 @@ from replication.flags import values as flag_values
 from replication.learning.knobs import HeadRecipe
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 
 if TYPE_CHECKING:
     import tensorflow_datasets.public_api as tfds
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from replication.learning import features
     from tfds_pap import pipeline
 
-_FOLDERS = flags.DEFINE_string(
+_FOLDERS = path_flags.define(
     "folders",
     None,
     "Any tree PATH/<class>/* with an optional PATH/groups.csv (file,group), instead of DB_4.",
+    path_flags.FOLDER,
 )
 _RUN_DIR = shared.run_dir("Where the comparison is written (default: runs/compare-<data>).")
 _BACKBONES = flags.DEFINE_list(

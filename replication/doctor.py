@@ -18,16 +18,22 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_3 and DB_4 (default: none, no images are looked at)."
+_MANUAL_DIR = path_flags.define(
+    "manual_dir",
+    None,
+    "Folder that holds DB_3 and DB_4 (default: none, no images are looked at).",
+    path_flags.FOLDER,
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = path_flags.define(
     "data_dir", None, "Where TFDS keeps prepared data (default: ~/tensorflow_datasets)."
 )
-_WEIGHTS = flags.DEFINE_string(
-    "weights", None, "Folder of weights (default: that of Keras, ~/.keras/models)."
+_WEIGHTS = path_flags.define(
+    "weights",
+    None,
+    "Folder of weights (default: that of Keras, ~/.keras/models).",
+    path_flags.FOLDER,
 )
 _PORTS = flags.DEFINE_list(
     "ports",

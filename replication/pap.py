@@ -46,8 +46,6 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 #: `pap predict` where another process has the model; it needs no TensorFlow.
 ASKS_A_SERVER = "serving.predict"
 
-_HELP = {"--help", "--helpshort", "--helpfull", "-help"}
-
 _DEFAULTS = """\
 Without --manual_dir images are drawn, whose truth is known. Results go to runs/, prepared data to
 ~/tensorflow_datasets; weights of Keras come from ~/.keras/models. Flags are --name=value; a command
@@ -70,12 +68,7 @@ def main() -> None:
     module = modules[name]
     if name == "predict" and any(each.startswith("--server") for each in sys.argv):
         module = ASKS_A_SERVER
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit:
-        # absl ends with status 1 when it was asked for help.
-        if _HELP.isdisjoint(sys.argv):
-            raise
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def usage() -> str:

@@ -10,19 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import app
 
 from replication.flags import shared
-from tfds_pap import commands, files
+from tfds_pap import commands, files, path_flags
 
 if TYPE_CHECKING:
     from replication.naming.prediction import Prediction
     from replication.naming.trained import TrainedModel
 
-_RUN_DIR = shared.run_dir("Run whose models are used.", required=True)
+_RUN_DIR = shared.run_dir("Run whose models are used.", finished=True)
 _PROTOCOL, _SEED = shared.trained("the run's")
 _CSV = shared.csv("Also write the table to this CSV file (default: none).")
-_SAVE_ANNOTATED = flags.DEFINE_string(
+_SAVE_ANNOTATED = path_flags.define(
     "save_annotated",
     None,
     "Folder for copies that carry prediction and, where a folder tells it, truth (default: none).",
@@ -37,12 +37,13 @@ def main(argv: list[str]) -> None:
     """Loads the models, reads the images in batches, prints the table."""
     if len(argv) < 2:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
-    commands.prepare_tensorflow()
-    import replication
-    from replication.naming.output import Output
     from tfds_pap import folders
 
     paths = folders.expand_images(argv[1:])
+    commands.prepare_tensorflow()
+    import replication
+    from replication.naming.output import Output
+
     models = replication.load_models(_RUN_DIR.value, _PROTOCOL.value, _SEED.value)
     output = Output(
         Path(_CSV.value) if _CSV.value else None,

@@ -16,13 +16,13 @@ from absl import app, flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
 
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
     "Scan fields that are drawn on the spot, with their truth (default: off).", 3
 )
-_SCAN_DIR = flags.DEFINE_string(
+_SCAN_DIR = path_flags.define(
     "scan_dir", None, "Where the scan is written (default: runs/scan, runs/scan_phantom)."
 )
 _STRIDE = shared.stride("Pixels from one ROI to the next (default: 25).")

@@ -18,13 +18,13 @@ from absl import app, flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import commands, files
+from tfds_pap import commands, files, path_flags
 from tfds_pap.errors import PapError
 
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
     "Sweep over fields that are drawn on the spot (default: off).", 10
 )
-_OUTPUT = flags.DEFINE_string("output", "runs/sweep", "Where it is written (default: runs/sweep).")
+_OUTPUT = path_flags.define("output", "runs/sweep", "Where it is written (default: runs/sweep).")
 _STRIDES = flags.DEFINE_list(
     "strides", ["10", "25", "50", "75"], "Pixels from ROI to ROI (default: 10,25,50,75)."
 )

@@ -10,10 +10,10 @@ from absl import app, flags
 
 from replication.flags import shared
 from replication.runs import results
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 
-_RUN_DIR = shared.run_dir("Run whose model is exported.", required=True)
-_SERVING_DIR = flags.DEFINE_string(
+_RUN_DIR = shared.run_dir("Run whose model is exported.", finished=True)
+_SERVING_DIR = path_flags.define(
     "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
 )
 _STAGE = flags.DEFINE_integer(
@@ -53,11 +53,12 @@ _CHECK_IMAGES = flags.DEFINE_integer(
     "else phantoms (default: 16).",
     lower_bound=1,
 )
-_STAGE1_RUN_DIR = flags.DEFINE_string(
+_STAGE1_RUN_DIR = path_flags.define(
     "stage1_run_dir",
     None,
     "Run whose stage 1 finds the cells of whole fields for the signature detect (default: "
     "--run_dir, where it holds one; without any there is no detect).",
+    path_flags.RUN,
 )
 _STRIDE = shared.stride("Of detect: pixels from one ROI to the next (default: 25).")
 _THRESHOLD = shared.threshold(

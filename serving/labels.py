@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
 
-_SERVING_DIR = flags.DEFINE_string(
+_SERVING_DIR = path_flags.define(
     "serving_dir", None, "Holds the versions of one model.", required=True
 )
 _LABEL = flags.DEFINE_string(

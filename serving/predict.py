@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from replication.flags import shared
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _SIGNATURE = flags.DEFINE_string(
     "signature", "serving_default", "Signature that takes images (default: serving_default)."
 )
 _CSV = shared.csv("Write a table to this CSV file (default: none).")
-_JSON = flags.DEFINE_string("json", None, "Write JSON lines to this file (default: none).")
+_JSON = path_flags.define("json", None, "Write JSON lines to this file (default: none).")
 _BATCH_SIZE = shared.batch_size(32, "Images a request (default: 32).")
 _CONCURRENCY = flags.DEFINE_integer(
     "concurrency", 4, "Requests under way at a time (default: 4).", 1, 256
@@ -57,8 +57,11 @@ _RETRIES = flags.DEFINE_integer(
 _MAX_IMAGE_BYTES = flags.DEFINE_integer(
     "max_image_bytes", 32 * 2**20, "Larger files are not sent (default: 32 MiB).", 1
 )
-_BEARER_TOKEN_FILE = flags.DEFINE_string(
-    "bearer_token_file", None, "File that holds the server's bearer token (default: none)."
+_BEARER_TOKEN_FILE = path_flags.define(
+    "bearer_token_file",
+    None,
+    "File that holds the server's bearer token (default: none).",
+    path_flags.FILE,
 )
 _TLS_CA = flags.DEFINE_string(
     "tls_ca",

@@ -119,3 +119,42 @@ def test_the_import_of_tensorflow_is_silent_and_errors_are_not(tmp_path):
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )
     assert broken.returncode == 1 and "why" in broken.stderr and "RuntimeError: no" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["replication.run", "--manual_dir=NONE"], "--manual_dir=NONE: no such folder"),
+        (["tfds_pap.audit", "--folders=NONE"], "--folders=NONE: no such folder"),
+        (["replication.compare", "--folders=NONE"], "--folders=NONE: no such folder"),
+        (["finetune.search", "--manual_dir=~/NONE"], "--manual_dir=~/NONE: no such folder"),
+        (["replication.scan", "--stage1=NONE", "x"], "--stage1=NONE: not a run directory"),
+        (["replication.predict", "--run_dir=NONE", "x"], "--run_dir=NONE: not a run directory"),
+        (["serving.export", "--run_dir=NONE", "--serving_dir=s"], "--run_dir=NONE: not a run"),
+        (["serving.export"], "--run_dir, --serving_dir: must be given"),
+        (["replication.run", "--nonsense"], "unknown command line flag 'nonsense'; --help"),
+        (["replication.run", "--protocol=x"], "--protocol=x: value should be one of <paper|"),
+        (["replication.run", "x"], "unexpected argument 'x'; every option is a --flag"),
+        (["replication.run", "--help"], None),
+    ],
+)
+def test_flags_and_paths_are_checked_before_anything_slow_is_imported(tmp_path, line, said):
+    for package in ("tensorflow", "keras"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('it was imported')")
+    places = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": places},
+        timeout=60,
+    )
+    if said is None:
+        assert done.returncode == 0 and "--manual_dir" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{line[0]}: {said}"), done.stderr
+        assert done.stderr.count("\n") == 1

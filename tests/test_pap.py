@@ -63,21 +63,6 @@ def test_a_command_gets_its_arguments(line, module, left, monkeypatch):
     assert ran == [(module, left)]
 
 
-@pytest.mark.parametrize(("asked", "status"), [(["--help"], None), ([], 1)])
-def test_help_of_a_command_is_no_failure(asked, status, monkeypatch):
-    def ends(name, **_):
-        raise SystemExit(1)
-
-    monkeypatch.setattr(sys, "argv", ["pap", "run", *asked])
-    monkeypatch.setattr(pap.runpy, "run_module", ends)
-    if status is None:
-        pap.main()
-    else:
-        with pytest.raises(SystemExit) as ended:
-            pap.main()
-        assert ended.value.code == status
-
-
 def test_the_doctor_names_what_is_missing_and_what_mends_it():
     needs = ["numpy>=1", "numpy>=999", "no-such-package>=2", 'left-out>=1; extra == "dev"']
     bad = [fact for fact in doctor.packages(needs) if fact.state == "bad"]

@@ -13,36 +13,42 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 
 if TYPE_CHECKING:
     from tfds_pap import leak_audit
 
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn)."
+_MANUAL_DIR = path_flags.define(
+    "manual_dir",
+    None,
+    "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn).",
+    path_flags.FOLDER,
 )
-_FOLDERS = flags.DEFINE_string(
+_FOLDERS = path_flags.define(
     "folders",
     None,
     "Any tree PATH/<class>/* with an optional PATH/groups.csv, instead (default: none).",
+    path_flags.FOLDER,
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = path_flags.define(
     "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
 )
 _DATASETS = flags.DEFINE_list(
     "datasets", ["pap_db3", "pap_db4"], "Data sets to audit (default: pap_db3,pap_db4)."
 )
-_FEATURES = flags.DEFINE_string(
+_FEATURES = path_flags.define(
     "features",
     None,
     "An .npz with ids [n] and features [n, d] of a frozen backbone, whose nearest neighbours are "
     "looked at as well (default: none).",
+    path_flags.FILE,
 )
-_PREDICTIONS = flags.DEFINE_string(
+_PREDICTIONS = path_flags.define(
     "predictions",
     None,
     "A run's predictions.csv: prints its accuracy with and without suspect test images "
     "(default: none).",
+    path_flags.FILE,
 )
 _AUDIT = flags.DEFINE_enum(
     "audit",
@@ -50,7 +56,7 @@ _AUDIT = flags.DEFINE_enum(
     ["full", "fast", "off"],
     "How hard to look: full (default), fast, or off, which looks at groups and names alone.",
 )
-_OUTPUT = flags.DEFINE_string("output", "audit", "Where files are written (default: audit).")
+_OUTPUT = path_flags.define("output", "audit", "Where files are written (default: audit).")
 
 _KNOWN = ("pap_db3", "pap_db4")
 

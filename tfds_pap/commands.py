@@ -3,14 +3,18 @@
 import contextlib
 import logging
 import os
+import re
 import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-from absl import app
+from absl import app, flags
 
 from tfds_pap.errors import PapError
+
+#: absl of a required flag that is not there.
+_MISSING = re.compile(r"(--\w+)=None: Flag --\w+ must have a value other than None\.")
 
 #: What a shell reports of a command that SIGINT ended.
 INTERRUPTED = 130
@@ -43,7 +47,7 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         interrupted: What is said after Ctrl-C: `RESUMES`, `STARTS_AGAIN`, or a sentence.
     """
     try:
-        app.run(main)
+        app.run(_without_usage(main), flags_parser=_parse_flags)
     except KeyboardInterrupt as error:
         # On a line of its own: a progress line may be half written.
         print(f"\n{_program()}: interrupted; {str(error) or interrupted}", file=sys.stderr)
@@ -58,6 +62,34 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         except BrokenPipeError:
             # Else the interpreter tries again when it ends, and says that it could not.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; what is wrong with one is a line like every other error, --help is none."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        message = " ".join(str(error).split()).removeprefix("flag ")
+        missing = _MISSING.findall(message)
+        raise PapError(f"{', '.join(missing)}: must be given" if missing else message) from None
+    except flags.Error as error:
+        message = " ".join(str(error).split())
+        raise PapError(f"{message[0].lower()}{message[1:]}; --help lists the flags") from None
+    except SystemExit:
+        # Only --help and its like end the process here, and absl calls that a failure.
+        sys.exit(0)
+
+
+def _without_usage(main: Callable[[list[str]], object]) -> Callable[[list[str]], object]:
+    """A main whose wrong use is one line; absl would print every flag above it."""
+
+    def run_main(argv: list[str]) -> object:
+        try:
+            return main(argv)
+        except app.UsageError as error:
+            raise PapError(str(error)) from None
+
+    return run_main
 
 
 def _unread() -> bool:

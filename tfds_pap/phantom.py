@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from tfds_pap import commands, taxonomy
+from tfds_pap import commands, path_flags, taxonomy
 from tfds_pap.phantom_canvas import (
     OD,
     Canvas,
@@ -385,10 +385,10 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     # Defined here and not on import, so that importers keep these names free.
-    flags.DEFINE_string(
+    path_flags.define(
         "contact_sheet", None, "PNG file to write a contact sheet to (default: none is written)."
     )
-    flags.DEFINE_string(
+    path_flags.define(
         "field", None, "PNG file to write one whole field to (default: none is written)."
     )
     flags.DEFINE_integer(

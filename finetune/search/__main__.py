@@ -24,7 +24,7 @@ from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ _MAX_UNFROZEN_BLOCKS = flags.DEFINE_integer(
     "keeps to features).",
     lower_bound=0,
 )
-_SEARCH_DIR = flags.DEFINE_string(
+_SEARCH_DIR = path_flags.define(
     "search_dir",
     None,
     "Where the search is written (default: runs/search-<tuner>-<space>-<protocol>-<data>).",

@@ -6,16 +6,20 @@ from typing import Any
 from absl import app, flags
 
 from replication.flags import shared
+from tfds_pap import path_flags
 
-_STAGE1 = flags.DEFINE_string("stage1", None, "Run whose stage 1 finds cells.", required=True)
-_STAGE2 = flags.DEFINE_string(
-    "stage2", None, "Run whose stage 2 names them (default: that of --stage1)."
+_STAGE1 = path_flags.define(
+    "stage1", None, "Run whose stage 1 finds cells.", path_flags.RUN, required=True
+)
+_STAGE2 = path_flags.define(
+    "stage2", None, "Run whose stage 2 names them (default: that of --stage1).", path_flags.RUN
 )
 _PROTOCOL, _SEED = shared.trained("the runs'")
-_TRUTH = flags.DEFINE_string(
+_TRUTH = path_flags.define(
     "truth",
     None,
     "CSV of annotated nuclei, field,x,y,label in pixels (default: nuclei.csv beside a field).",
+    path_flags.FILE,
 )
 _COMPLETE_TRUTH = flags.DEFINE_bool(
     "complete_truth",

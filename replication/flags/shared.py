@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from tfds_pap import path_flags
+
 flags.disclaim_key_flags()
 
 PROTOCOLS = ("paper", "clean")
@@ -36,21 +38,25 @@ def seeds(*default: int, of: str) -> flags.FlagHolder[list[str]]:
     )
 
 
-def run_dir(help_text: str, *, required: bool = False) -> flags.FlagHolder[str | None]:
-    """Defines --run_dir."""
-    return flags.DEFINE_string("run_dir", None, help_text, required=required)
+def run_dir(help_text: str, *, finished: bool = False) -> flags.FlagHolder[str | None]:
+    """Defines --run_dir: where a run is written, or a finished one that must be named."""
+    must_be = path_flags.RUN if finished else path_flags.ANYTHING
+    return path_flags.define("run_dir", None, help_text, must_be, required=finished)
 
 
 def manual_dir(trees: str) -> flags.FlagHolder[str | None]:
     """Defines --manual_dir, a folder that holds `trees` such as "DB_4"."""
-    return flags.DEFINE_string(
-        "manual_dir", None, f"Folder that holds {trees} (default: none, phantoms are drawn)."
+    return path_flags.define(
+        "manual_dir",
+        None,
+        f"Folder that holds {trees} (default: none, phantoms are drawn).",
+        path_flags.FOLDER,
     )
 
 
 def data_dir() -> flags.FlagHolder[str | None]:
     """Defines --data_dir."""
-    return flags.DEFINE_string(
+    return path_flags.define(
         "data_dir",
         None,
         "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets).",
@@ -91,7 +97,7 @@ def epochs(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
 
 def csv(help_text: str) -> flags.FlagHolder[str | None]:
     """Defines --csv."""
-    return flags.DEFINE_string("csv", None, help_text)
+    return path_flags.define("csv", None, help_text)
 
 
 def phantom(doing: str, count: int) -> tuple[flags.FlagHolder[bool], flags.FlagHolder[int]]:

@@ -7,10 +7,11 @@ from absl import flags
 
 from replication.flags import images as image_flags
 from replication.flags import shared
+from tfds_pap import path_flags
 
 _MANUAL_DIR = shared.manual_dir("DB_4")
 _DATA_DIR = shared.data_dir()
-_FEATURES_DIR = flags.DEFINE_string(
+_FEATURES_DIR = path_flags.define(
     "features_dir", "runs/features", "Where features are stored (default: runs/features)."
 )
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from absl import app, flags
 
 from serving.deploy.render import DeployError, Settings, render
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 
-_SERVING_DIR = flags.DEFINE_string(
+_SERVING_DIR = path_flags.define(
     "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
 )
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "deploy", "Where to write (default: deploy).")
+_OUTPUT_DIR = path_flags.define("output_dir", "deploy", "Where to write (default: deploy).")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace files that are there and differ (default: off)."
 )

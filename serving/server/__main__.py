@@ -18,20 +18,26 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from serving.server import allocator
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     from serving.server.fronts import Server, Settings
 
-_SERVING_DIR = flags.DEFINE_string(
-    "serving_dir", None, "Holds the versions of one model (TensorFlow Serving: --model_base_path)."
+_SERVING_DIR = path_flags.define(
+    "serving_dir",
+    None,
+    "Holds the versions of one model (TensorFlow Serving: --model_base_path).",
+    path_flags.FOLDER,
 )
 _MODEL_NAME = flags.DEFINE_string(
     "model_name", None, "Name of the model (default: that of --serving_dir)."
 )
-_MODEL_CONFIG_FILE = flags.DEFINE_string(
-    "model_config_file", None, "models.config with any number of models, instead of --serving_dir."
+_MODEL_CONFIG_FILE = path_flags.define(
+    "model_config_file",
+    None,
+    "models.config with any number of models, instead of --serving_dir.",
+    path_flags.FILE,
 )
 _CONFIG_POLL = flags.DEFINE_float(
     "model_config_file_poll_wait_seconds",
@@ -75,16 +81,18 @@ _GRPC_THREADS = flags.DEFINE_integer(
 _BATCHING = flags.DEFINE_bool(
     "enable_batching", False, "Merge concurrent requests into batches (default: off)."
 )
-_BATCHING_FILE = flags.DEFINE_string(
+_BATCHING_FILE = path_flags.define(
     "batching_parameters_file",
     None,
     "batching.config for --enable_batching (default: none, TensorFlow Serving's defaults).",
+    path_flags.FILE,
 )
-_MONITORING_FILE = flags.DEFINE_string(
+_MONITORING_FILE = path_flags.define(
     "monitoring_config_file",
     None,
     "monitoring.config that says whether and where the metrics are (default: none, --prometheus "
     "says it).",
+    path_flags.FILE,
 )
 _PROMETHEUS = flags.DEFINE_bool(
     "prometheus", True, "Serve metrics at /monitoring/prometheus/metrics (default: on)."
@@ -121,13 +129,21 @@ _DRAIN = flags.DEFINE_float(
     "Seconds that requests at work have when the server is told to stop (default: 30).",
     lower_bound=0,
 )
-_TOKEN_FILE = flags.DEFINE_string(
-    "bearer_token_file", None, "File with the token that clients must bring (default: none)."
+_TOKEN_FILE = path_flags.define(
+    "bearer_token_file",
+    None,
+    "File with the token that clients must bring (default: none).",
+    path_flags.FILE,
 )
-_CERTIFICATE = flags.DEFINE_string(
-    "tls_certificate", None, "Certificate chain in PEM, for both ports (default: none, no TLS)."
+_CERTIFICATE = path_flags.define(
+    "tls_certificate",
+    None,
+    "Certificate chain in PEM, for both ports (default: none, no TLS).",
+    path_flags.FILE,
 )
-_KEY = flags.DEFINE_string("tls_key", None, "Private key of --tls_certificate in PEM.")
+_KEY = path_flags.define(
+    "tls_key", None, "Private key of --tls_certificate in PEM.", path_flags.FILE
+)
 
 _ALLOW_RELOAD = flags.DEFINE_bool(
     "allow_reload_config",
