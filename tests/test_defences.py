@@ -303,7 +303,7 @@ def test_messages_at_work_are_bounded_by_their_bytes():
 
     def call(name, method):
         data = model_pb2.ModelSpec(name=name).SerializeToString()
-        return front._answer(method, model_pb2.ModelSpec, memory, data, context)
+        return front._read_and_run(method, model_pb2.ModelSpec, memory, data, context)
 
     def remember(spec, _):
         read.append(spec.name)
@@ -317,7 +317,7 @@ def test_messages_at_work_are_bounded_by_their_bytes():
     # A name has two bytes more than letters: beside one of four there is room for two.
     assert call("abcd", while_at_work) == "ab" and read == ["ab"]
     with pytest.raises(Aborted, match="INTERNAL"):
-        front._answer(remember, model_pb2.ModelSpec, memory, b"\xff", context)
+        front._read_and_run(remember, model_pb2.ModelSpec, memory, b"\xff", context)
     with pytest.raises(ZeroDivisionError):
         call("abcd", lambda spec, context: 1 / 0)
     assert call("abcdefgh", remember) == "abcdefgh"

@@ -186,13 +186,13 @@ def _service(
             message_factory.GetMessageClass, (method.input_type, method.output_type)
         )
         methods[method.name] = grpc.unary_unary_rpc_method_handler(
-            functools.partial(_answer, getattr(servicer, method.name), message, memory),
+            functools.partial(_read_and_run, getattr(servicer, method.name), message, memory),
             response_serializer=answer.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def _answer(
+def _read_and_run(
     method: Callable[..., Any],
     message: type[Message],
     memory: _Memory,
