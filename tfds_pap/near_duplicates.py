@@ -26,13 +26,13 @@ from tfds_pap.alignment import SIZE, Alignment
 
 __all__ = ["EFFORTS", "SIZE", "Match", "find"]
 
-#: How hard may be looked. Fast looks at the strongest keypoints only.
+#: How hard may be looked. Fast looks at fewer candidates.
 EFFORTS = {
     "full": twin_candidates.Effort(
         detected=128, indexed=80, neighbours=5, kept=8, least_votes=2, closure=True
     ),
     "fast": twin_candidates.Effort(
-        detected=96, indexed=56, neighbours=3, kept=3, least_votes=2, closure=False
+        detected=128, indexed=80, neighbours=3, kept=3, least_votes=2, closure=False
     ),
 }
 
