@@ -22,7 +22,12 @@ LEAST_SHARE = 0.2
 #: the share of the picture in which both must show something that is not of one grey level, and the
 #: most by which one side may be stretched. Of few keypoints the outline of one cell on overexposed
 #: ground would be enough, and a map that stretches enough lays any round thing on another.
-_LEAST = {4: (0.87, 0.35, 1.4), 7: (0.7, 0.25, 1.4), 9: (0.6, 0.05, 1.7)}
+_LEAST = {
+    4: (0.87, 0.35, 1.4),
+    7: (0.8, 0.25, 1.4),
+    9: (0.7, 0.05, 1.7),
+    12: (0.6, 0.05, 1.7),
+}
 _LEAST_KEYPOINTS = min(_LEAST)
 #: From this correlation on a map is worth to be refined on the pixels, in so many steps.
 _WORTH_REFINING = 0.3
