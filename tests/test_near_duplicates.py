@@ -229,6 +229,13 @@ def test_equal_frames_make_no_twins():
         image[:40], image[:, :25] = 0, 0
         framed.append(image)
     assert near_duplicates.find(np.stack(framed)) == []
+    # Nor does the outline that JPEG leaves beside them, where what lies in them is empty.
+    rng, empty = np.random.default_rng(0), []
+    for top, right in ((38, 25), (36, 19), (39, 20), (38, 19)):
+        ground = np.clip(215 + rng.normal(0, 1, (128, 128, 3)), 0, 255).astype(np.uint8)
+        ground[:top], ground[:, -right:] = 0, 0
+        empty.append(planted.jpeg(ground, 75))
+    assert near_duplicates.find(np.stack(empty)) == []
     # The same picture in two frames is one.
     whole = cv2.resize(drawn[0], (128, 128), interpolation=cv2.INTER_AREA)
     assert len(near_duplicates.find(np.stack([whole, framed[0]]))) == 1

@@ -46,6 +46,8 @@ _SIMILARITY_OF_LITTLE = 0.9
 _LITTLE_SHARE = 0.6
 _LITTLE_PIXELS = 300
 _SIMILARITY_OF_CONTENT = 0.6
+#: Pixels beside what was filled into which JPEG carries its outline.
+_JPEG_BLOCK = 8
 
 #: Pixels by which a shift that was guessed at half size may be off.
 _SEARCH = 3
@@ -260,11 +262,19 @@ class Comparison:
             return None
         return lay, similarity, lay.overlap
 
-    def _similarity(self, a: int, b: int, lay: Alignment) -> tuple[float, float]:
-        """Correlation where both show something, and the share of the picture in which they do."""
+    def _similarity(self, a: int, b: int, lay: Alignment, rim: int = 0) -> tuple[float, float]:
+        """Correlation where both show something, and the share of the picture in which they do.
+
+        Args:
+            a: One picture.
+            b: The other.
+            lay: Lays b on a.
+            rim: Pixels beside what shows nothing that do not count.
+        """
         shown = cv2.warpAffine(self._content(b), lay.array, (SIZE, SIZE))
-        # The rim is half ground of nothing: it is not compared.
         mask = ((shown == 255) & (self._content(a) == 255)).astype(np.uint8)
+        mask = cv2.erode(mask, np.ones((2 * rim + 1,) * 2, np.uint8))
+        # The rim is half ground of nothing: it is not compared.
         mask = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
         laid = cv2.warpAffine(self._grey[b], lay.array, (SIZE, SIZE))
         ours = _normalised(self._grey[a], _BAND, _CONTRAST_WINDOW, mask)
@@ -304,7 +314,7 @@ class Comparison:
         lay = Alignment.of_view(view, shift)
         alike = similarity >= _least_similarity(ours, theirs, _share(shift))
         # The outline of what was filled with one colour may be all that agrees.
-        if alike and self._similarity(a, b, lay)[0] >= _SIMILARITY_OF_CONTENT:
+        if alike and self._similarity(a, b, lay, _JPEG_BLOCK)[0] >= _SIMILARITY_OF_CONTENT:
             return lay, similarity, lay.overlap
         flat = np.array_equal(self._grey[a], turned(self._grey[b], view))
         return (Alignment.of_view(view), 0.0, 1.0) if flat else None
