@@ -70,6 +70,27 @@ def test_cells_and_empty_ground_of_one_slide_are_no_twins():
     assert near_duplicates.find(np.stack(pixels)) == []
 
 
+def test_drawn_cells_that_lie_on_one_another_by_chance_are_no_twins():
+    """Of 18 million pairs these agreed best: 7 or 8 keypoints, a correlation of 0.70 to 0.77."""
+    seeds = (276, 1604, 1770, 2854, 2470, 2521)
+    pixels = [planted.small(planted.drawn(1, seed)[0].picture) for seed in seeds]
+    assert near_duplicates.find(np.stack(pixels)) == []
+
+
+def test_a_copy_that_was_saved_again_needs_no_keypoint(monkeypatch):
+    """Pale ground that JPEG makes one grey level is not what the copies differ by."""
+    monkeypatch.setattr(twin_candidates, "by_keypoints", lambda *arguments: {})
+    drawn = [planted.drawn(1, seed)[0].picture for seed in (*range(8), 84, 89, 134, 149)]
+    pixels = [planted.small(p) for p in drawn] + [planted.small(planted.jpeg(p, 40)) for p in drawn]
+    found = {(m.first, m.second) for m in near_duplicates.find(np.stack(pixels), effort="fast")}
+    assert found == {(n, n + len(drawn)) for n in range(len(drawn))}
+    # Whatever the hashes say, the grey levels of others differ.
+    grey = np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in pixels[: len(drawn)]])
+    comparison = alignment.Comparison(grey, keypoints.detect(grey, 4))
+    views_of = [(a, b, v) for a in range(len(grey)) for b in range(a) for v in range(8)]
+    assert not any(comparison._saved_again(*one) for one in views_of)
+
+
 @pytest.fixture(scope="module")
 def picture(originals):
     """A window with cells, 128 px."""
@@ -208,6 +229,13 @@ def test_equal_frames_make_no_twins():
         image[:40], image[:, :25] = 0, 0
         framed.append(image)
     assert near_duplicates.find(np.stack(framed)) == []
+    # Nor does the outline that JPEG leaves beside them, where what lies in them is empty.
+    rng, empty = np.random.default_rng(0), []
+    for top, right in ((38, 25), (36, 19), (39, 20), (38, 19)):
+        ground = np.clip(215 + rng.normal(0, 1, (128, 128, 3)), 0, 255).astype(np.uint8)
+        ground[:top], ground[:, -right:] = 0, 0
+        empty.append(planted.jpeg(ground, 75))
+    assert near_duplicates.find(np.stack(empty)) == []
     # The same picture in two frames is one.
     whole = cv2.resize(drawn[0], (128, 128), interpolation=cv2.INTER_AREA)
     assert len(near_duplicates.find(np.stack([whole, framed[0]]))) == 1
@@ -265,7 +293,7 @@ def test_the_rates_that_are_stated_are_those_that_were_measured():
         pairs = min(int(row["innocent_pairs"]) for row in measured)
         said = leak_audit.BLIND[effort]
         assert f"it found {lowest:.1f} to 100 % of each kind" in said
-        assert f"at most {alarms} false alarms in {pairs:,} pairs" in said
+        assert f"false alarms in {pairs:,} pairs: at most {alarms}" in said
 
 
 def test_features_are_a_further_look(monkeypatch, picture, originals):

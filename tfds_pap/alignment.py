@@ -22,7 +22,12 @@ LEAST_SHARE = 0.2
 #: the share of the picture in which both must show something that is not of one grey level, and the
 #: most by which one side may be stretched. Of few keypoints the outline of one cell on overexposed
 #: ground would be enough, and a map that stretches enough lays any round thing on another.
-_LEAST = {4: (0.87, 0.35, 1.4), 7: (0.7, 0.25, 1.4), 9: (0.6, 0.05, 1.7)}
+_LEAST = {
+    4: (0.87, 0.35, 1.4),
+    7: (0.8, 0.25, 1.4),
+    9: (0.7, 0.05, 1.7),
+    12: (0.6, 0.05, 1.7),
+}
 _LEAST_KEYPOINTS = min(_LEAST)
 #: From this correlation on a map is worth to be refined on the pixels, in so many steps.
 _WORTH_REFINING = 0.3
@@ -41,6 +46,8 @@ _SIMILARITY_OF_LITTLE = 0.9
 _LITTLE_SHARE = 0.6
 _LITTLE_PIXELS = 300
 _SIMILARITY_OF_CONTENT = 0.6
+#: Pixels beside what was filled into which JPEG carries its outline.
+_JPEG_BLOCK = 8
 
 #: Pixels by which a shift that was guessed at half size may be off.
 _SEARCH = 3
@@ -48,13 +55,16 @@ _HALF_SIMILARITY = 0.4
 _HALF_BAND = (1.2, 4.0)
 _HALF_CONTRAST_WINDOW = 4.0
 
-#: Pictures whose hashes agree are one, too, where they agree so far at half size in this band, of
-#: few pixels that carry it nearly wholly. Of different windows of LBC and CRIC fields whose hashes
-#: agree none reaches 0.31, of drawn ones 0.86; what JPEG of quality 40 leaves of drawn nuclei has
-#: 0.96 and more. The least share of the picture in which both must show something.
-_SIMILARITY_OF_COARSE = {300: 0.88, 30: 0.96}
-_COARSE_BAND = (1.2, 6.0)
-_LEAST_COARSE = 0.05
+#: Pictures whose hashes agree are one, too, where one may be the other saved again: grey levels by
+#: which they deviate at most (root mean square) and correlate at least, in so many pixels a side,
+#: after ground that is wider than this sigma is taken off. JPEG of quality 40 leaves 2.1 and 0.88
+#: of windows of LBC and CRIC fields and of drawn cells; of different ones, in whatever view, none
+#: that deviates so little reaches 0.72. The least share of the picture that must show something.
+_SAVED_AGAIN_SIZE = 32
+_SAVED_AGAIN_DEVIATION = 2.5
+_SAVED_AGAIN_SIMILARITY = 0.85
+_SAVED_AGAIN_GROUND = 6.0
+_SAVED_AGAIN_SHARE = 0.05
 
 #: Deviation that a normalised overlap must have: below it there is nothing to compare.
 _LEAST_DEVIATION = 0.05
@@ -252,11 +262,19 @@ class Comparison:
             return None
         return lay, similarity, lay.overlap
 
-    def _similarity(self, a: int, b: int, lay: Alignment) -> tuple[float, float]:
-        """Correlation where both show something, and the share of the picture in which they do."""
+    def _similarity(self, a: int, b: int, lay: Alignment, rim: int = 0) -> tuple[float, float]:
+        """Correlation where both show something, and the share of the picture in which they do.
+
+        Args:
+            a: One picture.
+            b: The other.
+            lay: Lays b on a.
+            rim: Pixels beside what shows nothing that do not count.
+        """
         shown = cv2.warpAffine(self._content(b), lay.array, (SIZE, SIZE))
-        # The rim is half ground of nothing: it is not compared.
         mask = ((shown == 255) & (self._content(a) == 255)).astype(np.uint8)
+        mask = cv2.erode(mask, np.ones((2 * rim + 1,) * 2, np.uint8))
+        # The rim is half ground of nothing: it is not compared.
         mask = cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
         laid = cv2.warpAffine(self._grey[b], lay.array, (SIZE, SIZE))
         ours = _normalised(self._grey[a], _BAND, _CONTRAST_WINDOW, mask)
@@ -281,15 +299,12 @@ class Comparison:
 
     def _by_view(self, a: int, b: int, view: int) -> tuple[Alignment, float, float] | None:
         """Where one picture is a view of the other, shifted by whole pixels."""
-        small = [
-            cv2.resize(
-                np.ascontiguousarray(picture),
-                (SIZE // 2, SIZE // 2),
-                interpolation=cv2.INTER_AREA,
-            )
+        if similarity := self._saved_again(a, b, view):
+            return Alignment.of_view(view), similarity, 1.0
+        half = [
+            _normalised(_shrunk(picture, SIZE // 2), _HALF_BAND, _HALF_CONTRAST_WINDOW)
             for picture in (self._grey[a], turned(self._grey[b], view))
         ]
-        half = [_normalised(grey, _HALF_BAND, _HALF_CONTRAST_WINDOW) for grey in small]
         guess = _promising_shift(*half)
         if guess is None:
             return None
@@ -299,34 +314,38 @@ class Comparison:
         lay = Alignment.of_view(view, shift)
         alike = similarity >= _least_similarity(ours, theirs, _share(shift))
         # The outline of what was filled with one colour may be all that agrees.
-        if alike and self._similarity(a, b, lay)[0] >= _SIMILARITY_OF_CONTENT:
+        if alike and self._similarity(a, b, lay, _JPEG_BLOCK)[0] >= _SIMILARITY_OF_CONTENT:
             return lay, similarity, lay.overlap
-        shown = [self._content(a), turned(self._content(b), view)]
-        similarity = _coarse_similarity(*small, (shown[0] & shown[1])[::2, ::2])
-        if similarity:
-            return Alignment.of_view(view), similarity, 1.0
         flat = np.array_equal(self._grey[a], turned(self._grey[b], view))
         return (Alignment.of_view(view), 0.0, 1.0) if flat else None
 
+    def _saved_again(self, a: int, b: int, view: int) -> float:
+        """Correlation of pictures whose grey levels are nearly equal, unshifted; 0 of others."""
+        # Saving again may make pale ground one grey level: what is filled in both says nothing.
+        shown = self._content(a) | turned(self._content(b), view)
+        weight = (_shrunk(shown, _SAVED_AGAIN_SIZE) == 255).astype(np.float32)
+        if weight.mean() < _SAVED_AGAIN_SHARE:
+            return 0.0
+        detail = []
+        for picture in (self._grey[a], turned(self._grey[b], view)):
+            pixels = _shrunk(picture, _SAVED_AGAIN_SIZE).astype(np.float32)
+            detail.append((pixels - _blurred(pixels, _SAVED_AGAIN_GROUND, weight))[weight > 0])
+        if np.sqrt(np.mean((detail[0] - detail[1]) ** 2)) > _SAVED_AGAIN_DEVIATION:
+            return 0.0
+        similarity = _correlation(*detail)
+        return similarity if similarity >= _SAVED_AGAIN_SIMILARITY else 0.0
 
-def _coarse_similarity(a: np.ndarray, b: np.ndarray, shown: np.ndarray) -> float:
-    """Correlation of two pictures at half size, unshifted; 0 where it does not make them one.
 
-    Args:
-        a: uint8 `[s, s]`.
-        b: The other.
-        shown: uint8 `[s, s]`, 255 where both show something.
-    """
-    mask = (shown == 255).astype(np.uint8)
-    if mask.mean() < _LEAST_COARSE:
-        return 0.0
-    ours, theirs = (_normalised(p, _COARSE_BAND, _CONTRAST_WINDOW, mask) for p in (a, b))
-    pixels, similarity = (
-        _pixels(ours[mask > 0], theirs[mask > 0]),
-        _correlation(ours, theirs, mask > 0),
-    )
-    agree = any(pixels >= n and similarity >= s for n, s in _SIMILARITY_OF_COARSE.items())
-    return similarity if agree else 0.0
+def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:
+    return cv2.resize(np.ascontiguousarray(picture), (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _blurred(pixels: np.ndarray, sigma: float, weight: np.ndarray | None = None) -> np.ndarray:
+    """Gaussian mean, float32; where a weight is, of what has one alone."""
+    if weight is None:
+        return cv2.GaussianBlur(pixels, (0, 0), sigma)
+    shares = cv2.GaussianBlur(weight, (0, 0), sigma)
+    return cv2.GaussianBlur(pixels * weight, (0, 0), sigma) / np.maximum(shares, 1e-3)
 
 
 def _normalised(
@@ -338,16 +357,9 @@ def _normalised(
     """Band-passed grey levels over their local deviation, float32; where a mask is, of it alone."""
     pixels = grey.astype(np.float32)
     weight = None if mask is None else mask.astype(np.float32)
-
-    def blurred(values: np.ndarray, sigma: float) -> np.ndarray:
-        if weight is None:
-            return cv2.GaussianBlur(values, (0, 0), sigma)
-        shares = cv2.GaussianBlur(weight, (0, 0), sigma)
-        return cv2.GaussianBlur(values * weight, (0, 0), sigma) / np.maximum(shares, 1e-3)
-
-    fine, coarse = (blurred(pixels, sigma) for sigma in band)
+    fine, coarse = (_blurred(pixels, sigma, weight) for sigma in band)
     detail = fine - coarse
-    variance = blurred(detail * detail, window)
+    variance = _blurred(detail * detail, window, weight)
     return detail / np.sqrt(variance + _CONTRAST_FLOOR**2)
 
 

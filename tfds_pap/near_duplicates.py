@@ -26,13 +26,13 @@ from tfds_pap.alignment import SIZE, Alignment
 
 __all__ = ["EFFORTS", "SIZE", "Match", "find"]
 
-#: How hard may be looked. Fast looks at the strongest keypoints only.
+#: How hard may be looked. Fast looks at fewer candidates.
 EFFORTS = {
     "full": twin_candidates.Effort(
         detected=128, indexed=80, neighbours=5, kept=8, least_votes=2, closure=True
     ),
     "fast": twin_candidates.Effort(
-        detected=96, indexed=56, neighbours=3, kept=3, least_votes=2, closure=False
+        detected=128, indexed=80, neighbours=3, kept=3, least_votes=2, closure=False
     ),
 }
 
@@ -47,7 +47,7 @@ _FEATURE_NEIGHBOURS = 5
 _CLOSURE_PARTNERS = 12
 _CLOSURE_ROUNDS = 2
 
-#: With fewer pictures than this nothing is shown while they are compared.
+#: With fewer pictures than this nothing is shown while they are compared, nor in a log.
 _SHOWN_FROM = 500
 
 
@@ -147,7 +147,12 @@ def _order(candidate: _Candidate) -> tuple:
 def _progress(count: int) -> Callable[[str, int], Callable[[Iterable], Iterable]]:
     def shown(words: str, total: int) -> Callable[[Iterable], Iterable]:
         return lambda items: tqdm.tqdm(
-            items, words, total, unit="", leave=False, disable=count < _SHOWN_FROM
+            items,
+            words,
+            total,
+            unit="",
+            leave=False,
+            disable=True if count < _SHOWN_FROM else None,
         )
 
     return shown
