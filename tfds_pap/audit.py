@@ -78,37 +78,34 @@ def main(argv: list[str]) -> None:
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from tfds_pap import audit_files, folders, leak_audit, pipeline
+    from tfds_pap import audit_files, leak_audit, pipeline
 
-    try:
-        if _FOLDERS.value:
-            builders = [pipeline.prepare_folders(_FOLDERS.value, _DATA_DIR.value)]
-        else:
-            source = "original" if _MANUAL_DIR.value else "phantom"
-            builders = [
-                pipeline.prepare(name, source, _MANUAL_DIR.value, _DATA_DIR.value)
-                for name in dict.fromkeys(_DATASETS.value)
-            ]
-        for builder in builders:
-            index = pipeline.read_index(builder)
-            features, rows = None, None
-            if _FEATURES.value:
-                features = audit_files.read_features(Path(_FEATURES.value), index.ids)
-            if _PREDICTIONS.value:
-                classes = (index.class_names[label] for label in index.labels)
-                rows = audit_files.read_predictions(
-                    Path(_PREDICTIONS.value), dict(zip(index.ids.tolist(), classes, strict=True))
-                )
-            found = leak_audit.audit_builder(builder, features=features, effort=_AUDIT.value)
-            print(f"\n{found.one_line()}\n{found.blindness()}.")
-            _print_counts(found)
-            output = Path(_OUTPUT.value) / builder.name
-            audit_files.write(found, output, builder)
-            if rows is not None:
-                _print_accuracy(found, rows)
-            print(f"Written: {output}")
-    except (folders.TreeError, audit_files.FileError) as error:
-        raise SystemExit(f"tfds_pap.audit: {error}") from None
+    if _FOLDERS.value:
+        builders = [pipeline.prepare_folders(_FOLDERS.value, _DATA_DIR.value)]
+    else:
+        source = "original" if _MANUAL_DIR.value else "phantom"
+        builders = [
+            pipeline.prepare(name, source, _MANUAL_DIR.value, _DATA_DIR.value)
+            for name in dict.fromkeys(_DATASETS.value)
+        ]
+    for builder in builders:
+        index = pipeline.read_index(builder)
+        features, rows = None, None
+        if _FEATURES.value:
+            features = audit_files.read_features(Path(_FEATURES.value), index.ids)
+        if _PREDICTIONS.value:
+            classes = (index.class_names[label] for label in index.labels)
+            rows = audit_files.read_predictions(
+                Path(_PREDICTIONS.value), dict(zip(index.ids.tolist(), classes, strict=True))
+            )
+        found = leak_audit.audit_builder(builder, features=features, effort=_AUDIT.value)
+        print(f"\n{found.one_line()}\n{found.blindness()}.")
+        _print_counts(found)
+        output = Path(_OUTPUT.value) / builder.name
+        audit_files.write(found, output, builder)
+        if rows is not None:
+            _print_accuracy(found, rows)
+        print(f"Written: {output}")
 
 
 def _print_counts(found: "leak_audit.Audit") -> None:

@@ -49,7 +49,9 @@ def build(
         steps_per_epoch: Steps of an epoch.
         epochs: See `learning_rate`.
     """
-    options: dict[str, Any] = {
+    # Keras would number the names of one process.
+    options: dict[str, Any] = {"name": knobs.optimizer}
+    options |= {
         "sgd": {"momentum": knobs.momentum},
         "adam": {},
         "adamw": {"weight_decay": knobs.weight_decay},
@@ -64,7 +66,7 @@ def build(
     }
     factor = knobs.backbone_learning_rate / knobs.learning_rate
     two_rates = _two_rates(_CLASSES[knobs.optimizer], numbers, factor)
-    optimizer = two_rates(rate, name=knobs.optimizer, **options)
+    optimizer = two_rates(rate, **options)
     # Decay is applied at the head's rate, which would be far too much for the backbone.
     optimizer.exclude_from_weight_decay(var_list=backbone)
     return optimizer
