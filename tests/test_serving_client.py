@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
+import tensorflow as tf
 from fake_model_servers import (
     LABELS,
     GrpcFake,
@@ -29,10 +30,12 @@ from fake_model_servers import (
     serve_rest,
 )
 from google.protobuf import json_format
-from tensorflow_serving.apis import predict_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
 
-from serving.client import Client, ClientError, Prediction, transport
+from serving.client import Client, ClientError, Prediction, transport, wire
 from serving.client.transport import Tensor, VersionStatus
+from serving.server import tensor_protos
 
 CODE = grpc.StatusCode
 TRANSPORTS = pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
@@ -456,3 +459,31 @@ def test_answers_of_the_real_server_are_understood_over_grpc(recorded):
     np.testing.assert_array_equal(
         np.float32(found.probabilities), answer.outputs["probabilities"].float_val
     )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.float32([[0.5, 2], [3, 4]]),
+        np.float64([[7.0, 7.0, 7.0]]),
+        np.int32([1, -2]),
+        np.int64([[2**40]]),
+        np.array([True, False]),
+        np.array([[b"HSIL", b"\0\xff"]], object),
+        np.float32(3),
+    ],
+)
+def test_tensors_are_read_as_tensorflow_reads_them(values):
+    packed = tf.make_tensor_proto(values)
+    typed = tensor_pb2.TensorProto()
+    tensor_protos.fill(typed, values)
+    for proto in (packed, typed):
+        read = wire.array(wire.MESSAGES["Tensor"].FromString(proto.SerializeToString()))
+        np.testing.assert_array_equal(read, tf.make_ndarray(proto), strict=True)
+
+
+def test_numbers_have_the_official_names():
+    assert [types_pb2.DataType.Name(n) for n in range(len(wire.DTYPES))] == wire.DTYPES
+    assert wire.dtype_name(999) == "DT_999"
+    states = get_model_status_pb2.ModelVersionStatus.State
+    assert {name: n for n, name in wire.STATES.items()} == dict(states.items())
