@@ -117,7 +117,6 @@ def _refine(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The affine map of least squares, and which matches follow it."""
     homogeneous = np.concatenate([source, np.ones((len(source), 1))], axis=1)
-    matrix = None
     for reach in _ROUNDS:
         if agreeing.sum() < least:
             return None

@@ -256,7 +256,7 @@ class Comparison:
         if _WORTH_REFINING <= similarity < least:
             refined = self._refined(a, b, lay)
             better = self._similarity(a, b, refined) if refined else (0.0, 0.0)
-            if better[0] > similarity:
+            if refined and better[0] > similarity:
                 lay, (similarity, shown) = refined, better
         if similarity < least or shown < least_shown or lay.stretch > stretch:
             return None
@@ -283,7 +283,7 @@ class Comparison:
 
     def _refined(self, a: int, b: int, lay: Alignment) -> Alignment | None:
         """A map near the given one with a higher correlation (enhanced correlation coefficient)."""
-        back = lay.inverse().array.astype(np.float32)
+        back: np.ndarray = lay.inverse().array.astype(np.float32)
         criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _REFINING_STEPS, 1e-3)
         try:
             _, back = cv2.findTransformECC(

@@ -165,7 +165,7 @@ def contact_sheet(pairs: Sequence[leak_audit.Pair], builder: tfds.core.DatasetBu
     return data.getvalue()
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Cuts the start off a text that is too long; the end of a path tells more."""
     if font.getlength(text) <= width:
         return text

@@ -77,7 +77,7 @@ def detect(
     def one(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         thread = threading.get_ident()
         if thread not in detectors:
-            detectors[thread] = cv2.SIFT_create(
+            detectors[thread] = cv2.SIFT.create(
                 nfeatures=_CHOSEN_FROM * at_most, contrastThreshold=_CONTRAST
             )
         points, described = detectors[thread].detectAndCompute(picture, content.shown(picture))

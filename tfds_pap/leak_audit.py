@@ -341,15 +341,12 @@ def audit_builder(
         affine_fit, alignment, content, keypoints, near_duplicates, twin_candidates,
         sys.modules[__name__],
     ):  # fmt: skip
-        code.update(Path(module.__file__).read_bytes())
+        code.update(Path(str(module.__file__)).read_bytes())
     about = (pipeline.identity(builder), index.order, effort, code.hexdigest())
     key = hashlib.sha256(" ".join(about).encode())
     path = Path(builder.data_dir) / f"leak-audit-{key.hexdigest()[:16]}.json"
     if features is None and path.exists():
-        pairs = tuple(
-            Pair(**{k: tuple(v) if isinstance(v, list) else v for k, v in pair.items()})
-            for pair in json.loads(path.read_text())
-        )
+        pairs = tuple(_stored_pair(values) for values in json.loads(path.read_text()))
         return _of_index(builder.name, index, pairs, effort)
     store = pipeline.load_images(builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES)
     found = audit(
@@ -358,3 +355,11 @@ def audit_builder(
     if features is None:
         files.write_atomically(path, json.dumps([dataclasses.asdict(pair) for pair in found.pairs]))
     return found
+
+
+def _stored_pair(values: dict[str, Any]) -> Pair:
+    # JSON has lists for tuples.
+    of_tuples: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return Pair(**of_tuples)

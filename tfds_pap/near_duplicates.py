@@ -219,7 +219,7 @@ def _equals(pixels: np.ndarray, sides: np.ndarray) -> list[list[list[int]]]:
     """For each distinct picture the positions that hold it, a list for each side."""
     found: dict[bytes, dict[int, list[int]]] = {}
     for number, picture in enumerate(pixels):
-        digest = hashlib.sha256(np.ascontiguousarray(picture)).digest()
+        digest = hashlib.sha256(picture.tobytes()).digest()
         found.setdefault(digest, {}).setdefault(sides[number], []).append(number)
     return [list(same.values()) for same in found.values()]
 

@@ -9,6 +9,7 @@ their perceptual hash over the eight views instead.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -124,7 +125,7 @@ def _projection(descriptors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 def _index(vectors: np.ndarray) -> faiss.Index:
     count, dimensions = vectors.shape
     if count < _EXHAUSTIVE_BELOW:
-        index = faiss.IndexFlatIP(dimensions)
+        index: Any = faiss.IndexFlatIP(dimensions)
     else:
         lists = int(_LISTS * count**0.5)
         index = faiss.index_factory(dimensions, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
@@ -212,13 +213,13 @@ def nearest_hashes(
         near.append(found)
         bits.append(differing)
         views.append(np.full(found.shape, view))
-    return tuple(np.concatenate(part, axis=1) for part in (near, bits, views))
+    return np.concatenate(near, 1), np.concatenate(bits, 1), np.concatenate(views, 1)
 
 
 def _binary_index(codes: np.ndarray) -> faiss.IndexBinary:
     count = len(codes)
     if count < _EXHAUSTIVE_HASHES_BELOW:
-        index = faiss.IndexBinaryFlat(64)
+        index: Any = faiss.IndexBinaryFlat(64)
     else:
         lists = int(_HASH_LISTS * count**0.5)
         index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(64), 64, lists)
