@@ -8,9 +8,11 @@ Drawn crops, half of them twins of the other half by mixed changes, in one data 
 import resource
 import sys
 import time
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
+import tqdm
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -29,16 +31,17 @@ def crops(count: int) -> tuple[np.ndarray, np.ndarray]:
 
     Also returns whether what each pair shares has structure, bool `[count // 2]`.
     """
-    pixels = np.empty((count, 128, 128, 3), np.uint8)
-    structured = np.empty(count // 2, bool)
-    rng = np.random.default_rng(0)
-    for number in range(count // 2):
-        (original,) = planted.drawn(1, number)
-        twin = planted.twin(original.picture, "mixed", rng)
-        pixels[2 * number] = planted.small(original.picture)
-        pixels[2 * number + 1] = planted.small(twin.picture)
-        structured[number] = twin.structure >= planted.LEAST_STRUCTURE
-    return pixels, structured
+    with futures.ProcessPoolExecutor() as pool:
+        pairs = list(tqdm.tqdm(pool.map(_pair, range(count // 2), chunksize=50), total=count // 2))
+    pixels = np.stack([picture for pair, _ in pairs for picture in pair])
+    return pixels, np.array([structured for _, structured in pairs])
+
+
+def _pair(number: int) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
+    (original,) = planted.drawn(1, number)
+    twin = planted.twin(original.picture, "mixed", np.random.default_rng([0, number]))
+    small = planted.small(original.picture), planted.small(twin.picture)
+    return small, twin.structure >= planted.LEAST_STRUCTURE
 
 
 def main(argv: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
@@ -11,14 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from replication.runs import device
+from replication.runs import device, environment
 
 
 def describe() -> str:
     """Returns one line: processor, cores, Python, TensorFlow, Keras, date."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras")
-    )
+    installed = environment.versions()
+    versions = ", ".join(f"{name} {installed[name]}" for name in ("tensorflow", "keras"))
     return (
         f"{device.processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
         f"{versions}; {datetime.date.today()}"
