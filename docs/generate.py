@@ -1,10 +1,11 @@
-"""Writes what the documentation takes from the code: the reference of flags, and drawn cells.
+"""Writes what the documentation takes from elsewhere: flags, drawn cells, and README as first page.
 
 python docs/generate.py            # part of `make docs`
 """
 
 import concurrent.futures
 import html
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -17,6 +18,7 @@ from tfds_pap import phantom, taxonomy
 
 DOCS = Path(__file__).resolve().parent
 FLAGS = DOCS / "reference" / "flags.md"
+FIRST_PAGE = DOCS / "index.md"
 
 _HEAD = """# Every flag of every command
 
@@ -26,12 +28,20 @@ one as `--name` or `--noname`. Flags of absl itself (`--flagfile`, logging) are 
 
 
 def main() -> None:
-    """Writes both."""
+    """Writes all three."""
+    FIRST_PAGE.write_text(first_page())
     FLAGS.parent.mkdir(exist_ok=True)
     FLAGS.write_text(flag_reference())
     for path, picture in pictures():
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def first_page() -> str:
+    """Returns README with links that hold inside docs; files outside it stand as names."""
+    text = (DOCS.parent / "README.md").read_text()
+    text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
+    return re.sub(r"\[([^\]]+)\]\((LICENSE|CITATION\.cff|\w+\.md)\)", r"`\2`", text)
 
 
 def flag_reference() -> str:

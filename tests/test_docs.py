@@ -1,6 +1,7 @@
 """What the documentation takes from the code is what the code says."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,15 @@ def generator():
 def test_the_reference_of_flags_is_that_of_the_code():
     made = generator()
     assert made.FLAGS.read_text() == made.flag_reference(), "run python docs/generate.py"
+
+
+def test_the_first_page_is_readme_and_its_links_lead_somewhere():
+    made = generator()
+    assert made.FIRST_PAGE.read_text() == made.first_page(), "run python docs/generate.py"
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", readme)
+    assert links and all((ROOT / link).exists() for link in links)
+    assert len(readme.splitlines()) <= 200
 
 
 def test_the_drawn_cells_of_the_glossary_are_those_of_the_code():

@@ -1,4 +1,4 @@
-"""How the papers' two stages are trained, in both protocols. Defects are BUILD_NOTES.md's D1-D8."""
+"""How the papers' two stages are trained, in both protocols. Defects D1-D8 are in docs/defects.md."""
 
 import dataclasses
 import functools

@@ -316,7 +316,7 @@ def _caveats(source: str, studies: Sequence[Mapping[str, Any]]) -> list[str]:
         caveats.insert(0, f"The figures replicate nothing: {why}.")
     if any(study["protocol"] == "paper" for study in studies):
         caveats.append(
-            "The paper protocol repeats the authors' defects on purpose (BUILD_NOTES.md, D1 to "
+            "The paper protocol repeats the authors' defects on purpose (docs/defects.md, D1 to "
             "D8); its models are there to be compared, not used."
         )
     return caveats
