@@ -1,4 +1,4 @@
-"""How the papers' two stages are trained, in both protocols. Defects D1-D8 are in docs/defects.md."""
+"""How the papers' two stages are trained, in both protocols. D1-D8: see docs/defects.md."""
 
 import dataclasses
 import functools
