@@ -158,10 +158,11 @@ def test_folders_are_audited_across_groups(leaky, tmp_path):
     [
         (["--datasets=pap_db5"], "--datasets=pap_db5: expected pap_db3,pap_db4"),
         (["--folders=/nowhere"], "/nowhere: no such folder"),
-        (["--folders=/a", "--manual_dir=/b"], "--folders and --manual_dir: give one of them"),
-        (["--predictions=/nowhere.csv"], "--predictions=/nowhere.csv: expected id,split,label"),
+        (["--folders=/", "--manual_dir=/"], "--folders and --manual_dir: give one of them"),
+        (["--predictions=/nowhere.csv"], "--predictions=/nowhere.csv: no such file"),
+        (["--predictions={empty}"], "expected id,split,label"),
         (
-            ["--predictions=/nowhere.csv", "--datasets=pap_db3,pap_db4"],
+            ["--predictions={empty}", "--datasets=pap_db3,pap_db4"],
             "--features and --predictions belong to one data set: name it with --datasets",
         ),
     ],
@@ -170,7 +171,9 @@ def test_bad_input_is_one_line(leaky, tmp_path, arguments, message):
     given = [f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}", "--datasets=pap_db4"]
     if not any("folders" in argument for argument in arguments):
         given.append(f"--manual_dir={leaky}")
-    done = command("tfds_pap.audit", *given, *arguments, timeout=200)
+    (empty := tmp_path / "empty.csv").touch()
+    given += [argument.format(empty=empty) for argument in arguments]
+    done = command("tfds_pap.audit", *given, timeout=200)
     assert done.returncode != 0
     assert any(message in line for line in done.stderr.splitlines()), done.stderr
     assert "Traceback" not in done.stderr
@@ -214,5 +217,5 @@ def test_features_are_put_into_the_order_of_the_images(tmp_path):
 
 def test_a_class_folder_alone_is_refused(tmp_path):
     (tmp_path / "one" / "NILM").mkdir(parents=True)
-    with pytest.raises(folders.TreeError, match="expected two or more class folders"):
+    with pytest.raises(folders.TreeError, match="with two or more class folders, got 1"):
         pipeline.prepare_folders(tmp_path / "one", tmp_path)

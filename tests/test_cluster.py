@@ -367,7 +367,7 @@ def test_trials_cross_the_network_without_a_word(oracle, port, capfd):
 
 
 @pytest.mark.parametrize(
-    ("variables", "place"),
+    ("variables", "roles"),
     [
         ({}, (False, False)),
         ({"TUNER_ID": "tuner_3"}, (False, False)),
@@ -375,10 +375,10 @@ def test_trials_cross_the_network_without_a_word(oracle, port, capfd):
         ({"TUNER_ID": "w1", "ORACLE_IP": "10.0.0.5", "ORACLE_PORT": "1"}, (False, True)),
     ],
 )
-def test_the_variables_say_who_is_who(variables, place, monkeypatch):
+def test_the_variables_say_who_is_who(variables, roles, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(f"KERASTUNER_{name}", value)
-    assert (place.is_chief(), place.is_worker()) == place
+    assert (place.is_chief(), place.is_worker()) == roles
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ COMMANDS = sorted(
     for package in ("tfds_pap", "replication", "finetune", "serving")
     for path in (ROOT / package).rglob("*.py")
     if 'if __name__ == "__main__":' in path.read_text()
+    # It runs the others.
+    and path.name != "pap.py"
 )
 
 
@@ -87,7 +89,7 @@ def test_a_connection_that_breaks_is_an_error():
     ended = subprocess.run(
         [sys.executable, "-c", PRINTS, "1", "raise"], capture_output=True, text=True
     )
-    assert ended.returncode == 1 and "BrokenPipeError: a connection" in ended.stderr
+    assert (ended.returncode, ended.stderr) == (1, "-c: a connection\n")
 
 
 SCRIPT = """

@@ -26,7 +26,7 @@ def drawn(monkeypatch):
     """The matplotlib figure that a drawing function made last, laid out."""
     made = []
 
-    def draw_only(height, draw, form="svg", width=figures._WIDTH):
+    def draw_only(height, draw, form="svg", width=figures._WIDTH, dpi=None):
         with matplotlib.rc_context(figures.STYLE):
             made.append(Figure(figsize=(width, height), layout="constrained"))
             draw(made[-1])

@@ -49,12 +49,15 @@ def test_a_config_that_everybody_may_read(tmp_path):
 #: The command with a disk that is full; a process of its own, since flags are one set a process.
 FULL_DISK = """
 import os, sys
-from absl import app
+from tfds_pap import commands
+commands.prepare_tensorflow()
 from serving import export
+from serving.model import exporting
+number = int(sys.argv.pop())
 def fail(*_):
-    raise OSError(int(sys.argv[-1]), os.strerror(int(sys.argv[-1])), "variables.data")
-export._export = fail
-app.run(lambda argv: export.main(argv[:1]))
+    raise OSError(number, os.strerror(number), "variables.data")
+exporting._publish = fail
+commands.run(export.main, commands.STARTS_AGAIN)
 """
 
 
@@ -65,7 +68,7 @@ def test_a_full_disk_is_one_line(number, tiny_run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        f"serving.export: --serving_dir={tmp_path}: {os.strerror(number)}; nothing was published\n",
+        f"-c: --serving_dir={tmp_path}: {os.strerror(number)}; nothing was published\n",
     )
 
 

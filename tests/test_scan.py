@@ -182,8 +182,9 @@ def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp
         (["--threshold=1.5", "a.jpg"], "--threshold"),
     ],
 )
-def test_usage_errors(arguments, said):
-    done = command("replication.scan", "--stage1=runs/none", *arguments)
+def test_usage_errors(arguments, said, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    done = command("replication.scan", f"--stage1={tmp_path}", *arguments)
     assert done.returncode != 0
     assert said in done.stdout + done.stderr
 

@@ -29,9 +29,11 @@ def sweep(*arguments, **given):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def parsed():
+def parsed(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    (run / "manifest.json").write_text("{}")
     with flagsaver.flagsaver():
-        scan_sweep.flags.FLAGS(["scan_sweep", "--stage1=none"])
+        scan_sweep.flags.FLAGS(["scan_sweep", f"--stage1={run}"])
         yield
 
 

@@ -435,10 +435,16 @@ def test_as_a_user_starts_and_stops_it(serving_dir, tmp_path):
     ("arguments", "message"),
     [
         ([], "expected either --serving_dir or --model_config_file"),
-        (["--serving_dir=/no/such"], "serving.server: --serving_dir=/no/such: no such directory"),
+        (["--serving_dir=/no/such"], "serving.server: --serving_dir=/no/such: no such folder"),
         (["--model_config_file=/no/such"], "--model_config_file=/no/such: no such file"),
-        (["--serving_dir=.", "--tls_key=x"], "expected both --tls_certificate and --tls_key"),
-        (["--serving_dir=.", "--batching_parameters_file=x"], "expected --enable_batching as well"),
+        (
+            ["--serving_dir=.", "--tls_key=setup.cfg"],
+            "expected both --tls_certificate and --tls_key",
+        ),
+        (
+            ["--serving_dir=.", "--batching_parameters_file=setup.cfg"],
+            "expected --enable_batching as well",
+        ),
         (
             ["--serving_dir=.", "--nogrpc", "--norest"],
             "--nogrpc and --norest: expected one of them",

@@ -172,7 +172,7 @@ def test_files_that_cannot_be_sent_are_named_and_formats_of_the_lab_are_converte
         (["{folder}", "--signature=nope"], "no such signature, expected one of serving_default"),
         (["{folder}", "--label=nope"], "INVALID_ARGUMENT: Unrecognized servable version label"),
         (["{folder}", "--csv=/proc/no/x.csv"], "/proc/no"),
-        (["{folder}", "--bearer_token_file=/none"], "No such file or directory: '/none'"),
+        (["{folder}", "--bearer_token_file=/none"], "--bearer_token_file=/none: no such file"),
         (["{folder}", "--server={nobody}", "--retries=1"], "UNAVAILABLE: http://{nobody}: "),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
