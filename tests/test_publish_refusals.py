@@ -2,14 +2,14 @@
 
 import errno
 import os
+import re
 import stat
-import subprocess
-import sys
 import zipfile
 
 import pytest
 
 from replication.runs import results
+from serving.model import exporting
 from serving.store import publish
 from tfds_pap.errors import PapError
 
@@ -46,30 +46,11 @@ def test_a_config_that_everybody_may_read(tmp_path):
     assert stat.S_IMODE(config.path.stat().st_mode) == 0o644
 
 
-#: The command with a disk that is full; a process of its own, since flags are one set a process.
-FULL_DISK = """
-import os, sys
-from tfds_pap import commands
-commands.prepare_tensorflow()
-from serving import export
-from serving.model import exporting
-number = int(sys.argv.pop())
-def fail(*_):
-    raise OSError(number, os.strerror(number), "variables.data")
-exporting._publish = fail
-commands.run(export.main, commands.STARTS_AGAIN)
-"""
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line(number, tiny_run, tmp_path):
-    given = [f"--run_dir={tiny_run}", f"--serving_dir={tmp_path}", str(number)]
-    command = [sys.executable, "-c", FULL_DISK, *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (
-        1,
-        f"-c: --serving_dir={tmp_path}: {os.strerror(number)}; nothing was published\n",
-    )
+def test_a_full_disk_is_one_line(number, tmp_path):
+    expected = f"--serving_dir={tmp_path}: {os.strerror(number)}; nothing was published"
+    with pytest.raises(PapError, match=re.escape(expected)), exporting._one_line(tmp_path):
+        raise OSError(number, os.strerror(number), "variables.data")
 
 
 def test_what_tensorflow_says_of_a_full_disk_is_an_os_error():
