@@ -172,7 +172,7 @@ def test_other_flags_are_refused_with_the_difference(tmp_path):
         ("--stages=3", "--stages=3: expected 1, 2 or 1,2"),
         ("--seeds=a", "--seeds=a: expected whole numbers from 0"),
         ("--seeds=-1", "--seeds=-1: expected whole numbers from 0"),
-        ("--epochs=0", "--epochs=0: 0 is not integer >= 1"),
+        ("--epochs=0", "replication.run: --epochs=0: 0 is not a positive integer"),
         ("--protocol=both_of_them", "--protocol=both_of_them"),
         ("stray", "unexpected argument 'stray'"),
     ],
