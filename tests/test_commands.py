@@ -32,7 +32,14 @@ def test_every_command_ends_on_ctrl_c_as_all_do(path):
 
 
 def test_ctrl_c_in_training_is_one_line_and_the_run_goes_on(tmp_path):
-    arguments = [sys.executable, "-m", "replication.run", "--stages=1", "--scan_fields=0", "--audit=off"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "replication.run",
+        "--stages=1",
+        "--scan_fields=0",
+        "--audit=off",
+    ]
     arguments += [f"--run_dir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
     arguments += ["--protocol=paper"]
     started = subprocess.Popen(
