@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
+from replication.flags import values as flag_values
 from tfds_pap import commands, path_flags
 
 _MANUAL_DIR = path_flags.define(
@@ -63,8 +64,9 @@ class Fact(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Prints every fact as soon as it is known."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    flag_values.no_arguments(argv)
+    if not all(port.isdecimal() for port in _PORTS.value):
+        raise app.UsageError(f"--ports={','.join(_PORTS.value)}: expected numbers, such as 8500")
     commands.quiet_logs()
     states = []
     for fact in facts():
@@ -86,7 +88,7 @@ def facts() -> Iterator[Fact]:
     yield from _prepared()
     yield from _computing()
     if _MANUAL_DIR.value:
-        yield from _trees(Path(_MANUAL_DIR.value).expanduser())
+        yield from _trees(Path(_MANUAL_DIR.value))
 
 
 def packages(requirements: Iterable[str]) -> Iterator[Fact]:
@@ -185,7 +187,7 @@ def _weights() -> Iterator[Fact]:
     commands.prepare_tensorflow()
     from replication.learning import models, weights
 
-    folder = Path(_WEIGHTS.value).expanduser() if _WEIGHTS.value else weights.cache_dir()
+    folder = Path(_WEIGHTS.value) if _WEIGHTS.value else weights.cache_dir()
     names = [name for name in models.BACKBONES if weights.available(name, str(folder))]
     missing = [name for name in models.BACKBONES if name not in names]
     if names:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from replication.flags import values as flag_values
 from serving.server import allocator
 from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
@@ -211,8 +212,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    flag_values.no_arguments(argv)
     if (_SERVING_DIR.value is None) == (_MODEL_CONFIG_FILE.value is None):
         raise app.UsageError("expected either --serving_dir or --model_config_file")
     if _MODEL_CONFIG_FILE.value and _MODEL_NAME.value:
@@ -223,12 +223,6 @@ def _check_flags(argv: list[str]) -> None:
         raise app.UsageError("--batching_parameters_file: expected --enable_batching as well")
     if not (_GRPC.value or _REST.value):
         raise app.UsageError("--nogrpc and --norest: expected one of them at most")
-    if _SERVING_DIR.value and not Path(_SERVING_DIR.value).is_dir():
-        raise PapError(f"--serving_dir={_SERVING_DIR.value}: no such directory")
-    files = (_MODEL_CONFIG_FILE, _BATCHING_FILE, _MONITORING_FILE, _TOKEN_FILE, _CERTIFICATE, _KEY)
-    for flag in files:
-        if flag.value and not Path(flag.value).is_file():
-            raise PapError(f"--{flag.name}={flag.value}: no such file")
 
 
 def _settings() -> "Settings":
