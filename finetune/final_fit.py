@@ -11,6 +11,7 @@ from finetune import recipes
 from finetune.search import scoring
 from finetune.tuning import Tuning
 from replication.learning import features, models, training
+from replication.measures import published
 from replication.runs import fitting
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
@@ -136,7 +137,7 @@ class FinalFit:
             keep="best" if clean else "last",
             monitor=self.monitor if clean else "val_accuracy",
             name=f"fine-tuned {tuning.backbone}",
-            published=PUBLISHED,
+            published=published.NONE if self.builder.name == "pap_folders" else PUBLISHED,
             head=head,
         )
 

@@ -22,7 +22,7 @@ from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, folder_flags, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def main(argv: list[str]) -> None:
     if bool(_FROM_SEARCH.value) == bool(_HPARAMS.value):
         raise app.UsageError("--from_search, --hparams: give one of them")
     seeds, images = flag_values.seeds(_SEEDS.value), stage2_flags.images()
+    folder_flags.announce()
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
     plan = _plan(policy)
     run = RunDirectory.open(
         _RUN_DIR.value
-        or Path("runs") / f"finetuned-{plan.tuning.backbone}-{stage2_flags.source()}",
+        or Path("runs") / f"finetuned-{plan.tuning.backbone}-{stage2_flags.name()}",
         {
             "source": stage2_flags.source(),
             **plan.identity(),

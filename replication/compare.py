@@ -23,7 +23,7 @@ from replication.flags import values as flag_values
 from replication.learning.knobs import HeadRecipe
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, folder_flags
 
 if TYPE_CHECKING:
     import tensorflow_datasets.public_api as tfds
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from replication.learning import features
     from tfds_pap import pipeline
 
-_FOLDERS = path_flags.define(
-    "folders",
-    None,
-    "Any tree PATH/<class>/* with an optional PATH/groups.csv (file,group), instead of DB_4.",
-    path_flags.FOLDER,
-)
 _RUN_DIR = shared.run_dir("Where the comparison is written (default: runs/compare-<data>).")
 _BACKBONES = flags.DEFINE_list(
     "backbones",
@@ -59,8 +53,8 @@ _SEEDS = shared.seeds(0, 1, 2, of="head")
 _FOLDS = flags.DEFINE_integer(
     "folds",
     None,
-    "Folds of cross-validation over all images (default: 0, the published folders; 5 with "
-    "--folders).",
+    "Folds of cross-validation over all images (default: 0, the published folders, or a test role "
+    "that is cut out; 5 with --folders that has no splits).",
     lower_bound=0,
 )
 _CUT = flags.DEFINE_enum(
@@ -122,7 +116,7 @@ def main(argv: list[str]) -> None:
 
     policy = device_flags.policy()
     specs = _feature_specs(policy)
-    builder = _images()
+    builder = stage2_flags.prepare()
     index = pipeline.read_index(builder)
     recipe = _head_recipe()
     cuts, count = _cuts(index)
@@ -168,17 +162,14 @@ def main(argv: list[str]) -> None:
 
 def _check_flags(argv: list[str]) -> None:
     flag_values.no_arguments(argv)
-    if _FOLDERS.value and stage2_flags.manual_dir():
-        raise app.UsageError("--folders and --manual_dir: give one of them")
     stage2_flags.images()
-    if _FOLDERS.value and _FOLDS.value == 0:
-        raise app.UsageError("--folds=0 needs published folders, which --folders has not")
     if _FOLDS.value == 1:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")
     if _RESIZE.value != "bilinear" and _PROTOCOL.value == "paper":
         raise app.UsageError(f"--resize={_RESIZE.value}: the paper protocol resizes bilinearly")
-    if _CUT.value and not (_FOLDS.value or _FOLDERS.value):
+    if _CUT.value and not _folds():
         raise app.UsageError("--cut needs --folds=2 or more")
+    folder_flags.announce()
 
 
 def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
@@ -199,14 +190,6 @@ def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
         )
         for name in steps.backbone_names(_BACKBONES.value, sources)
     }
-
-
-def _images() -> "tfds.core.DatasetBuilder":
-    from tfds_pap import pipeline
-
-    if _FOLDERS.value:
-        return pipeline.prepare_folders(_FOLDERS.value, stage2_flags.data_dir())
-    return stage2_flags.prepare()
 
 
 def _head_recipe() -> HeadRecipe:
@@ -249,11 +232,18 @@ def _weights() -> dict[str, str]:
     return specs
 
 
+def _folds() -> int:
+    """Number of folds; 0 for the published folders, or those of the tree."""
+    if _FOLDS.value is not None:
+        return _FOLDS.value
+    return 5 if folder_flags.given() and not folder_flags.listing().has_splits else 0
+
+
 def _cuts(index: "pipeline.Index") -> tuple[tuple[str, ...], int]:
     """Names of the cuts, the main one first, and the number of folds."""
     from replication.learning import heads
 
-    count = _FOLDS.value if _FOLDS.value is not None else (5 if _FOLDERS.value else 0)
+    count = _folds()
     if count == 0:
         return (heads.PUBLISHED,), 0
     if _CUT.value == "both":

@@ -2,6 +2,7 @@
 
     python -m replication.run                          # phantoms, about four minutes on two cores
     python -m replication.run --manual_dir=DIR         # DIR holds DB_3 and DB_4; the paper's epochs
+    python -m replication.run --folders=DIR            # a lab's own classes, any DIR/<class>/*
 
 Running the same command again resumes a run that was interrupted and skips what is finished.
 """
@@ -18,22 +19,45 @@ from replication.flags import images as image_flags
 from replication.flags import shared
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
-from tfds_pap import commands
+from tfds_pap import commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
+    import tensorflow_datasets.public_api as tfds
+
     from replication.learning import training
 
 _STAGES = ("1", "2")
 
 _MANUAL_DIR = shared.manual_dir("DB_3 and DB_4")
 _DATA_DIR = shared.data_dir()
-_RUN_DIR = shared.run_dir("Where the run is written (default: runs/phantom or runs/original).")
+_BACKGROUNDS = path_flags.define(
+    "backgrounds",
+    None,
+    "With --folders: images without a cell, against which the first stage learns those of "
+    "--folders (default: none).",
+    path_flags.FOLDER,
+)
+_ANNOTATED_FIELDS = path_flags.define(
+    "annotated_fields",
+    None,
+    "With --folders: whole fields and their nuclei.csv (field,x,y,label; every nucleus); ROIs of "
+    "the first stage are cut out of them, and they are read at the end (default: none).",
+    path_flags.FOLDER,
+)
+_RUN_DIR = shared.run_dir(
+    "Where the run is written (default: runs/phantom, runs/original or runs/<name of --folders>)."
+)
 _PROTOCOL = shared.protocol(
     "As the authors ran it, without their defects, or both (default).",
     default="both",
     further=["both"],
 )
-_STAGE_LIST = flags.DEFINE_list("stages", list(_STAGES), "Stages to train (default: 1,2).")
+_STAGE_LIST = flags.DEFINE_list(
+    "stages",
+    None,
+    "Stages to train (default: 1,2; with --folders 2 alone where nothing says what a background "
+    "is: --manual_dir with DB_3, --backgrounds or --annotated_fields).",
+)
 _STAGE1 = flags.DEFINE_enum(
     "stage1",
     "20",
@@ -80,8 +104,8 @@ _PREVALENCE = shared.prevalence(": the share in a folder is no prevalence")
 _SCAN_FIELDS = flags.DEFINE_integer(
     "scan_fields",
     3,
-    "Whole fields that the trained stages read at the end: phantoms, or the first in fields/ below "
-    "--manual_dir where it exists (default: 3; 0: none).",
+    "Whole fields that the trained stages read at the end: phantoms, the first in fields/ below "
+    "--manual_dir where it exists, or of --annotated_fields (default: 3; 0: none).",
     lower_bound=0,
 )
 _PROFILE = flags.DEFINE_bool(
@@ -91,6 +115,7 @@ _PROFILE = flags.DEFINE_bool(
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(image_flags)
+flags.adopt_module_key_flags(folder_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -98,10 +123,10 @@ def main(argv: list[str]) -> None:
     flag_values.no_arguments(argv)
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
-    source = "phantom" if _MANUAL_DIR.value is None else "original"
-    if _BUDGET.value and (source != "phantom" or _EPOCHS.value):
-        raise app.UsageError("--budget is for drawn images, without --epochs or --manual_dir")
+    source = _source()
+    _check_flags(source)
     images = image_flags.declared(_MANUAL_DIR.value)
+    folder_flags.announce()
     start = time.perf_counter()
 
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
@@ -112,10 +137,10 @@ def main(argv: list[str]) -> None:
 
     policy = device_flags.policy(strategy=_STRATEGY.value)
     steps = run_steps.Steps(
-        path=Path(_RUN_DIR.value or Path("runs") / source),
+        path=_run_dir(source),
         source=source,
-        manual_dir=_MANUAL_DIR.value,
-        data_dir=_DATA_DIR.value,
+        prepare_stage=_prepare_stage,
+        phantom_images=_phantom_images if source == "phantom" else None,
         images=images,
         policy=policy,
         identity=_identity(source, policy),
@@ -126,7 +151,7 @@ def main(argv: list[str]) -> None:
     )
     # The report shows what earlier commands trained here as well.
     needed = {fit.stage for fit in results.read_fits(steps.run)}
-    if source == "original":
+    if source != "phantom":
         # Before hours of training: a tree may be wrong. Drawn images cannot be.
         needed.update(stages)
     steps.prepare(sorted(needed))
@@ -136,7 +161,7 @@ def main(argv: list[str]) -> None:
     with progress:
         for seed, stage, protocol in missing:
             steps.fit(seed, stage, protocol, progress)
-    whole_fields.scan_of_run(steps.run, _MANUAL_DIR.value, _SCAN_FIELDS.value, policy)
+    whole_fields.scan_of_run(steps.run, _fields(source), _SCAN_FIELDS.value, policy)
     page = publication.publish(
         steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value
     )
@@ -145,11 +170,91 @@ def main(argv: list[str]) -> None:
     print(f"TensorBoard: tensorboard --logdir={steps.path / 'logs'}")
 
 
+def _source() -> str:
+    if folder_flags.given():
+        return "folders"
+    return "phantom" if _MANUAL_DIR.value is None else "original"
+
+
+def _check_flags(source: str) -> None:
+    if _BUDGET.value and (source != "phantom" or _EPOCHS.value):
+        raise app.UsageError("--budget is for drawn images, without --epochs or other images")
+    further = {"backgrounds": _BACKGROUNDS.value, "annotated_fields": _ANNOTATED_FIELDS.value}
+    for name, value in further.items():
+        if value and source != "folders":
+            raise app.UsageError(f"--{name} is for the classes of --folders, which is not given")
+    told = {"manual_dir": _MANUAL_DIR.value, "backgrounds": _BACKGROUNDS.value}
+    if source == "folders" and all(told.values()):
+        raise app.UsageError("--manual_dir and --backgrounds both say what a background is: one")
+
+
 def _stages() -> list[int]:
-    unknown = [stage for stage in _STAGE_LIST.value if stage not in _STAGES]
-    if unknown or not _STAGE_LIST.value:
-        raise app.UsageError(f"--stages={','.join(_STAGE_LIST.value)}: expected 1, 2 or 1,2")
-    return sorted({int(stage) for stage in _STAGE_LIST.value})
+    stages = _STAGE_LIST.value
+    if stages is None:
+        stages = list(_STAGES)
+        if folder_flags.given() and not _has_backgrounds():
+            print("Stage 1 is not trained: --backgrounds would say what is no cell")
+            stages = ["2"]
+    unknown = [stage for stage in stages if stage not in _STAGES]
+    if unknown or not stages:
+        raise app.UsageError(f"--stages={','.join(stages)}: expected 1, 2 or 1,2")
+    if "1" in stages and folder_flags.given() and not _has_backgrounds():
+        raise app.UsageError(
+            "--stages=1 with --folders needs backgrounds: give --manual_dir with DB_3, "
+            "--backgrounds or --annotated_fields"
+        )
+    return sorted({int(stage) for stage in stages})
+
+
+def _has_backgrounds() -> bool:
+    return bool(_MANUAL_DIR.value or _BACKGROUNDS.value or _ANNOTATED_FIELDS.value)
+
+
+def _run_dir(source: str) -> Path:
+    if _RUN_DIR.value:
+        return Path(_RUN_DIR.value)
+    return Path("runs") / (folder_flags.name() if source == "folders" else source)
+
+
+def _fields(source: str) -> str | None:
+    """Folder of the fields that are read at the end; None for drawn ones, "" for none."""
+    if source == "phantom":
+        return None
+    if _ANNOTATED_FIELDS.value:
+        return _ANNOTATED_FIELDS.value
+    return str(Path(_MANUAL_DIR.value) / "fields") if source == "original" else ""
+
+
+def _prepare_stage(stage: int) -> "tfds.core.DatasetBuilder":
+    """Returns the prepared builder of a stage."""
+    from replication.learning import recipes
+    from tfds_pap import pipeline, stage1_folders
+
+    if not folder_flags.given():
+        return pipeline.prepare(
+            recipes.DATASETS[stage], _source(), _MANUAL_DIR.value, _DATA_DIR.value
+        )
+    if stage == 2:
+        return folder_flags.prepare(_DATA_DIR.value)
+    if _MANUAL_DIR.value:
+        return pipeline.prepare(recipes.DATASETS[1], "original", _MANUAL_DIR.value, _DATA_DIR.value)
+    if _BACKGROUNDS.value:
+        return stage1_folders.against_backgrounds(
+            folder_flags.listing(), Path(_BACKGROUNDS.value), _DATA_DIR.value
+        )
+    return stage1_folders.cut_out(
+        Path(_ANNOTATED_FIELDS.value), _run_dir("folders") / "rois", _DATA_DIR.value
+    )
+
+
+def _phantom_images(stage: int) -> int:
+    """Images of the train folder, which are counted before they are drawn."""
+    import tensorflow_datasets.public_api as tfds
+
+    from replication.learning import recipes
+
+    builder = tfds.builder(f"{recipes.DATASETS[stage]}/phantom", data_dir=_DATA_DIR.value)
+    return builder.builder_config.phantom_counts["train"] * len(builder.CLASS_FOLDERS)
 
 
 def _recipe(protocol: str, stage: int) -> "training.Recipe":
@@ -158,7 +263,7 @@ def _recipe(protocol: str, stage: int) -> "training.Recipe":
     return recipes.plan(
         protocol,
         stage,
-        phantoms=_MANUAL_DIR.value is None,
+        phantoms=_source() == "phantom",
         stage1=_STAGE1.value,
         stage2=_STAGE2.value,
         weights_spec=_WEIGHTS.value,
@@ -166,6 +271,7 @@ def _recipe(protocol: str, stage: int) -> "training.Recipe":
         batch_size=_BATCH_SIZE.value,
         augment=_AUGMENT.value,
         minutes=_BUDGET.value,
+        classes=len(folder_flags.listing().class_names) if folder_flags.given() else None,
     )
 
 
@@ -181,6 +287,7 @@ def _identity(source: str, policy: DevicePolicy) -> dict[str, object]:
         "stage2": _STAGE2.value,
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
         "strategy": _STRATEGY.value,
+        **folder_flags.identity(),
         **device_flags.identity(policy),
         **audit_flags.identity(),
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
     from tfds_pap import leak_audit
@@ -22,12 +22,6 @@ _MANUAL_DIR = path_flags.define(
     "manual_dir",
     None,
     "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn).",
-    path_flags.FOLDER,
-)
-_FOLDERS = path_flags.define(
-    "folders",
-    None,
-    "Any tree PATH/<class>/* with an optional PATH/groups.csv, instead (default: none).",
     path_flags.FOLDER,
 )
 _DATA_DIR = path_flags.define(
@@ -58,6 +52,8 @@ _AUDIT = flags.DEFINE_enum(
 )
 _OUTPUT = path_flags.define("output", "audit", "Where files are written (default: audit).")
 
+flags.adopt_module_key_flags(folder_flags)
+
 _KNOWN = ("pap_db3", "pap_db4")
 
 
@@ -68,20 +64,23 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in _DATASETS.value if name not in _KNOWN]
     if unknown or not _DATASETS.value:
         raise app.UsageError(f"--datasets={','.join(_DATASETS.value)}: expected {','.join(_KNOWN)}")
-    if _FOLDERS.value and _MANUAL_DIR.value:
+    if folder_flags.given() and _MANUAL_DIR.value:
         raise app.UsageError("--folders and --manual_dir: give one of them")
-    one_set = bool(_FOLDERS.value) or len(set(_DATASETS.value)) == 1
+    folder_flags.check()
+    one_set = folder_flags.given() or len(set(_DATASETS.value)) == 1
     if (_FEATURES.value or _PREDICTIONS.value) and not one_set:
         raise app.UsageError(
             "--features and --predictions belong to one data set: name it with --datasets"
         )
 
+    folder_flags.announce()
+
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from tfds_pap import audit_files, leak_audit, pipeline
 
-    if _FOLDERS.value:
-        builders = [pipeline.prepare_folders(_FOLDERS.value, _DATA_DIR.value)]
+    if folder_flags.given():
+        builders = [folder_flags.prepare(_DATA_DIR.value)]
     else:
         source = "original" if _MANUAL_DIR.value else "phantom"
         builders = [

@@ -20,6 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import files, folders, stored_groups
+from tfds_pap.classes import Classes
 from tfds_pap.decoding import decode_and_resize
 
 #: Decoded images above this many bytes are kept in a file instead of in memory.
@@ -228,6 +229,7 @@ class Index:
         labels: int64 `[n]`.
         splits: Published split of each image.
         class_names: Names that the labels index.
+        declared: What is known of the classes where their names do not tell it.
     """
 
     ids: np.ndarray
@@ -235,6 +237,12 @@ class Index:
     labels: np.ndarray
     splits: np.ndarray
     class_names: tuple[str, ...]
+    declared: Classes | None = None
+
+    @property
+    def classes(self) -> Classes:
+        """What is known of the classes: declared, or by their names."""
+        return self.declared or Classes.known(self.class_names)
 
     @property
     def order(self) -> str:

@@ -2,13 +2,16 @@
 
 The published trees have two folders. The `paper` protocol uses them as the authors did; the
 `clean` protocol cuts a tune role out of the train folder, by group where groups are known, and
-keeps the validation folder for one test at the end.
+keeps the validation folder for one test at the end. Of other trees a test folder tests and a
+validation folder beside it tunes; where a tree has no such folders a fifth of it, by group where
+groups are known, is kept for the test of either protocol.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import tensorflow_datasets.public_api as tfds
 from sklearn import model_selection
 
 from tfds_pap import pipeline
@@ -16,7 +19,11 @@ from tfds_pap.errors import PapError
 
 PROTOCOLS = ("paper", "clean")
 
-#: One fifth of the train folder tunes: the authors' own 80/20 (PAPERS P2).
+#: Names of the published splits, and of a tree that has none (TFDS reserves "all").
+TRAIN, VALIDATION, TEST, WHOLE = "train", "validation", "test", "whole"
+
+#: One fifth of the train folder tunes: the authors' own 80/20 (PAPERS P2). As much of a tree
+#: without folders tests.
 _TUNE_FRACTION = 0.2
 _CLEAN_CUT_SEED = 0
 _CLEAN_CUT_TRIES = 10
@@ -62,10 +69,11 @@ def assign_roles(
     """Assigns every image its role.
 
     Args:
-        index: Ids, groups, labels and splits of the images; splits "train" and "validation".
+        index: Ids, groups, labels and splits of the images.
         protocol: "paper": stage 1 trains on the whole train folder and has no tune role (P1),
             stage 2 cuts the shuffled train folder 80/20 by image (P2). "clean": a stratified
-            fifth of the train folder tunes, cut by group where every group is known.
+            fifth of the train folder tunes, cut by group where every group is known. Where both
+            a validation and a test folder are given, the first tunes in either protocol.
         stage: 1 or 2.
         test_within_train: Scores the fifth of the train folder that the paper protocol cuts off
             at random, and leaves the validation folder out, as P3 did.
@@ -77,14 +85,14 @@ def assign_roles(
         The roles; positions are sorted by id, so that they do not depend on stored order.
 
     Raises:
-        CutError: If the train folder is too small to cut.
+        CutError: If there is too little to cut, or nothing to train or test on.
         ValueError: If the protocol is unknown.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    by_id = np.argsort(index.ids, kind="stable")
-    train = by_id[index.splits[by_id] == "train"]
-    test = by_id[index.splits[by_id] == "validation"]
+    train, tune, test = _folders(index, blocks)
+    if len(tune):
+        return Roles(*_apart(index, blocks, train, tune, test, protocol), test)
     if protocol == "paper" and stage == 1:
         return Roles(train, train[:0], test)
     if protocol == "paper":
@@ -94,11 +102,73 @@ def assign_roles(
         if test_within_train:
             return Roles(fit, tune[:0], tune)
         return Roles(fit, tune, test)
-    if blocks is not None:
-        block = block_names(index, blocks)
-        train = train[~np.isin(block[train], block[test])]
+    train, _ = _apart(index, blocks, train, tune, test, protocol)
     fit, tune = _clean_cut(index, train, blocks)
     return Roles(train[fit], train[tune], test)
+
+
+def _folders(
+    index: pipeline.Index, blocks: Mapping[str, str] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions that a tree gives to training, to tuning (perhaps none) and to the test, by id."""
+    by_id = np.argsort(index.ids, kind="stable")
+    given = {name: by_id[index.splits[by_id] == name] for name in (TRAIN, VALIDATION, TEST, WHOLE)}
+    train, validation, test, whole = given.values()
+    if len(whole):
+        kept, tested = _clean_cut(index, whole, blocks, what="the tree", role="test")
+        return whole[kept], whole[:0], whole[tested]
+    if not len(test):
+        test, validation = validation, validation[:0]
+    for name, positions in (("train", train), ("test or validation", test)):
+        if not len(positions):
+            raise CutError(f"the tree has no {name} folder with images")
+    return train, validation, test
+
+
+def _apart(
+    index: pipeline.Index,
+    blocks: Mapping[str, str] | None,
+    train: np.ndarray,
+    tune: np.ndarray,
+    test: np.ndarray,
+    protocol: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train and tune positions; of the clean protocol without blocks that are tested, or tune."""
+    if protocol == "paper" or blocks is None:
+        return train, tune
+    block = block_names(index, blocks)
+    tune = tune[~np.isin(block[tune], block[test])]
+    return train[~np.isin(block[train], block[np.concatenate([tune, test])])], tune
+
+
+def count_train(builder: tfds.core.DatasetBuilder) -> int:
+    """Returns about how many images train, before anything is cut.
+
+    Args:
+        builder: A prepared builder.
+    """
+    if TRAIN in builder.info.splits:
+        return builder.info.splits[TRAIN].num_examples
+    return round(builder.info.splits[WHOLE].num_examples * (1 - _TUNE_FRACTION) ** 2)
+
+
+def lacking(index: pipeline.Index, roles: Roles) -> list[str]:
+    """Names the classes of which a role that has images has none.
+
+    Args:
+        index: Ids, groups, labels and splits of the images.
+        roles: From `assign_roles`.
+
+    Returns:
+        One line a role, such as "the test role has no image of SCC".
+    """
+    lines = []
+    for role, positions in roles.items():
+        missing = np.setdiff1d(np.arange(len(index.class_names)), index.labels[positions])
+        if len(positions) and len(missing):
+            names = ", ".join(index.class_names[label] for label in missing)
+            lines.append(f"the {role} role has no image of {names}")
+    return lines
 
 
 def block_names(index: pipeline.Index, blocks: Mapping[str, str]) -> np.ndarray:
@@ -112,17 +182,23 @@ def block_names(index: pipeline.Index, blocks: Mapping[str, str]) -> np.ndarray:
 
 
 def _clean_cut(
-    index: pipeline.Index, train: np.ndarray, blocks: Mapping[str, str] | None
+    index: pipeline.Index,
+    train: np.ndarray,
+    blocks: Mapping[str, str] | None,
+    *,
+    what: str = "the train folder",
+    role: str = "tune",
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a fifth off, stratified and by group where every group is known."""
     labels = index.labels[train]
     groups = (index.groups if blocks is None else block_names(index, blocks))[train]
     folds = round(1 / _TUNE_FRACTION)
     smallest = np.bincount(labels, minlength=len(index.class_names)).min()
     if smallest < 2:
         raise CutError(
-            f"the train folder has a class with {smallest} images"
-            + (" without a twin in the test role" if blocks is not None else "")
-            + "; a tune role needs 2 or more"
+            f"{what} has a class with {smallest} images"
+            + (" without a twin in the test role" if blocks is not None and role == "tune" else "")
+            + f"; a {role} role needs 2 or more"
         )
     if not np.all(groups != ""):
         return model_selection.train_test_split(
@@ -133,7 +209,7 @@ def _clean_cut(
         )
     if len(np.unique(groups)) < folds:
         raise CutError(
-            f"the train folder has {len(np.unique(groups))} groups; a cut by group needs {folds}"
+            f"{what} has {len(np.unique(groups))} groups; a cut by group needs {folds}"
         )
     # A greedy cut can leave a rare class out of a fold; of several, take the best stratified one.
     cuts = [

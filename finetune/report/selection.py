@@ -148,13 +148,13 @@ def _range_by_chance(
 
 def _alone(answers: Answers, metric: str, row: int, other: int) -> Interval:
     """The interval of two configurations alone, which few unlike answers make wide."""
-    labels, classes = answers.labels, len(answers.class_names)
+    labels, classes = answers.labels, len(answers.classes.names)
     first, second = (answers.predicted[[n]] for n in (row, other))
     if metric == "loss":
         return Interval(math.nan, math.nan, "")
     if metric == "macro_f1":
         present = np.bincount(labels, minlength=classes) > 0
-        figures = class_figures.mean_figures(present, range(classes), [metric])
+        figures = class_figures.mean_figures(present, None, [metric])
         return class_figures.difference_intervals(
             labels, first, second, answers.groups, figures, classes=classes, resamples=0
         )[metric]

@@ -24,7 +24,7 @@ from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, folder_flags, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -346,13 +346,14 @@ def _check_flags(argv: list[str]) -> None:
     stage2_flags.images()
     if 0 < _SIZE.value < 32:
         raise app.UsageError(f"--size={_SIZE.value}: expected 0, or 32 or more pixels")
+    folder_flags.announce()
 
 
 def _search_dir() -> Path:
     if _SEARCH_DIR.value:
         return Path(_SEARCH_DIR.value)
     name = (
-        f"search-{_TUNER.value}-{Path(_SPACE.value).stem}-{_PROTOCOL.value}-{stage2_flags.source()}"
+        f"search-{_TUNER.value}-{Path(_SPACE.value).stem}-{_PROTOCOL.value}-{stage2_flags.name()}"
     )
     return Path("runs") / name
 

@@ -10,8 +10,8 @@ import numpy as np
 from finetune.search.trials import Direction
 from replication.learning import features, training
 from replication.measures import confusion
-from replication.measures.positive import hsil_plus
 from tfds_pap import pipeline, roles
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
 #: Objective -> direction. All are of the tune role, or of the fold that P5 took for one.
@@ -75,9 +75,10 @@ def check_objective(name: str, index: pipeline.Index, positions: np.ndarray) -> 
     Raises:
         PapError: If it is not.
     """
-    severe = np.isin(index.labels[positions], hsil_plus(index.class_names))
+    severe = np.isin(index.labels[positions], index.classes.severe)
     if name == "val_hsil_plus_sensitivity" and not severe.any():
-        raise PapError(f"--objective={name}: no image of HSIL or SCC is scored")
+        positive = " or ".join(index.classes.positive) or "a positive class"
+        raise PapError(f"--objective={name}: no image of {positive} is scored")
 
 
 def predict(model: keras.Model, store: training.Store, positions: np.ndarray) -> np.ndarray:
@@ -103,19 +104,19 @@ def validator(
         examples: Decoded images, or stored features.
         positions: Which of them are scored.
     """
-    labels, class_names = examples.index.labels[positions], examples.index.class_names
-    return lambda model: figures(labels, predict(model, examples, positions), class_names, "val_")
+    labels, classes = examples.index.labels[positions], examples.index.classes
+    return lambda model: figures(labels, predict(model, examples, positions), classes, "val_")
 
 
 def figures(
-    labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...], prefix: str
+    labels: np.ndarray, probabilities: np.ndarray, classes: Classes, prefix: str
 ) -> dict[str, float]:
     """Returns the figures that can be an objective, and HSIL+ specificity beside sensitivity.
 
     Args:
         labels: int64 `[n]`.
         probabilities: `[n, classes]`.
-        class_names: In order of severity.
+        classes: In the order of the probabilities.
         prefix: Of the names of the figures.
 
     Raises:
@@ -123,12 +124,12 @@ def figures(
     """
     if not np.isfinite(probabilities).all():
         raise training.Diverged("probabilities are not finite")
-    classes = len(class_names)
+    count = len(classes.names)
     matrix = confusion.counts(
-        labels, probabilities.argmax(axis=1), classes, np.ones((1, len(labels)))
+        labels, probabilities.argmax(axis=1), count, np.ones((1, len(labels)))
     )
-    present = np.bincount(labels, minlength=classes) > 0
-    statistics = confusion.statistics(matrix, present, range(classes), hsil_plus(class_names))
+    present = np.bincount(labels, minlength=count) > 0
+    statistics = confusion.statistics(matrix, present, classes.severity, classes.severe)
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     result = {
         "accuracy": float(statistics["accuracy"][0]),

@@ -13,9 +13,9 @@ from typing import Literal, Self
 import numpy as np
 
 from replication.measures import confusion
-from replication.measures.positive import hsil_plus
 from replication.measures.predictions import Predictions
 from tfds_pap import files
+from tfds_pap.classes import Classes
 
 Value = str | int | float | bool
 Direction = Literal["max", "min"]
@@ -292,7 +292,7 @@ class Answers:
         trials: K of them.
         labels: int64 ``[n]``.
         groups: Of each image; '' = unknown.
-        class_names: In order of severity.
+        classes: In the order of the probabilities.
         predicted: int64 ``[K, n]``.
         losses: float64 ``[K, n]``, the log loss of each image.
     """
@@ -300,7 +300,7 @@ class Answers:
     trials: tuple[Trial, ...]
     labels: np.ndarray
     groups: tuple[str, ...]
-    class_names: tuple[str, ...]
+    classes: Classes
     predicted: np.ndarray
     losses: np.ndarray
 
@@ -344,7 +344,7 @@ class Answers:
             trials=tuple(trial for trial, _ in aligned),
             labels=first.labels,
             groups=first.groups,
-            class_names=first.class_names,
+            classes=first.classes,
             predicted=np.stack([p.predicted for _, p in aligned]),
             losses=-np.log(np.clip(chosen, _LEAST_PROBABILITY, 1)),
         )
@@ -357,7 +357,7 @@ class Answers:
     @property
     def severe(self) -> tuple[np.ndarray, list[int]]:
         """Which images are HSIL or SCC, bool ``[n]``, and which classes these are."""
-        classes = hsil_plus(self.class_names)
+        classes = self.classes.severe
         return np.isin(self.labels, classes), classes
 
     def only(self, rows: Sequence[int]) -> "Answers":
@@ -383,13 +383,13 @@ class Answers:
             ValueError: The metric is unknown.
         """
         if metric == "macro_f1":
-            classes = len(self.class_names)
+            classes = len(self.classes.names)
             present = np.bincount(self.labels, minlength=classes) > 0
             by_trial = [
                 confusion.statistics(
                     confusion.counts(self.labels, predicted, classes, weights),
                     present,
-                    range(classes),
+                    None,
                 )["macro_f1"]
                 for predicted in self.predicted
             ]

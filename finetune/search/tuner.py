@@ -290,7 +290,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         by_name: dict[str, float] = {}
         for split, prefix in (("tune", "val_"), ("test", "held_out_"))[: len(scored)]:
             part = predictions.select(split)
-            by_name |= scoring.figures(part.labels, part.probabilities, part.class_names, prefix)
+            by_name |= scoring.figures(part.labels, part.probabilities, part.classes, prefix)
         return by_name
 
     def _worst(self) -> dict[str, float]:

@@ -35,7 +35,7 @@ def differences(
     labels, groups, classes = first[0].labels, first[0].groups, len(first[0].class_names)
     one, other = (np.stack([run.predicted for run in runs]) for runs in (first, second))
     present = np.bincount(labels, minlength=classes) > 0
-    figures = class_figures.mean_figures(present, range(classes), COMPARED)
+    figures = class_figures.mean_figures(present, None, COMPARED)
     intervals = class_figures.difference_intervals(
         labels,
         one,
@@ -73,7 +73,7 @@ def majority(run: Predictions) -> tuple[str, dict[str, float]]:
     classes = len(run.class_names)
     counts = np.bincount(run.labels, minlength=classes)
     most = int(counts.argmax())
-    figures = class_figures.mean_figures(counts > 0, range(classes), COMPARED)
+    figures = class_figures.mean_figures(counts > 0, None, COMPARED)
     always = figures(_matrices(run.labels, np.full((1, len(run)), most), classes))
     return run.class_names[most], {name: float(of[0]) for name, of in always.items()}
 

@@ -28,10 +28,6 @@ _THUMBNAIL_PIXELS = 64
 #: Images at most on which the winner's whole model is set beside its features.
 _CHECKED_IMAGES = 32
 
-_FOLDERS = (
-    "Not the papers' images: a tree of class folders. No figure below may be called a replication "
-    "of a published one."
-)
 _UNTRAINED = "Untrained backbones (random weights), which say nothing about the networks: {names}."
 
 
@@ -171,10 +167,7 @@ def describe(
     Raises:
         PapError: If the declaration contradicts what is published.
     """
-    if builder.name == "pap_db4":
-        source, announcement = provenance.source({2: builder}, images)
-    else:
-        source, announcement = "stand-in", _FOLDERS
+    source, announcement = provenance.source({2: builder}, images)
     if untrained:
         announcement = " ".join([announcement, _UNTRAINED.format(names=", ".join(untrained))])
     run.update_manifest(

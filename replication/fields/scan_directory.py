@@ -66,6 +66,9 @@ def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
     """
     models = {stage: about["sha256"] for stage, about in stages.about.items()}
     decision = dataclasses.asdict(stages.stage2.decision)
+    if decision["declared"] is None:
+        # As it was before classes could be declared.
+        del decision["declared"]
     return {"models": models, "decision": decision, **dataclasses.asdict(settings)}
 
 
@@ -267,6 +270,7 @@ def _write(
         "lattice": dataclasses.asdict(field_scan.lattice),
         "rois": field_scan.lattice.rois,
         "detections": field_scan.detections,
+        "classes": field_scan.cells.classes.to_json(),
         **summary.summary(field_scan.cells),
         "seconds": {name: round(spent, 4) for name, spent in seconds.items()},
         "truth": _truth(path, truth),

@@ -17,7 +17,7 @@ from replication.fields.find.cells import Cells
 from replication.measures import one_class
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
-from tfds_pap.taxonomy import STAGE2_CLASSES
+from tfds_pap.classes import Classes
 
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
 FOLDER = "scan"
@@ -39,9 +39,15 @@ class ScannedField:
     info: dict[str, Any]
 
     @property
+    def classes(self) -> Classes:
+        """What is known of the classes of stage 2."""
+        declared = self.info.get("classes")
+        return Classes.from_json(declared) if declared else Classes.known(self.info["counts"])
+
+    @property
     def cells(self) -> Cells:
         """The kept ROIs, named, the most suspicious first."""
-        return Cells.read(self.folder / "cells.csv")
+        return Cells.read(self.folder / "cells.csv", self.classes)
 
     @property
     def scores(self) -> np.ndarray:
@@ -65,8 +71,11 @@ def remarks(run: RunDirectory) -> list[str]:
     Args:
         run: A scan directory.
     """
-    fields = [one.info["counts"] for one in scanned_fields(run)]
-    counts = [sum(field[name] for field in fields) for name in STAGE2_CLASSES]
-    named = np.repeat(np.arange(len(STAGE2_CLASSES)), counts)
-    remark = one_class.remark(named, STAGE2_CLASSES, noun="cells")
+    fields = scanned_fields(run)
+    if not fields:
+        return []
+    names = fields[0].classes.names
+    counts = [sum(field.info["counts"][name] for field in fields) for name in names]
+    named = np.repeat(np.arange(len(names)), counts)
+    remark = one_class.remark(named, names, noun="cells")
     return [remark] if remark else []

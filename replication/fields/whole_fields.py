@@ -19,7 +19,6 @@ from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import phantom_set
 from tfds_pap.errors import PapError
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 _TRAINED_ON = {
     "phantom": "drawings made by this package",
@@ -173,14 +172,15 @@ def _phantoms(folder: Path, count: int) -> list[str]:
 
 
 def scan_of_run(
-    run: RunDirectory, manual_dir: str | None, count: int, policy: DevicePolicy
+    run: RunDirectory, place: str | None, count: int, policy: DevicePolicy
 ) -> None:
     """Scans a few fields with a run's own models, so that its report shows the whole method.
 
     Args:
         run: A run of `replication.run`. Where it has no model of both stages there is nothing to
             scan with, and nothing is done.
-        manual_dir: Its `fields/` is scanned, where there is one; None draws phantoms.
+        place: Folder of fields; where it is not there nothing is scanned, which is said, and of ""
+            nothing is said. None draws phantoms.
         count: Fields at most.
         policy: The device policy in force.
 
@@ -193,22 +193,21 @@ def scan_of_run(
         for protocol in ("clean", "paper")
         if {fit.stage for fit in fits if fit.protocol == protocol} == {1, 2}
     ]
-    folder = Path(manual_dir or "") / "fields"
-    if not both or not count:
+    if not both or not count or place == "":
         return
-    if manual_dir is not None and not folder.is_dir():
-        print(f"No field is scanned: {folder} does not exist")
+    if place is not None and not Path(place).is_dir():
+        print(f"No field is scanned: {place} does not exist")
         return
     print(f"Whole fields, {both[0]} protocol:")
     scan_and_report(
         run.path / f"{scanned.FOLDER}_{both[0]}",
         Models(run.path, run.path, both[0]),
-        [] if manual_dir is None else reader.expand_fields([str(folder)])[:count],
+        [] if place is None else reader.expand_fields([place])[:count],
         settings=Settings(),
         policy=policy,
-        phantoms=count if manual_dir is None else 0,
+        phantoms=count if place is None else 0,
         workers=os.cpu_count() or 1,
-        complete_truth=manual_dir is None,
+        complete_truth=place is None,
         program="replication.run",
         flag="run_dir",
     )
@@ -218,11 +217,13 @@ def _print(table: pd.DataFrame) -> None:
     """Prints a line a field."""
     if table.empty:
         return
-    headings = ("field", "cells", *STAGE2_CLASSES, "most severe", "slide-level score")
+    fixed = {"field", "slide", "rois", "detections", "cells", "most_severe", "slide_score"}
+    names = [str(name) for name in table.columns if name not in fixed]
+    headings = ("field", "cells", *names, "most severe", "slide-level score")
     rows = [
         (
             Path(row["field"]).name,
-            *(str(row[name]) for name in ("cells", *STAGE2_CLASSES)),
+            *(str(row[name]) for name in ("cells", *names)),
             row["most_severe"] or "none",
             "none" if row["slide_score"] == "" else f"{row['slide_score']:.3f}",
         )

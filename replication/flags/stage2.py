@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from absl import flags
+from absl import app, flags
 
 from replication.flags import images as image_flags
 from replication.flags import shared
-from tfds_pap import path_flags
+from tfds_pap import folder_flags, path_flags
 
 _MANUAL_DIR = shared.manual_dir("DB_4")
 _DATA_DIR = shared.data_dir()
@@ -16,6 +16,7 @@ _FEATURES_DIR = path_flags.define(
 )
 
 flags.adopt_module_key_flags(image_flags)
+flags.adopt_module_key_flags(folder_flags)
 
 
 def manual_dir() -> str | None:
@@ -27,8 +28,12 @@ def images() -> Literal["original", "stand-in"] | None:
     """Returns whose images are declared to lie there: "original", "stand-in" or None.
 
     Raises:
-        app.UsageError: If no folder is given whose images it could be about.
+        app.UsageError: If no folder is given whose images it could be about, or flags contradict
+            one another.
     """
+    if folder_flags.given() and _MANUAL_DIR.value:
+        raise app.UsageError("--folders and --manual_dir: give one of them")
+    folder_flags.check()
     return image_flags.declared(_MANUAL_DIR.value)
 
 
@@ -43,12 +48,19 @@ def features_dir() -> Path:
 
 
 def source() -> str:
-    """Returns "original" for a copy of the authors' tree, or "phantom"."""
+    """Returns "original" for a copy of the authors' tree, "folders" for another, or "phantom"."""
+    if folder_flags.given():
+        return "folders"
     return "original" if _MANUAL_DIR.value else "phantom"
 
 
+def name() -> str:
+    """Returns what names the images in a path: the source, or the tree's own name."""
+    return folder_flags.name() if folder_flags.given() else source()
+
+
 def prepare() -> Any:
-    """Returns the prepared builder of DB_4.
+    """Returns the prepared builder of DB_4, or of the tree that is given instead.
 
     Raises:
         folders.TreeError: If the tree cannot be used.
@@ -56,4 +68,6 @@ def prepare() -> Any:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     from tfds_pap import pipeline
 
+    if folder_flags.given():
+        return folder_flags.prepare(_DATA_DIR.value)
     return pipeline.prepare("pap_db4", source(), _MANUAL_DIR.value, _DATA_DIR.value)

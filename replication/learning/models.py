@@ -50,17 +50,18 @@ def stage1_cnn(size: int = 20, *, dropout_after_dense: bool = False) -> keras.Mo
     return keras.Model(images, outputs, name="stage1_cnn")
 
 
-def stage2_cnn(protocol: str, size: int = STAGE2_SIZE) -> keras.Model:
+def stage2_cnn(protocol: str, size: int = STAGE2_SIZE, *, classes: int = 4) -> keras.Model:
     """Builds the original stage-2 CNN (P2): NILM, LSIL, HSIL or SCC.
 
     Args:
         protocol: "paper" feeds BGR, unscaled, as the authors did; "clean" feeds RGB in -1..1,
             without which this network can stay at chance for many epochs.
         size: Height and width of the input in pixels; 250 in the paper (131,108 parameters).
+        classes: How many classes; 4 in the paper.
 
     Returns:
-        Model from `[b, size, size, 3]`, RGB, 0..255, to probabilities `[b, 4]` in order of
-        severity.
+        Model from `[b, size, size, 3]`, RGB, 0..255, to probabilities `[b, classes]`; those of the
+        paper are in order of severity.
     """
     images = keras.Input((size, size, 3), name="image")
     if protocol == "paper":
@@ -74,7 +75,9 @@ def stage2_cnn(protocol: str, size: int = STAGE2_SIZE) -> keras.Model:
     x = keras.layers.Flatten()(x)
     x = keras.layers.Dense(128, activation="relu")(x)
     x = keras.layers.Dense(64, activation="relu")(x)
-    outputs = keras.layers.Dense(4, activation="softmax", dtype="float32", name="probabilities")(x)
+    outputs = keras.layers.Dense(
+        classes, activation="softmax", dtype="float32", name="probabilities"
+    )(x)
     return keras.Model(images, outputs, name="stage2_cnn")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from replication.learning import features, models, training, weights
+from replication.measures import published
 from tfds_pap import taxonomy
 
 #: Data set of each stage.
@@ -95,6 +96,7 @@ def plan(
     batch_size: int | None = None,
     augment: str | None = None,
     minutes: int | None = None,
+    classes: int | None = None,
 ) -> training.Recipe:
     """Returns how one stage is trained, as the flags say.
 
@@ -109,13 +111,15 @@ def plan(
         batch_size: Instead of the recipe's.
         augment: "none" or "flips" instead of the clean recipe's.
         minutes: What a run on phantoms is made for, from `PHANTOM_MINUTES`.
+        classes: Of the second stage, of a lab's own images, beside whose figures nothing published
+            stands; None for the papers' four.
     """
     preset: dict[str, Any] = dict(PHANTOM_PRESET[protocol, stage]) if phantoms else {}
     if preset and minutes:
         longer = (minutes - _PHANTOM_OVERHEAD) / (PHANTOM_MINUTES - _PHANTOM_OVERHEAD)
         preset["epochs"] = round(preset["epochs"] * longer)
     if stage == 2 and stage2 == "resnet50":
-        recipe = stage2_resnet50(protocol, weights_spec)
+        recipe = stage2_resnet50(protocol, weights_spec, classes or len(taxonomy.STAGE2_CLASSES))
         preset = {name: value for name, value in preset.items() if name == "epochs"}
     elif stage == 1 and stage1 == "50":
         recipe = _PAPER_STAGE1_50
@@ -123,6 +127,12 @@ def plan(
             recipe = dataclasses.replace(recipe, epochs=_PAPER_STAGE1.epochs, **_CLEAN)
     else:
         recipe = RECIPES[protocol, stage]
+        if stage == 2 and classes is not None:
+            own = functools.partial(models.stage2_cnn, protocol, classes=classes)
+            recipe = dataclasses.replace(recipe, build=own)
+    if classes is not None:
+        # P3's test on a fifth of the train folder is a defect of its own, not of other images.
+        recipe = dataclasses.replace(recipe, published=published.NONE, test_within_train=False)
     if augment == "flips" and recipe.features is not None:
         augment = "stored_views"
     changes = {
@@ -138,7 +148,7 @@ def plan(
 _RESNET50_SIZE, _RESNET50_LEARNING_RATE = 224, 1e-2
 
 
-def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
+def stage2_resnet50(protocol: str, spec: str, classes: int) -> training.Recipe:
     """Returns how P3 is trained: a dense layer on a frozen ResNet50.
 
     The paper protocol feeds each image anew, flipped, blurred and turned, normalised as torchvision
@@ -149,6 +159,7 @@ def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
     Args:
         protocol: "paper" or "clean".
         spec: See `weights.find`.
+        classes: How many classes; 4 in the paper.
 
     Raises:
         PapError: If the weights are not there or do not fit.
@@ -165,24 +176,20 @@ def stage2_resnet50(protocol: str, spec: str) -> training.Recipe:
         torch_style = features.FeatureSpec("resnet50", pretrained, _RESNET50_SIZE, "torch")
         return dataclasses.replace(
             shared,
-            build=functools.partial(_frozen_classifier, torch_style),
+            build=functools.partial(_frozen_classifier, torch_style, classes),
             augment="flips_blur_rotation",
             test_within_train=True,
         )
     own = features.FeatureSpec("resnet50", pretrained, _RESNET50_SIZE, "caffe", views=8)
     return dataclasses.replace(
         shared,
-        build=_linear_head,
+        build=functools.partial(models.linear_head, classes=classes),
         features=own,
         **{**_CLEAN, "augment": "stored_views"},
     )
 
 
-def _linear_head(features_count: int) -> keras.Model:
-    return models.linear_head(features_count, len(taxonomy.STAGE2_CLASSES))
-
-
-def _frozen_classifier(spec: features.FeatureSpec, size: int) -> keras.Model:
+def _frozen_classifier(spec: features.FeatureSpec, classes: int, size: int) -> keras.Model:
     del size
     extractor = spec.extractor()
-    return models.classifier(extractor, _linear_head(extractor.output_shape[-1]))
+    return models.classifier(extractor, models.linear_head(extractor.output_shape[-1], classes))

@@ -240,7 +240,7 @@ def calibrate(
 
     def severe(p: Predictions) -> Scores | None:
         positive = positive_class(p)
-        if positive is None or positive.name != "HSIL+":
+        if positive is None or not p.classes.severe:
             return None
         pair = positive.scores, positive.truth
         return _scores(p, *pair, bins, confidence, seed, one_score=True)

@@ -31,12 +31,12 @@ Figures = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 _CHUNK_ENTRIES = 4_000_000
 
 
-def mean_figures(present: np.ndarray, order: Sequence[int], names: Sequence[str]) -> Figures:
+def mean_figures(present: np.ndarray, order: Sequence[int] | None, names: Sequence[str]) -> Figures:
     """Means over models of figures of `confusion.statistics`.
 
     Args:
         present: bool ``[k]``: classes that have images.
-        order: Class indices in order of severity.
+        order: Class indices in order of severity; None where they have none.
         names: Which figures; 'f1 3' is the F1 of class 3.
     """
 

@@ -26,7 +26,7 @@ def counts(
 def statistics(
     confusion: np.ndarray,
     present: np.ndarray,
-    order: Sequence[int],
+    order: Sequence[int] | None,
     severe: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
     """Every figure that a confusion matrix holds, for many matrices at once.
@@ -38,12 +38,12 @@ def statistics(
     Args:
         confusion: float64 ``[b, k, k]``, rows true.
         present: bool ``[k]``, the classes that have images at all.
-        order: The class indices in order of severity, for the quadratic kappa.
-        severe: The class indices of HSIL+, from `positive.hsil_plus`; none where it is not asked.
+        order: The class indices in order of severity, for the quadratic kappa; None: there is none.
+        severe: The class indices of HSIL+, from `Classes.severe`; none where it is not asked.
 
     Returns:
         Arrays ``[b]``, and ``f1`` as ``[b, k]``: 'accuracy', 'balanced_accuracy',
-        'quadratic_kappa', 'macro_' and 'weighted_' 'precision', 'sensitivity' and 'f1',
+        'quadratic_kappa' (given an order), 'macro_' and 'weighted_' 'precision', 'sensitivity' and 'f1',
         'macro_specificity' and, of severe classes, 'hsil_plus_sensitivity' and
         'hsil_plus_specificity'; NaN where one is undefined.
     """
@@ -67,11 +67,12 @@ def statistics(
             shares = np.where(support > 0, values * support, 0)
             figures[f"weighted_{name}"] = _ratio(shares @ ones, total)
     figures["balanced_accuracy"] = figures["macro_sensitivity"]
-    rank = np.argsort(np.asarray(order))
-    distance = (rank[:, None] - rank[None, :]) ** 2.0
-    observed = confusion.reshape(len(confusion), -1) @ distance.ravel() * total
-    expected = ((support @ distance) * named) @ ones
-    figures["quadratic_kappa"] = 1 - _ratio(observed, expected)
+    if order is not None:
+        rank = np.argsort(np.asarray(order))
+        distance = (rank[:, None] - rank[None, :]) ** 2.0
+        observed = confusion.reshape(len(confusion), -1) @ distance.ravel() * total
+        expected = ((support @ distance) * named) @ ones
+        figures["quadratic_kappa"] = 1 - _ratio(observed, expected)
     if severe:
         mild = [c for c in range(len(ones)) if c not in severe]
         for name, members in (("sensitivity", severe), ("specificity", mild)):

@@ -8,9 +8,9 @@ import numpy as np
 
 from replication.drawing import shown
 from replication.measures import calibration, names, one_class
-from replication.measures.positive import hsil_plus
 from replication.runs import results
 from tfds_pap import files
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
 #: Confidences are compared with this slack, as the threshold is itself an image's confidence.
@@ -25,24 +25,31 @@ class Decision:
         labels: Class names, in the order of the probabilities.
         temperature: What logits are divided by; None where none was fitted.
         threshold: Calibrated confidence below which the model abstains; None where there is none.
+        declared: What is known of the classes where their names do not tell it.
     """
 
     labels: tuple[str, ...]
     temperature: float | None
     threshold: float | None
+    declared: Classes | None = None
+
+    @property
+    def classes(self) -> Classes:
+        """What is known of the classes: declared, or by their names."""
+        return self.declared or Classes.known(self.labels)
 
     def hsil_plus(self, probabilities: np.ndarray) -> np.ndarray:
-        """Returns the calibrated probability of HSIL or SCC, float64 `[n]`.
+        """Returns the calibrated probability of HSIL or SCC, or of what the classes declare.
 
         Args:
-            probabilities: The network's own, `[n, 4]`.
+            probabilities: The network's own, `[n, k]`.
 
-        Raises:
-            ValueError: If the classes are not those of stage 2.
+        Returns:
+            float64 `[n]`; NaN where nobody said which classes are looked for.
         """
-        severe = hsil_plus(self.labels)
+        severe = self.classes.severe
         if not severe:
-            raise ValueError(f"expected the classes of stage 2, got {', '.join(self.labels)}")
+            return np.full(len(probabilities), np.nan)
         return self._calibrated(probabilities)[:, severe].sum(axis=1)
 
     def abstains(self, probabilities: np.ndarray) -> np.ndarray:
@@ -77,7 +84,8 @@ def of_fit(fit: results.Fit) -> tuple[Decision, list[str]]:
         missing.append(f"hsil_plus is not calibrated: {triage['calibration']['note']}")
     if threshold is None:
         missing.append(f"No output abstain: {triage['risk_coverage']['note']}")
-    return Decision(tuple(fit.info["class_names"]), temperature, threshold), missing
+    declared = fit.predictions.declared
+    return Decision(tuple(fit.info["class_names"]), temperature, threshold, declared), missing
 
 
 #: Figures of a fit that a user of its answers must know, in the order in which they are told.

@@ -15,9 +15,7 @@ from sklearn import metrics
 
 from replication.measures import areas, class_figures, confusion, shares
 from replication.measures.intervals import Estimate, Interval, wilson
-from replication.measures.positive import hsil_plus
 from replication.measures.predictions import ROLES, Predictions, jsonable
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 __all__ = [
     "ROLES",
@@ -43,13 +41,6 @@ def _for_scoring(predictions: Predictions) -> Predictions:
     return predictions.take(sorted(range(len(predictions)), key=predictions.ids.__getitem__))
 
 
-def _severity(names: Sequence[str]) -> list[int]:
-    """Class indices in order of severity; other classes are taken to be given in that order."""
-    if set(names) == set(STAGE2_CLASSES):
-        return [names.index(name) for name in STAGE2_CLASSES]
-    return list(range(len(names)))
-
-
 def _values(p: Predictions) -> dict[str, float]:
     """The figures themselves; of a single class its index follows the name, as in 'f1 3'."""
     classes = len(p.class_names)
@@ -57,8 +48,8 @@ def _values(p: Predictions) -> dict[str, float]:
     figures = confusion.statistics(
         confusion.counts(p.labels, p.predicted, classes, np.ones((1, len(p)))),
         present,
-        _severity(p.class_names),
-        hsil_plus(p.class_names),
+        p.classes.severity,
+        p.classes.severe,
     )
     (f1,) = figures.pop("f1")
     values = {name: float(value) for name, (value,) in figures.items()}
@@ -89,6 +80,11 @@ _OVER_CLASSES = (
     *(f"{mean}_{name}" for mean, names in _MEANS.items() for name in names),
 )
 
+
+def _over_classes(p: Predictions) -> list[str]:
+    return [name for name in _OVER_CLASSES if name != "quadratic_kappa" or p.classes.ordered]
+
+
 #: Figures of one class against the rest.
 _OF_A_CLASS = ("sensitivity", "specificity", "ppv", "npv", "f1", "roc_auc", "pr_auc")
 
@@ -107,7 +103,7 @@ def _class_intervals(
         first.labels,
         np.stack([run.predicted for run in scored]),
         first.groups,
-        class_figures.mean_figures(present, _severity(first.class_names), names),
+        class_figures.mean_figures(present, first.classes.severity, names),
         classes=classes,
         **bootstrap,
     )
@@ -146,9 +142,9 @@ def evaluate(
     Returns:
         `Estimate` under 'accuracy', 'majority_baseline'
         (always naming the most frequent class of these images), 'balanced_accuracy', 'log_loss',
-        'quadratic_kappa' (classes in order of severity), 'roc_auc_macro', 'pr_auc_macro',
-        'hsil_plus_sensitivity' and 'hsil_plus_specificity' (HSIL or SCC, named as either; the four
-        Bethesda classes only). Under 'per_class' a dict for each class name: 'sensitivity',
+        'quadratic_kappa' (where the classes have an order of severity), 'roc_auc_macro',
+        'pr_auc_macro', and where some classes are looked for 'hsil_plus_sensitivity' and
+        'hsil_plus_specificity' (of Bethesda classes HSIL or SCC, named as either). Under 'per_class' a dict for each class name: 'sensitivity',
         'specificity', 'ppv', 'npv', 'f1', 'roc_auc' and 'pr_auc' (one against the rest; average
         precision) and the int 'support'. Under 'macro' and 'weighted': 'precision', 'sensitivity',
         'f1'; 'macro' has 'specificity' too. 'confusion_matrix' is a list of lists, rows true,
@@ -176,10 +172,11 @@ def evaluate(
         "balanced_accuracy": scored.over_classes("balanced_accuracy"),
         "roc_auc_macro": scored.over_classes("roc_auc_macro"),
         "pr_auc_macro": scored.without_interval("pr_auc_macro"),
-        "quadratic_kappa": scored.estimate("quadratic_kappa"),
         "log_loss": scored.without_interval("log_loss"),
     }
-    if severe := hsil_plus(names):
+    if p.classes.ordered:
+        results["quadratic_kappa"] = scored.estimate("quadratic_kappa")
+    if severe := p.classes.severe:
         truly, called = np.isin(truth, severe), np.isin(named, severe)
         results["hsil_plus_sensitivity"] = scored.share(called, truly)
         results["hsil_plus_specificity"] = scored.share(~called, ~truly)
@@ -206,7 +203,7 @@ class _Scored:
     @classmethod
     def of(cls, p: Predictions, confidence: float, resamples: int, seed: int) -> Self:
         present = np.unique(p.labels).tolist()
-        names = [*_OVER_CLASSES, *(f"f1 {c}" for c in present)]
+        names = [*_over_classes(p), *(f"f1 {c}" for c in present)]
         intervals = _class_intervals(
             [p], names, confidence=confidence, resamples=resamples, seed=seed
         )
@@ -304,9 +301,9 @@ def summarise_seeds(
         seed: Seed of the resamples.
 
     Returns:
-        A summary under 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc_macro',
-        'quadratic_kappa' and, for the four Bethesda classes, 'hsil_plus_sensitivity' and
-        'hsil_plus_specificity'.
+        A summary under 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc_macro', of classes in
+        order of severity 'quadratic_kappa' and, where some are looked for,
+        'hsil_plus_sensitivity' and 'hsil_plus_specificity'.
 
     Raises:
         ValueError: No runs, or runs on different images, labels, groups or classes; it names the
@@ -319,9 +316,10 @@ def summarise_seeds(
         _same_images(scored[0], run, number)
     first, count = scored[0], len(scored[0])
     truth = first.labels
+    by_class = ["balanced_accuracy", "macro_f1", *["quadratic_kappa"] * first.classes.ordered]
     intervals: dict[str, Interval] = _class_intervals(
         scored,
-        ["balanced_accuracy", "macro_f1", "quadratic_kappa"],
+        by_class,
         confidence=confidence,
         resamples=resamples,
         seed=seed,
@@ -329,7 +327,7 @@ def summarise_seeds(
     intervals["roc_auc_macro"] = _roc_interval(scored, np.unique(truth).tolist(), confidence)
     whole = np.ones(count, bool)
     proportions = {"accuracy": ([run.predicted == truth for run in scored], whole)}
-    if severe := hsil_plus(first.class_names):
+    if severe := first.classes.severe:
         called = [np.isin(run.predicted, severe) for run in scored]
         truly = np.isin(truth, severe)
         proportions["hsil_plus_sensitivity"] = called, truly
@@ -338,7 +336,7 @@ def summarise_seeds(
     for name, (hits, among) in proportions.items():
         share = shares.share(np.mean(hits, axis=0), among, first.groups, confidence)
         intervals[name], counts[name] = Interval(share.low, share.high, share.method), share.count
-    wanted = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc_macro", "quadratic_kappa"]
+    wanted = ["accuracy", *by_class[:2], "roc_auc_macro", *by_class[2:]]
     wanted += [name for name in proportions if name not in wanted]
     by_seed, summaries = [_values(run) for run in scored], {}
     for name in wanted:

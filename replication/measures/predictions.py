@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tfds_pap import files
+from tfds_pap.classes import Classes
 
 if TYPE_CHECKING:
     # Imports TensorFlow, which nothing here needs.
@@ -41,6 +42,7 @@ class Predictions:
         labels: int64 ``[n]``, index into `class_names`.
         probabilities: float64 ``[n, k]``; rows sum to 1.
         class_names: In order of severity; of two classes, the positive one comes last.
+        declared: What is known of the classes where their names do not tell it; None where they do.
 
     Raises:
         ValueError: The parts do not fit each other, or hold a value that is not allowed.
@@ -64,6 +66,7 @@ class Predictions:
     labels: np.ndarray
     probabilities: np.ndarray
     class_names: tuple[str, ...]
+    declared: Classes | None = None
 
     def __post_init__(self) -> None:
         for name in ("ids", "groups", "splits", "class_names"):
@@ -119,7 +122,13 @@ class Predictions:
             labels=index.labels[positions],
             probabilities=probabilities,
             class_names=index.class_names,
+            declared=index.declared,
         )
+
+    @property
+    def classes(self) -> Classes:
+        """What is known of the classes: declared, or by their names."""
+        return self.declared or Classes.known(self.class_names)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -162,13 +171,14 @@ class Predictions:
             labels=self.labels[index],
             probabilities=self.probabilities[index],
             class_names=self.class_names,
+            declared=self.declared,
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a CSV file: ``id,group,split,label,probability_<class>...``.
 
         The label is the class's name, and every float64 reads back bit for bit. The file appears
-        whole or not at all.
+        whole or not at all. What is declared of the classes lies beside it, see `declaration`.
 
         Args:
             path: Where to. An existing file is replaced.
@@ -191,6 +201,8 @@ class Predictions:
                     *(repr(float(value)) for value in self.probabilities[row]),
                 ]
             )
+        if self.declared is not None:
+            files.write_json(declaration(Path(path)), self.declared.to_json())
         files.write_atomically(Path(path), text.getvalue())
 
     @classmethod
@@ -210,9 +222,19 @@ class Predictions:
         try:
             # Spreadsheets put a byte order mark before the header.
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                return cls._parse(csv.reader(file, strict=True), str(path))
+                predictions = cls._parse(csv.reader(file, strict=True), str(path))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}") from error
+        beside = declaration(Path(path))
+        if not beside.exists():
+            return predictions
+        declared = Classes.from_json(files.read_json(beside))
+        if declared.names != predictions.class_names:
+            raise ValueError(
+                f"{beside}: expected the classes {', '.join(predictions.class_names)} of {path}, "
+                f"got {', '.join(declared.names)}"
+            )
+        return dataclasses.replace(predictions, declared=declared)
 
     @classmethod
     def _parse(cls, reader: Any, path: str) -> Self:
@@ -245,6 +267,15 @@ class Predictions:
             raise ValueError(f"{path}, line 2: expected at least one prediction, got a header only")
         ids, groups, splits, labels, probabilities = zip(*rows, strict=True)
         return cls(ids, groups, splits, np.array(labels), np.array(probabilities), names)
+
+
+def declaration(path: Path) -> Path:
+    """Returns where lies what is declared of the classes of a predictions file.
+
+    Args:
+        path: Of the predictions.
+    """
+    return path.with_suffix(".classes.json")
 
 
 def _header_classes(header: list[str], path: str) -> tuple[str, ...]:

@@ -224,11 +224,15 @@ PUBLISHED: tuple[Published, ...] = (
 )
 
 
+#: Key of what stands beside figures of images and classes that are in no paper.
+NONE = "none"
+
+
 def published(key: str) -> Published:
     """One reported figure.
 
     Args:
-        key: For example 'P6.accuracy'.
+        key: For example 'P6.accuracy', or `NONE`.
 
     Returns:
         The figure with its source.
@@ -240,6 +244,9 @@ def published(key: str) -> Published:
         >>> published("P3.validation_accuracy").text
         '0.91 to 0.925'
     """
+    if key == NONE:
+        what, note = "a lab's own images", "no paper reports a figure of these images"
+        return Published(NONE, "", 2, what, "accuracy", None, None, None, note, "none")
     for figure in PUBLISHED:
         if figure.key == key:
             return figure

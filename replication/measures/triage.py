@@ -66,7 +66,7 @@ class OperatingPoints:
     """Operating points of one positive class.
 
     Attributes:
-        positive: 'HSIL+' or 'cell'.
+        positive: 'HSIL+', 'cell', or what the classes declare.
         rule: How a threshold is chosen, in words.
         note: Why there are no points; '' otherwise.
         tune_images: Number of tune images.
@@ -160,13 +160,11 @@ def assessment(
     scaled = predictions
     if calibration.temperature is not None:
         scaled = apply_temperature(predictions, calibration.temperature)
-    positive = positive_class(predictions)
-    is_hsil_plus = positive is not None and positive.name == "HSIL+"
     return Assessment(
         calibration=calibration,
         scaled=scaled,
         operating_points=operating_points(
-            scaled, prevalence if is_hsil_plus else None, confidence=confidence
+            scaled, prevalence if predictions.classes.severe else None, confidence=confidence
         ),
         risk_coverage=risk_coverage(scaled, confidence=confidence),
     )
@@ -255,7 +253,7 @@ def operating_points(
 
     Returns:
         The points: every target as a specificity, then every target as a sensitivity. None for
-        classes other than those of stage 1 and stage 2.
+        classes of which nobody said what is looked for.
 
     Raises:
         ValueError: There are no test images, or the prevalence is not between 0 and 1.

@@ -16,6 +16,7 @@ from typing import Any, Self, TextIO
 
 from replication.naming.prediction import Prediction
 from tfds_pap import taxonomy
+from tfds_pap.classes import in_order_of_severity
 from tfds_pap.errors import PapError
 
 #: Most images for which the terminal shows a table, and failures that it lists.
@@ -60,7 +61,7 @@ class Summary:
             model: Name of the model.
             seconds: How long the requests took.
         """
-        named = taxonomy.in_order_of_severity(self.classes)
+        named = in_order_of_severity(self.classes)
         parts = [f"{self.classes.total():,} of {self.images:,} images named"]
         if named:
             parts.append(", ".join(f"{name} {self.classes[name]:,}" for name in named))

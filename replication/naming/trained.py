@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from replication.measures import decisions
-from replication.measures.positive import positive_members
 from replication.naming import reading
 from replication.naming.prediction import Prediction
 from replication.runs import results
@@ -115,9 +114,8 @@ def _resized(image: Image, size: int, resize: str) -> tf.Tensor:
 def _named(model: TrainedModel, pixels: tf.Tensor) -> list[Prediction]:
     probabilities = np.asarray(model.network.predict_on_batch(pixels), np.float64)
     decision, names = model.decision, model.fit.info["class_names"]
-    positive = positive_members(decision.labels)
     hsil_plus = [None] * len(probabilities)
-    if positive is not None and positive[0] == "HSIL+":
+    if decision.classes.severe:
         hsil_plus = decision.hsil_plus(probabilities).tolist()
     abstain = [None] * len(probabilities)
     if decision.threshold is not None:

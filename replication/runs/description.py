@@ -54,7 +54,16 @@ def describe(
             )
             for protocol in roles.PROTOCOLS
         }
-        data[builder.name] = describe_images(builder, index) | {
+        lacks = [
+            f"{builder.name}, {protocol} protocol: {line}"
+            for protocol, cut in by_protocol.items()
+            for line in roles.lacking(index, cut)
+        ]
+        for line in lacks:
+            print(f"Note: {line}")
+        described = describe_images(builder, index)
+        data[builder.name] = described | {
+            "notes": [*described["notes"], *lacks],
             "roles": {
                 protocol: {role: class_counts(index, rows) for role, rows in cut.items()}
                 for protocol, cut in by_protocol.items()

@@ -28,6 +28,11 @@ _ORIGINAL = (
     "prove it."
 )
 
+_FOLDERS = (
+    "Not the papers' images: a tree of class folders. No figure below may be called a replication "
+    "of a published one."
+)
+
 #: What stands at the top of every page, by source.
 SENTENCES: Mapping[published.Source, str] = {
     "original": _ORIGINAL,
@@ -52,6 +57,8 @@ def source(
     """
     if any(builder.builder_config.phantom_counts for builder in builders.values()):
         return "phantom", SENTENCES["phantom"]
+    if any(builder.name == "pap_folders" for builder in builders.values()):
+        return "stand-in", _FOLDERS
     if declared == "original":
         contradictions = [
             f"in {builder.TREE} {phrase}"

@@ -1,19 +1,19 @@
 """The order of a run: data of a stage, its fits, and the report after each of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets.public_api as tfds
 
 from replication.flags import audit as audit_flags
-from replication.learning import recipes, training
+from replication.learning import training
 from replication.runs import description, fitting, publication, results
 from replication.runs import progress as run_progress
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, leak_audit, pipeline
+from tfds_pap import files, leak_audit, pipeline, roles
 
 
 @dataclasses.dataclass
@@ -22,9 +22,10 @@ class Steps:
 
     Attributes:
         path: Of the run directory.
-        source: "phantom" or "original".
-        manual_dir: Folder of the user's trees; None for phantoms.
-        data_dir: Where TFDS keeps prepared data; None takes its default.
+        source: "phantom", "original" or "folders".
+        prepare_stage: Returns the prepared builder of a stage.
+        phantom_images: Images that a stage trains on where they are drawn, which are counted before
+            they are; None elsewhere.
         images: Whose images these are, as declared.
         policy: The device policy in force.
         identity: Everything that results depend on, but for the data.
@@ -37,8 +38,8 @@ class Steps:
 
     path: Path
     source: str
-    manual_dir: str | None
-    data_dir: str | None
+    prepare_stage: Callable[[int], tfds.core.DatasetBuilder]
+    phantom_images: Callable[[int], int] | None
     images: Any
     policy: DevicePolicy
     identity: Mapping[str, Any]
@@ -95,13 +96,9 @@ class Steps:
         )
 
     def _train_images(self, stage: int) -> int:
-        # Drawn images are counted before they are drawn.
-        builder = self.builders.get(stage) or tfds.builder(
-            f"{recipes.DATASETS[stage]}/{self.source}", data_dir=self.data_dir
-        )
-        if counts := builder.builder_config.phantom_counts:
-            return counts["train"] * len(builder.CLASS_FOLDERS)
-        return builder.info.splits["train"].num_examples
+        if self.phantom_images is not None:
+            return self.phantom_images(stage)
+        return roles.count_train(self.builders[stage])
 
     def prepare(self, stages: Sequence[int]) -> None:
         """Prepares the data of these stages, each once, and opens the run directory for them.
@@ -117,9 +114,7 @@ class Steps:
         if not new:
             return
         for stage in new:
-            self.builders[stage] = pipeline.prepare(
-                recipes.DATASETS[stage], self.source, self.manual_dir, self.data_dir
-            )
+            self.builders[stage] = self.prepare_stage(stage)
         data = {
             f"data of stage {stage}": pipeline.identity(builder)
             for stage, builder in self.builders.items()

@@ -12,6 +12,7 @@ import tensorflow as tf
 from replication.fields.find import suppression
 from replication.fields.find.dense import Stage1
 from tfds_pap import decoding
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
 #: Cells of a field that are answered, unless `--max_detections` says otherwise.
@@ -62,24 +63,27 @@ class Detection:
             "stage1": dict(self.about),
         }
 
-    def signature(self, labels: tuple[str, ...]) -> dict[str, tf.TensorSpec]:
+    def signature(self, classes: Classes) -> dict[str, tf.TensorSpec]:
         """Returns the outputs for one field.
 
         Args:
-            labels: Of stage 2.
+            classes: Of stage 2; without positive ones there is no "hsil_plus".
         """
         count = self.maximum
-        return {
+        outputs = {
             "boxes": tf.TensorSpec([count, 4], tf.float32),
             "scores": tf.TensorSpec([count], tf.float32),
             "class_ids": tf.TensorSpec([count], tf.int64),
             "classes": tf.TensorSpec([count], tf.string),
-            "probabilities": tf.TensorSpec([count, len(labels)], tf.float32),
+            "probabilities": tf.TensorSpec([count, len(classes.names)], tf.float32),
             "hsil_plus": tf.TensorSpec([count], tf.float32),
             "abstain": tf.TensorSpec([count], tf.int64),
             "count": tf.TensorSpec([], tf.int64),
             "found": tf.TensorSpec([], tf.int64),
         }
+        if not classes.severe:
+            del outputs["hsil_plus"]
+        return outputs
 
     def detect(
         self,
@@ -87,7 +91,7 @@ class Detection:
         size: int,
         resize: str,
         answer: Callable[[tf.Tensor], Outputs],
-        classes: int,
+        classes: Classes,
     ) -> Outputs:
         """Finds and names the cells of one field.
 
@@ -96,11 +100,12 @@ class Detection:
             size: Input of stage 2, pixels.
             resize: How its images are resized.
             answer: From float32 RGB `[b, size, size, 3]` to "probabilities", "class_id", "label",
-                "hsil_plus" and perhaps "abstain".
-            classes: Of stage 2, how many.
+                and perhaps "hsil_plus" and "abstain".
+            classes: Of stage 2.
 
         Returns:
-            As `signature`, the most suspicious cell first: `boxes` as ymin, xmin, ymax, xmax in
+            As `signature`, the most suspicious cell first (without positive classes the one that is
+            most surely a cell): `boxes` as ymin, xmin, ymax, xmax in
             pixels of the field; `count` cells that are answered, and `found` before the cut at the
             maximum. What is beyond `count` is 0, "" or, for `class_ids` and `abstain`, -1.
         """
@@ -114,7 +119,8 @@ class Detection:
         places, values = tf.gather(places, best), tf.gather(values, best)
         corners = tf.cast(places, tf.int32) * stride
         named = self._named(field, corners, size, resize, answer, classes)
-        order = tf.argsort(named["hsil_plus"], direction="DESCENDING", stable=True)
+        suspicion = named.get("hsil_plus", values)
+        order = tf.argsort(suspicion, direction="DESCENDING", stable=True)
         ends = tf.concat([corners, corners + roi], axis=1)
         cells = {
             "boxes": tf.cast(ends, tf.float32),
@@ -122,8 +128,8 @@ class Detection:
             "class_ids": named["class_id"],
             "classes": named["label"],
             "probabilities": named["probabilities"],
-            "hsil_plus": named["hsil_plus"],
             "abstain": named["abstain"],
+            **{name: named[name] for name in named if name == "hsil_plus"},
         }
         padded = {name: self._padded(tf.gather(each, order), name) for name, each in cells.items()}
         count = tf.shape(places, tf.int64)[0]
@@ -136,7 +142,7 @@ class Detection:
         size: int,
         resize: str,
         answer: Callable[[tf.Tensor], Outputs],
-        classes: int,
+        classes: Classes,
     ) -> Outputs:
         roi, count = self.stage1.roi, tf.shape(corners)[0]
 
@@ -160,15 +166,17 @@ class Detection:
                 if named[name].dtype != tf.string
                 else tf.concat([named[name], tf.fill([missing], "")], 0)
                 for name, rank in _RANKS.items()
+                if name in named
             }
 
         specs = {
-            "probabilities": tf.TensorSpec([_AT_ONCE, classes], tf.float32),
+            "probabilities": tf.TensorSpec([_AT_ONCE, len(classes.names)], tf.float32),
             "class_id": tf.TensorSpec([_AT_ONCE], tf.int64),
             "label": tf.TensorSpec([_AT_ONCE], tf.string),
-            "hsil_plus": tf.TensorSpec([_AT_ONCE], tf.float32),
             "abstain": tf.TensorSpec([_AT_ONCE], tf.int64),
         }
+        if classes.severe:
+            specs["hsil_plus"] = tf.TensorSpec([_AT_ONCE], tf.float32)
         parts = tf.map_fn(
             part,
             tf.range(0, count, _AT_ONCE),

@@ -13,7 +13,6 @@ import tensorflow as tf
 from replication.learning.gradcam import GradCam
 from replication.measures import calibration
 from replication.measures.decisions import ROUNDING, Decision
-from replication.measures.positive import hsil_plus
 from serving.model import guard
 from serving.model.detection import Detection
 from tfds_pap import decoding, pipeline
@@ -147,7 +146,7 @@ class Graph:
 
     def detect(self, image_bytes: tf.Tensor) -> Outputs:
         """From the bytes of whole fields, string `[b]`, to their cells; see `Detection.detect`."""
-        labels, detection = self.decision.labels, self.detection
+        classes, detection = self.decision.classes, self.detection
         assert detection is not None, "`endpoints` lists `detect` only where there is one"
 
         def answer(image: tf.Tensor) -> Outputs:
@@ -155,12 +154,12 @@ class Graph:
 
         def cells(data: tf.Tensor) -> Outputs:
             field = decoding.decode(self._checked(data, image_bytes))
-            return detection.detect(field, self.size, self.resize, answer, len(labels))
+            return detection.detect(field, self.size, self.resize, answer, classes)
 
         return tf.map_fn(
             cells,
             self._bounded(image_bytes),
-            fn_output_signature=detection.signature(labels),
+            fn_output_signature=detection.signature(classes),
             parallel_iterations=1,
         )
 
@@ -198,7 +197,7 @@ class Graph:
         return tf.cast(self._model(image, training=False), tf.float32)
 
     def _answer(self, probabilities: tf.Tensor) -> Outputs:
-        labels, severe = self.decision.labels, hsil_plus(self.decision.labels)
+        labels, severe = self.decision.labels, self.decision.classes.severe
         class_id = tf.argmax(probabilities, axis=-1)
         answer = {
             "probabilities": probabilities,

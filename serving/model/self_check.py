@@ -55,7 +55,7 @@ def samples(
         data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
     """
     test = fit.predictions.select("test")
-    builder = _prepared(run, _SETS[fit.stage], data_dir)
+    builder = _prepared(run, fit, data_dir)
     if builder is not None:
         chosen = np.unique(np.linspace(0, len(test) - 1, count).astype(int))
         images = pipeline.read_files(builder, [test.ids[number] for number in chosen])
@@ -162,18 +162,25 @@ def _check_detection(
         raise PapError(f"detect: {count} cells of a drawn field, expected {len(cells)}")
     # Those with the highest scores are answered.
     chosen = cells.select(np.argsort(-cells.scores, kind="stable")[:count]).sorted()
-    answered = np.sort(answer["hsil_plus"][0][:count])
-    worst = float(np.abs(answered - np.sort(chosen.hsil_plus)).max(initial=0))
+    output, expected = "scores", chosen.scores
+    if graph.decision.classes.severe:
+        output, expected = "hsil_plus", chosen.hsil_plus
+    answered = np.sort(answer[output][0][:count])
+    worst = float(np.abs(answered - np.sort(expected)).max(initial=0))
     if not worst <= TOLERANCE:
-        raise PapError(f"detect: HSIL+ differs by {worst:.2g} from the scan's")
+        raise PapError(f"detect: {output} differs by {worst:.2g} from the scan's")
     return f"detect finds the {count} cells that a scan of a drawn field finds"
 
 
 def _prepared(
-    run: RunDirectory, name: str, data_dir: str | None
+    run: RunDirectory, fit: results.Fit, data_dir: str | None
 ) -> tfds.core.DatasetBuilder | None:
     """The run's own data set, unless it is not prepared here or has changed since."""
-    described = run.manifest().get("data", {}).get(name, {})
+    data, name = run.manifest().get("data", {}), _SETS[fit.stage]
+    for own in pipeline.FOLDER_SETS[fit.stage]:
+        if own in data:
+            return pipeline.find_prepared(own, data[own]["fingerprint"], data_dir)
+    described = data.get(name, {})
     for source in ("original", "phantom"):
         builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
         if builder.is_prepared() and builder.info.metadata.get("fingerprint") == described.get(

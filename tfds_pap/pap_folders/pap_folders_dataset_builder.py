@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import folders, taxonomy, tree_builder
+from tfds_pap import classes, folders, tree_builder
 
 #: Characters that TFDS allows in the name of a configuration.
 _NAME = re.compile(r"[^A-Za-z0-9_]+")
@@ -37,7 +37,7 @@ def config(root: str | os.PathLike) -> FoldersConfig:
         folders.TreeError: If there is no such folder, or it has fewer than two class folders.
     """
     root = Path(root).expanduser().resolve()
-    class_names = taxonomy.in_order_of_severity(folders.class_folders(root))
+    class_names = classes.in_order_of_severity(folders.class_folders(root))
     fingerprint = folders.fingerprint(root, {name: name for name in class_names}, splits=())
     return FoldersConfig(
         name=f"{_NAME.sub('_', root.name)}_{fingerprint[:12]}",

@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 
 from tfds_pap import files
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Columns before the probabilities, which have the names of their classes, and after them.
 _BEFORE = ("x", "y", "score", "class")
 _AFTER = ("hsil_plus", "abstain")
+
+#: Attributes with an entry for each cell.
+ARRAYS = ("x", "y", "scores", "probabilities", "hsil_plus", "abstain")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,10 +29,12 @@ class Cells:
         x: Middle of the ROI, pixels of the file from its left edge, float64 `[n]`.
         y: The same from its top edge, float64 `[n]`.
         scores: Probability of a cell (stage 1), float64 `[n]`.
-        probabilities: Of NILM, LSIL, HSIL and SCC (stage 2, the network's own), float64 `[n, 4]`.
-        hsil_plus: Calibrated probability of HSIL or SCC, float64 `[n]`.
+        probabilities: Of the classes of stage 2 (the network's own), float64 `[n, k]`.
+        hsil_plus: Calibrated probability of HSIL or SCC, or of what the classes declare to be
+            positive, float64 `[n]`; NaN where nobody said.
         abstain: Whether the calibrated confidence is below the model's threshold, bool `[n]`; all
             False where it has none.
+        classes: What is known of the classes.
     """
 
     x: np.ndarray
@@ -37,19 +43,20 @@ class Cells:
     probabilities: np.ndarray
     hsil_plus: np.ndarray
     abstain: np.ndarray
+    classes: Classes = dataclasses.field(default_factory=lambda: Classes.known(STAGE2_CLASSES))
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def class_ids(self) -> np.ndarray:
-        """Positions in `STAGE2_CLASSES`, int64 `[n]`."""
+        """Positions among the classes, int64 `[n]`."""
         return self.probabilities.argmax(axis=1)
 
     @property
     def labels(self) -> list[str]:
         """The named class of each cell."""
-        return [STAGE2_CLASSES[number] for number in self.class_ids]
+        return [self.classes.names[number] for number in self.class_ids]
 
     def select(self, rows: np.ndarray | slice) -> "Cells":
         """Returns some of the cells.
@@ -57,11 +64,12 @@ class Cells:
         Args:
             rows: Positions, int `[k]`; a mask, bool `[n]`; or a slice.
         """
-        return Cells(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
+        return Cells(**{name: getattr(self, name)[rows] for name in ARRAYS}, classes=self.classes)
 
     def sorted(self) -> "Cells":
-        """Returns them the most suspicious first: by HSIL+, then score, then place."""
-        return self.select(np.lexsort((self.x, self.y, -self.scores, -self.hsil_plus)))
+        """Returns them the most suspicious first: by HSIL+ where known, then score, then place."""
+        suspicion = np.nan_to_num(self.hsil_plus)
+        return self.select(np.lexsort((self.x, self.y, -self.scores, -suspicion)))
 
     @classmethod
     def empty(cls) -> "Cells":
@@ -71,7 +79,7 @@ class Cells:
 
     def table(self) -> pd.DataFrame:
         """Returns x, y, score, class, the probability of each class, hsil_plus and abstain."""
-        named = dict(zip(STAGE2_CLASSES, self.probabilities.T, strict=True))
+        named = dict(zip(self.classes.names, self.probabilities.T, strict=True))
         before = dict(zip(_BEFORE, (self.x, self.y, self.scores, self.labels), strict=True))
         return pd.DataFrame(
             {**before, **named, "hsil_plus": self.hsil_plus, "abstain": self.abstain.astype(int)}
@@ -86,18 +94,20 @@ class Cells:
         files.write_atomically(path, self.table().to_csv(index=False, float_format="%.6g"))
 
     @classmethod
-    def read(cls, path: Path) -> "Cells":
+    def read(cls, path: Path, classes: Classes | None = None) -> "Cells":
         """Reads what `write` wrote; the class column is not needed, as it follows from the rest.
 
         Args:
             path: The file.
+            classes: What is known of the classes; None takes those of the papers.
 
         Raises:
             PapError: If it is no such table.
         """
+        classes = classes or Classes.known(STAGE2_CLASSES)
         try:
             table = pd.read_csv(io.BytesIO(path.read_bytes()))
-            columns: Sequence[str] = (*_BEFORE, *STAGE2_CLASSES, *_AFTER)
+            columns: Sequence[str] = (*_BEFORE, *classes.names, *_AFTER)
             missing = [name for name in columns if name not in table]
             if missing:
                 raise ValueError(f"no column {missing[0]}")
@@ -105,9 +115,10 @@ class Cells:
                 x=table["x"].to_numpy(float),
                 y=table["y"].to_numpy(float),
                 scores=table["score"].to_numpy(float),
-                probabilities=table[list(STAGE2_CLASSES)].to_numpy(float),
+                probabilities=table[list(classes.names)].to_numpy(float),
                 hsil_plus=table["hsil_plus"].to_numpy(float),
                 abstain=table["abstain"].to_numpy() > 0,
+                classes=classes,
             )
         except (OSError, ValueError) as error:
             raise PapError(

@@ -69,6 +69,7 @@ def scan(
     Raises:
         FieldError: If the field is damaged.
     """
+    decision = stages.stage2.decision
     stage1, seconds = stages.stage1, collections.defaultdict[str, float](float)
     lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
     scores = score_map(field, stages, pool=pool, advance=advance, block=block, seconds=seconds)
@@ -83,7 +84,7 @@ def scan(
         return probabilities
 
     parts = [slice(n, n + BATCH) for n in range(0, len(kept), BATCH)]
-    named = [np.zeros((0, 4)), *pool.map(name, parts)]
+    named = [np.zeros((0, len(decision.labels))), *pool.map(name, parts)]
     if not parts:
         advance(0.5)
     probabilities = np.concatenate(named)
@@ -93,8 +94,9 @@ def scan(
         y=y * field.scale,
         scores=scores[tuple(kept.T)].astype(np.float64),
         probabilities=probabilities,
-        hsil_plus=stages.stage2.decision.hsil_plus(probabilities),
-        abstain=stages.stage2.decision.abstains(probabilities),
+        hsil_plus=decision.hsil_plus(probabilities),
+        abstain=decision.abstains(probabilities),
+        classes=decision.classes,
     )
     detections = int((scores >= threshold).sum())
     return FieldScan(lattice, scores, detections, cells.sorted(), dict(seconds))

@@ -13,7 +13,7 @@ from replication.measures import decisions
 from replication.runs import results
 from tfds_pap import decoding, files
 from tfds_pap.errors import PapError
-from tfds_pap.taxonomy import STAGE2_CLASSES
+from tfds_pap.taxonomy import STAGE1_CLASSES
 
 #: Side of the ROI in the papers, pixels.
 ROI = 150
@@ -27,7 +27,7 @@ class Stage2:
     """Names the cells in ROIs.
 
     Args:
-        model: From RGB, 0..255, `[b, n, n, 3]` to the probabilities of the four classes.
+        model: From RGB, 0..255, `[b, n, n, 3]` to the probabilities of the classes.
         resize: How its images were resized: one of `decoding.RESIZE_METHODS`.
         decision: Its labels, calibration and threshold.
         roi: Side of the ROI, pixels.
@@ -36,16 +36,15 @@ class Stage2:
         decision: Labels, calibration and threshold of abstention.
 
     Raises:
-        PapError: If it knows other classes.
+        PapError: If it knows the classes of stage 1.
     """
 
     def __init__(
         self, model: keras.Model, resize: str, decision: decisions.Decision, *, roi: int = ROI
     ) -> None:
-        if decision.labels != STAGE2_CLASSES:
+        if set(decision.labels) == set(STAGE1_CLASSES):
             raise PapError(
-                f"{model.name} names {', '.join(decision.labels)}, expected a network of stage 2: "
-                + ", ".join(STAGE2_CLASSES)
+                f"{model.name} names {', '.join(decision.labels)}, expected a network of stage 2"
             )
         self.decision = decision
         self._model, self._resize, self._roi = model, resize, roi
@@ -62,12 +61,12 @@ class Stage2:
             lefts: Left edge of each ROI, int `[n]`, pixels as read.
 
         Returns:
-            The network's own probabilities, float64 `[n, 4]`.
+            The network's own probabilities, float64 `[n, k]`.
 
         Raises:
             FieldError: If the field is damaged at one of them.
         """
-        probabilities = [np.zeros((0, len(STAGE2_CLASSES)))]
+        probabilities = [np.zeros((0, len(self.decision.labels)))]
         for first in range(0, len(tops), BATCH):
             part = slice(first, first + BATCH)
             crops = [
@@ -78,7 +77,7 @@ class Stage2:
         return np.concatenate(probabilities)
 
     def graph(self, crops: tf.Tensor) -> tf.Tensor:
-        """From uint8 `[b, roi, roi, 3]` to float32 `[b, 4]`, in TensorFlow's operations."""
+        """From uint8 `[b, roi, roi, 3]` to float32 `[b, k]`, in TensorFlow's operations."""
         images = decoding.resize(crops, self._size, self._size, self._resize)
         return tf.cast(self._model(tf.cast(images, tf.float32), training=False), tf.float32)
 

@@ -6,16 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from replication.fields.find.cells import Cells
-from tfds_pap.taxonomy import STAGE2_CLASSES
+from replication.fields.find.cells import ARRAYS, Cells
 
 #: Cells that the slide-level score is a mean over.
 _MOST_SUSPICIOUS = 10
 
-DEFINITION = (
-    f"mean calibrated probability of HSIL or SCC over the {_MOST_SUSPICIOUS} cells for which it is "
-    "highest (over all, where there are fewer)"
-)
+
+def definition(positive: str) -> str:
+    """Says what the slide-level score is.
+
+    Args:
+        positive: What is looked for, in words.
+    """
+    return (
+        f"mean calibrated probability of {positive} over the {_MOST_SUSPICIOUS} cells for which it "
+        "is highest (over all, where there are fewer)"
+    )
 
 
 def summary(cells: Cells) -> dict[str, Any]:
@@ -26,19 +32,24 @@ def summary(cells: Cells) -> dict[str, Any]:
 
     Returns:
         "cells" (how many), "counts" (by class), "most_severe" (the most severe class that any cell
-        was named; None without cells) and "slide_score" ("value", None without cells; "cells" that
-        it is a mean over; "definition").
+        was named; None without cells, or an order of severity) and "slide_score" ("value", None
+        without cells, or classes that are looked for; "cells" that it is a mean over;
+        "definition").
     """
-    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES))
-    highest = np.sort(cells.hsil_plus)[::-1][:_MOST_SUSPICIOUS]
+    classes = cells.classes
+    counts = np.bincount(cells.class_ids, minlength=len(classes.names))
+    highest = np.sort(cells.hsil_plus)[::-1][:_MOST_SUSPICIOUS] if classes.severe else np.zeros(0)
+    worst = None
+    if classes.severity is not None and len(cells):
+        worst = [n for n in classes.severity if counts[n]][-1]
     return {
         "cells": len(cells),
-        "counts": dict(zip(STAGE2_CLASSES, counts.tolist(), strict=True)),
-        "most_severe": STAGE2_CLASSES[cells.class_ids.max()] if len(cells) else None,
+        "counts": dict(zip(classes.names, counts.tolist(), strict=True)),
+        "most_severe": None if worst is None else classes.names[worst],
         "slide_score": {
             "value": float(highest.mean()) if len(highest) else None,
             "cells": len(highest),
-            "definition": DEFINITION,
+            "definition": definition(" or ".join(classes.positive)),
         },
     }
 
@@ -64,5 +75,5 @@ def together(cells: Sequence[Cells]) -> Cells:
     Args:
         cells: Of each field.
     """
-    names = [field.name for field in dataclasses.fields(Cells)]
-    return Cells(**{name: np.concatenate([getattr(c, name) for c in cells]) for name in names})
+    arrays = {name: np.concatenate([getattr(c, name) for c in cells]) for name in ARRAYS}
+    return Cells(**arrays, classes=cells[0].classes)

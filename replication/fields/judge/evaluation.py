@@ -30,7 +30,6 @@ from replication.fields.judge.results import (
 from replication.fields.judge.truth import LABELS
 from replication.measures import shares
 from replication.measures.intervals import Interval, percentile_bootstrap
-from replication.measures.positive import hsil_plus
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -47,7 +46,7 @@ _NO_INTERVAL = {
 }
 
 #: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`; then NILM and LSIL.
-_SEVERE = slice(hsil_plus(STAGE2_CLASSES)[0], len(STAGE2_CLASSES))
+_SEVERE = slice(STAGE2_CLASSES.index("HSIL"), len(STAGE2_CLASSES))
 _MILD = slice(0, _SEVERE.start)
 
 

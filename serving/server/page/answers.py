@@ -153,7 +153,9 @@ def detect(
                 "label": outputs["classes"][0, number].decode("utf-8", "replace"),
                 "score": float(outputs["scores"][0, number]),
                 "probabilities": list(zip(labels, probabilities, strict=True)),
-                "hsil_plus": float(outputs["hsil_plus"][0, number]),
+                "hsil_plus": float(outputs["hsil_plus"][0, number])
+                if "hsil_plus" in outputs
+                else None,
                 "abstain": bool(outputs["abstain"][0, number]),
             }
         )
