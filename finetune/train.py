@@ -90,8 +90,7 @@ def main(argv: list[str]) -> None:
     policy = device_flags.policy()
     plan = _plan(policy)
     run = RunDirectory.open(
-        _RUN_DIR.value
-        or Path("runs") / f"finetuned-{plan.tuning.backbone}-{stage2_flags.name()}",
+        _RUN_DIR.value or Path("runs") / f"finetuned-{plan.tuning.backbone}-{stage2_flags.name()}",
         {
             "source": stage2_flags.source(),
             **plan.identity(),

@@ -208,31 +208,31 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
     from replication.naming import reading
     from serving.client import ClientError
 
-    found: dict[int, Prediction | str] = {}
+    answers: dict[int, Prediction | str] = {}
     images: dict[int, bytes] = {}
     for number, path in enumerate(paths):
         try:
             images[number] = reading.read(Path(path), max_bytes=_MAX_IMAGE_BYTES.value)
         except PapError as error:
-            found[number] = str(error)
+            answers[number] = str(error)
     try:
-        found.update(zip(images, client.predict(list(images.values())), strict=True))
+        answers.update(zip(images, client.predict(list(images.values())), strict=True))
     except ClientError as error:
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
         if error.code not in refused:
             raise
         if len(images) == 1:
-            found[next(iter(images))] = str(error)
+            answers[next(iter(images))] = str(error)
             images.clear()
         # One image spoils the whole request, or the request is too large: each alone.
         for number, image in images.items():
             try:
-                (found[number],) = client.predict([image])
+                (answers[number],) = client.predict([image])
             except ClientError as error:
                 if error.code not in refused:
                     raise
-                found[number] = str(error)
-    return [(path, found[number]) for number, path in enumerate(paths)]
+                answers[number] = str(error)
+    return [(path, answers[number]) for number, path in enumerate(paths)]
 
 
 if __name__ == "__main__":

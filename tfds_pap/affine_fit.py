@@ -61,7 +61,7 @@ def fit(
     miss = moved - moved[own, :, own][..., None] + target[..., None] - target.T
     near = miss[:, 0] ** 2 + miss[:, 1] ** 2 < _LOOSE**2
     followers = near.sum(axis=1)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    fits: list[tuple[np.ndarray, np.ndarray]] = []
     for _ in range(_TRIED):
         start = int(followers.argmax())
         if followers[start] < least:
@@ -72,8 +72,8 @@ def fit(
         if refined is not None and plausible(refined[0], mirrored):
             places = distinct(target[refined[1]])
             if len(places) >= least:
-                found.append((refined[0], places))
-    return sorted(found, key=lambda one: -len(one[1]))
+                fits.append((refined[0], places))
+    return sorted(fits, key=lambda one: -len(one[1]))
 
 
 def plausible(matrix: np.ndarray, mirrored: bool) -> bool:

@@ -406,11 +406,11 @@ def _promising_shift(a: np.ndarray, b: np.ndarray) -> tuple[int, int] | None:
     # Where the middle of one is found in the other.
     margin = len(a) // 5
     middle = np.ascontiguousarray(a[margin:-margin, margin:-margin])
-    found = cv2.matchTemplate(np.ascontiguousarray(b), middle, cv2.TM_CCOEFF_NORMED)
-    _, _, _, (x, y) = cv2.minMaxLoc(found)
+    agreement = cv2.matchTemplate(np.ascontiguousarray(b), middle, cv2.TM_CCOEFF_NORMED)
+    _, _, _, (x, y) = cv2.minMaxLoc(agreement)
     guess = margin - x, margin - y
     agrees = _correlation(*_overlap(a, b, guess)) >= _HALF_SIMILARITY
-    flat = guess == (0, 0) or not np.ptp(found)
+    flat = guess == (0, 0) or not np.ptp(agreement)
     return (2 * guess[0], 2 * guess[1]) if agrees else (0, 0) if flat else None
 
 

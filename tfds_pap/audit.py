@@ -97,22 +97,22 @@ def main(argv: list[str]) -> None:
             rows = audit_files.read_predictions(
                 Path(_PREDICTIONS.value), dict(zip(index.ids.tolist(), classes, strict=True))
             )
-        found = leak_audit.audit_builder(builder, features=features, effort=_AUDIT.value)
-        print(f"\n{found.one_line()}\n{found.blindness()}.")
-        _print_counts(found)
+        result = leak_audit.audit_builder(builder, features=features, effort=_AUDIT.value)
+        print(f"\n{result.one_line()}\n{result.blindness()}.")
+        _print_counts(result)
         output = Path(_OUTPUT.value) / builder.name
-        audit_files.write(found, output, builder)
+        audit_files.write(result, output, builder)
         if rows is not None:
-            _print_accuracy(found, rows)
+            _print_accuracy(result, rows)
         print(f"Written: {output}")
 
 
-def _print_counts(found: "leak_audit.Audit") -> None:
+def _print_counts(result: "leak_audit.Audit") -> None:
     import rich.box
     import rich.console
     import rich.table
 
-    summary = found.summary()
+    summary = result.summary()
     table = rich.table.Table(box=rich.box.SIMPLE)
     table.add_column("pairs")
     for heading in summary["pairs"]["near-duplicate"]:
@@ -126,13 +126,13 @@ def _print_counts(found: "leak_audit.Audit") -> None:
         console.print(f"suspect {split} images: {counts}", highlight=False)
 
 
-def _print_accuracy(found: "leak_audit.Audit", rows: list[tuple[str, bool]]) -> None:
+def _print_accuracy(result: "leak_audit.Audit", rows: list[tuple[str, bool]]) -> None:
     """Accuracy of a predictions file with and without suspect test images.
 
     It has no interval here: images of one slide or field are not independent, and how sure a share
     of groups is, is told by the report of the run.
     """
-    suspect = found.suspects([image for image, _ in rows])
+    suspect = result.suspects([image for image, _ in rows])
     for name, kept in (
         ("all test images", rows),
         ("without suspect ones", [row for row in rows if row[0] not in suspect]),

@@ -92,11 +92,11 @@ def read_predictions(path: Path, labels: Mapping[str, str]) -> list[tuple[str, b
     return [(row["id"], name == row["label"]) for row, name in zip(tested, named, strict=True)]
 
 
-def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBuilder) -> None:
+def write(audit: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBuilder) -> None:
     """Writes `pairs.csv`, `audit.json`, a page and, if there are pairs, `contact_sheet.png`.
 
     Args:
-        found: The audit.
+        audit: What was found.
         directory: Where to.
         builder: Of the images.
     """
@@ -108,18 +108,18 @@ def write(found: leak_audit.Audit, directory: Path, builder: tfds.core.DatasetBu
          "second_split", "first_label", "second_label", "first_group", "second_group",
          "matrix_of_128_px")
     )  # fmt: skip
-    for pair in audit_page.ordered(found.pairs):
+    for pair in audit_page.ordered(audit.pairs):
         writer.writerow(
             (pair.first, pair.second, pair.kind, pair.alignment.words(), pair.similarity,
              pair.overlap, *pair.splits, *pair.labels, *pair.groups,
              " ".join(map(str, pair.matrix)))
         )  # fmt: skip
     files.write_atomically(directory / "pairs.csv", text.getvalue())
-    content = {**found.summary(), "images of groups on both sides": found.shared_groups}
+    content = {**audit.summary(), "images of groups on both sides": audit.shared_groups}
     files.write_atomically(directory / "audit.json", json.dumps(content, indent=2) + "\n")
-    audit_page.write(directory / audit_page.NAME, [(found, builder)])
-    if found.pairs:
-        files.write_atomically(directory / "contact_sheet.png", contact_sheet(found.pairs, builder))
+    audit_page.write(directory / audit_page.NAME, [(audit, builder)])
+    if audit.pairs:
+        files.write_atomically(directory / "contact_sheet.png", contact_sheet(audit.pairs, builder))
     else:
         (directory / "contact_sheet.png").unlink(missing_ok=True)
 

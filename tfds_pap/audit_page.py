@@ -32,7 +32,7 @@ def write(path: Path, audits: Sequence[tuple[leak_audit.Audit, tfds.core.Dataset
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    sets = [_section(found, builder) for found, builder in audits]
+    sets = [_section(audit, builder) for audit, builder in audits]
     text = environment.get_template("audit_page.html.j2").render(sets=sets)
     files.write_atomically(path, text)
 
@@ -105,22 +105,22 @@ def pictures(
         uint8 RGB `[size, size, 3]` each.
     """
     ids = list(dict.fromkeys(image for pair in pairs for image in (pair.first, pair.second)))
-    found = dict(zip(ids, pipeline.read_images(builder, ids, size, "area"), strict=True))
-    return [(found[pair.first], pair.alignment.lay(found[pair.second])) for pair in pairs]
+    picture_of = dict(zip(ids, pipeline.read_images(builder, ids, size, "area"), strict=True))
+    return [(picture_of[pair.first], pair.alignment.lay(picture_of[pair.second])) for pair in pairs]
 
 
-def _section(found: leak_audit.Audit, builder: tfds.core.DatasetBuilder) -> dict[str, object]:
-    summary = found.summary()
-    shown = ordered(found.pairs)[:_SHOWN]
+def _section(audit: leak_audit.Audit, builder: tfds.core.DatasetBuilder) -> dict[str, object]:
+    summary = audit.summary()
+    shown = ordered(audit.pairs)[:_SHOWN]
     return {
-        "name": found.dataset,
+        "name": audit.dataset,
         "line": summary["line"],
         "headings": list(summary["pairs"][leak_audit.IDENTICAL]),
         "counts": {
             kind: ["unknown" if n is None else f"{n:,}" for n in counts.values()]
             for kind, counts in summary["pairs"].items()
         },
-        "shown": shown_words(found.pairs, len(shown)),
+        "shown": shown_words(audit.pairs, len(shown)),
         "pairs": [
             {
                 "first": pair.first,

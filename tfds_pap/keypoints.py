@@ -90,16 +90,16 @@ def detect(
         order = _standing_out(table[:, :2], response)[:at_most]
         return table[order], _root(described[order])
 
-    found = list(progress(in_order(one, pictures)))
-    counts = [len(table) for table, _ in found]
-    geometry = np.concatenate([np.empty((0, 4), np.float32), *(table for table, _ in found)])
+    tables = list(progress(in_order(one, pictures)))
+    counts = [len(table) for table, _ in tables]
+    geometry = np.concatenate([np.empty((0, 4), np.float32), *(table for table, _ in tables)])
     empty = np.empty((0, _DIMENSIONS), np.uint8)
     return Keypoints(
         start=np.cumsum([0, *counts]),
         place=np.ascontiguousarray(geometry[:, :2]),
         angle=geometry[:, 2],
         size=geometry[:, 3],
-        descriptors=np.concatenate([empty, *(described for _, described in found)]),
+        descriptors=np.concatenate([empty, *(described for _, described in tables)]),
     )
 
 

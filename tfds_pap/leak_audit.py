@@ -174,14 +174,14 @@ class Audit:
             tested: Ids of every image that is tested together.
         """
         tested = set(tested)
-        found = set()
+        suspects = set()
         for pair in self.pairs:
             if (pair.first in tested) != (pair.second in tested):
-                found |= {pair.first, pair.second} & tested
+                suspects |= {pair.first, pair.second} & tested
         for images in self.groups.values():
             if not tested.issuperset(images):
-                found |= tested.intersection(images)
-        return found
+                suspects |= tested.intersection(images)
+        return suspects
 
     def one_line(self) -> str:
         """Says what was found, for the line beside an accuracy."""
@@ -294,11 +294,11 @@ def _of_index(dataset: str, index: pipeline.Index, pairs: tuple[Pair, ...], effo
     ids = index.ids.tolist()
 
     def images_by(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        found = collections.defaultdict(list)
+        ids_of_key = collections.defaultdict(list)
         for key, image in sorted(zip(keys, ids, strict=True)):
             if key:
-                found[key].append(image)
-        return {key: tuple(images) for key, images in found.items()}
+                ids_of_key[key].append(image)
+        return {key: tuple(images) for key, images in ids_of_key.items()}
 
     return Audit(
         dataset=dataset,
@@ -349,12 +349,13 @@ def audit_builder(
         pairs = tuple(_stored_pair(values) for values in json.loads(path.read_text()))
         return _of_index(builder.name, index, pairs, effort)
     store = pipeline.load_images(builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES)
-    found = audit(
+    result = audit(
         builder.name, store.index, np.asarray(store.pixels), features=features, effort=effort
     )
     if features is None:
-        files.write_atomically(path, json.dumps([dataclasses.asdict(pair) for pair in found.pairs]))
-    return found
+        stored = [dataclasses.asdict(pair) for pair in result.pairs]
+        files.write_atomically(path, json.dumps(stored))
+    return result
 
 
 def _stored_pair(values: dict[str, Any]) -> Pair:

@@ -122,12 +122,12 @@ def find(
     work.update(_by_hash(hashes, by_side))
     if features is not None:
         work.update(_by_features(np.asarray(features, np.float32)[rows], by_side))
-    found = _compare(comparison, sorted(work, key=_order), shown)
+    by_pair = _compare(comparison, sorted(work, key=_order), shown)
     if how.closure:
         for _ in range(_CLOSURE_ROUNDS):
-            more = _implied(found)
-            found.update(_compare(comparison, more, shown))
-    matches = [_exact(m, rows, pixels) for m in found.values()]
+            more = _implied(by_pair)
+            by_pair.update(_compare(comparison, more, shown))
+    matches = [_exact(m, rows, pixels) for m in by_pair.values()]
     known = {(match.first, match.second) for match in matches}
     for match in _inherited(tuple(matches), equals):
         if (match.first, match.second) not in known:
@@ -170,23 +170,23 @@ def _compare(
         verified = comparison.verify(a, b, *how)
         return verified and Match(a, b, *verified)
 
-    found: dict[tuple[int, int], Match] = {}
+    by_pair: dict[tuple[int, int], Match] = {}
     # One thread a pair: those of the linear algebra would only wait for one another.
     with threadpoolctl.threadpool_limits(1):
         for match in shown("audit: comparing", len(work))(keypoints.in_order(one, work)):
             if match:
-                known = found.get((match.first, match.second))
+                known = by_pair.get((match.first, match.second))
                 if known is None or match.similarity > known.similarity:
-                    found[match.first, match.second] = match
-    return found
+                    by_pair[match.first, match.second] = match
+    return by_pair
 
 
 def _implied(
-    found: dict[tuple[int, int], Match],
+    by_pair: dict[tuple[int, int], Match],
 ) -> list[tuple[int, int, Alignment]]:
     """Pairs that were not found, both of which match a third picture so that they overlap."""
     partners: dict[int, list[Match]] = {}
-    for match in sorted(found.values(), key=lambda m: -m.overlap):
+    for match in sorted(by_pair.values(), key=lambda m: -m.overlap):
         for seen in (match, match.reversed()):
             if len(here := partners.setdefault(seen.first, [])) < _CLOSURE_PARTNERS:
                 here.append(seen)
@@ -196,7 +196,7 @@ def _implied(
             for other in matches[:number]:
                 low, high = (one, other) if one.second < other.second else (other, one)
                 pair = (low.second, high.second)
-                if pair in found or pair in implied:
+                if pair in by_pair or pair in implied:
                     continue
                 # From the higher picture to the common one, and on to the lower.
                 lay = low.alignment.inverse().after(high.alignment)
@@ -217,11 +217,11 @@ def _exact(match: Match, rows: np.ndarray, pixels: np.ndarray) -> Match:
 
 def _equals(pixels: np.ndarray, sides: np.ndarray) -> list[list[list[int]]]:
     """For each distinct picture the positions that hold it, a list for each side."""
-    found: dict[bytes, dict[int, list[int]]] = {}
+    by_digest: dict[bytes, dict[int, list[int]]] = {}
     for number, picture in enumerate(pixels):
         digest = hashlib.sha256(picture.tobytes()).digest()
-        found.setdefault(digest, {}).setdefault(sides[number], []).append(number)
-    return [list(same.values()) for same in found.values()]
+        by_digest.setdefault(digest, {}).setdefault(sides[number], []).append(number)
+    return [list(same.values()) for same in by_digest.values()]
 
 
 def _inherited(matches: Iterable[Match], equals: list[list[list[int]]]) -> Iterator[Match]:

@@ -208,9 +208,7 @@ def _clean_cut(
             stratify=labels,
         )
     if len(np.unique(groups)) < folds:
-        raise CutError(
-            f"{what} has {len(np.unique(groups))} groups; a cut by group needs {folds}"
-        )
+        raise CutError(f"{what} has {len(np.unique(groups))} groups; a cut by group needs {folds}")
     # A greedy cut can leave a rare class out of a fold; of several, take the best stratified one.
     cuts = [
         cut

@@ -79,7 +79,7 @@ def by_keypoints(
     if len(points.descriptors) < 2:
         return {}
     project = _projection(points.descriptors)
-    found: dict[tuple[int, int, bool], int] = {}
+    votes: dict[tuple[int, int, bool], int] = {}
     pictures = np.arange(len(points.start) - 1)
     blocks = [pictures[n : n + _BLOCK] for n in range(0, len(pictures), _BLOCK)]
     indexed = [
@@ -103,8 +103,17 @@ def by_keypoints(
             near = near.ravel()
             valid = (near >= 0) & (owner[near] != asker[left])
             left, near = left[valid], near[valid]
-            _vote(found, points, asking[left], rows[near], asker[left], owner[near], mirror, effort)
-    return found
+            _vote(
+                votes,
+                points,
+                asking[left],
+                rows[near],
+                asker[left],
+                owner[near],
+                mirror,
+                effort,
+            )
+    return votes
 
 
 def _projection(descriptors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -137,7 +146,7 @@ def _index(vectors: np.ndarray) -> faiss.Index:
 
 
 def _vote(
-    found: dict[tuple[int, int, bool], int],
+    best: dict[tuple[int, int, bool], int],
     points: keypoints.Keypoints,
     left: np.ndarray,
     right: np.ndarray,
@@ -172,7 +181,7 @@ def _vote(
     for key, count in zip(pairs[order].tolist(), votes[order].tolist(), strict=True):
         a, b = key >> 32, key & 0xFFFFFFFF
         name = (min(a, b), max(a, b), mirror)
-        found[name] = max(found.get(name, 0), count)
+        best[name] = max(best.get(name, 0), count)
 
 
 def nearest(unit: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
@@ -209,10 +218,10 @@ def nearest_hashes(
     count = min(count + 1, len(members))
     near, bits, views = [], [], []
     for view in range(hashes.shape[1]):
-        differing, found = index.search(np.ascontiguousarray(codes[:, view]), count)
-        near.append(found)
+        differing, nearest_of_view = index.search(np.ascontiguousarray(codes[:, view]), count)
+        near.append(nearest_of_view)
         bits.append(differing)
-        views.append(np.full(found.shape, view))
+        views.append(np.full(nearest_of_view.shape, view))
     return np.concatenate(near, 1), np.concatenate(bits, 1), np.concatenate(views, 1)
 
 

@@ -171,9 +171,7 @@ def _phantoms(folder: Path, count: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def scan_of_run(
-    run: RunDirectory, place: str | None, count: int, policy: DevicePolicy
-) -> None:
+def scan_of_run(run: RunDirectory, place: str | None, count: int, policy: DevicePolicy) -> None:
     """Scans a few fields with a run's own models, so that its report shows the whole method.
 
     Args:

@@ -43,7 +43,8 @@ def statistics(
 
     Returns:
         Arrays ``[b]``, and ``f1`` as ``[b, k]``: 'accuracy', 'balanced_accuracy',
-        'quadratic_kappa' (given an order), 'macro_' and 'weighted_' 'precision', 'sensitivity' and 'f1',
+        'quadratic_kappa' (given an order), 'macro_' and 'weighted_' 'precision', 'sensitivity' and
+        'f1',
         'macro_specificity' and, of severe classes, 'hsil_plus_sensitivity' and
         'hsil_plus_specificity'; NaN where one is undefined.
     """

@@ -144,10 +144,10 @@ def evaluate(
         (always naming the most frequent class of these images), 'balanced_accuracy', 'log_loss',
         'quadratic_kappa' (where the classes have an order of severity), 'roc_auc_macro',
         'pr_auc_macro', and where some classes are looked for 'hsil_plus_sensitivity' and
-        'hsil_plus_specificity' (of Bethesda classes HSIL or SCC, named as either). Under 'per_class' a dict for each class name: 'sensitivity',
-        'specificity', 'ppv', 'npv', 'f1', 'roc_auc' and 'pr_auc' (one against the rest; average
-        precision) and the int 'support'. Under 'macro' and 'weighted': 'precision', 'sensitivity',
-        'f1'; 'macro' has 'specificity' too. 'confusion_matrix' is a list of lists, rows true,
+        'hsil_plus_specificity' (of Bethesda classes HSIL or SCC, named as either). Under
+        'per_class' a dict for each class name: 'sensitivity', 'specificity', 'ppv', 'npv', 'f1',
+        'roc_auc' and 'pr_auc' (one against the rest; average precision) and the int 'support'.
+        Under 'macro' and 'weighted': 'precision', 'sensitivity', 'f1'; 'macro' has 'specificity' too. 'confusion_matrix' is a list of lists, rows true,
         and 'class_names' the list of its classes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a model looks for: HSIL+ among Bethesda classes, cells among regions, what a lab declares."""
+"""What is looked for: HSIL+ among Bethesda classes, cells among regions, what a lab declares."""
 
 import dataclasses
 

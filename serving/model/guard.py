@@ -121,8 +121,8 @@ def checked(
     bounds = _Bounds(max_pixels, tf.cast(tf.clip_by_value(images, 1, _SHARES), tf.int64))
     branches = [functools.partial(checks[name], data, bounds) for name in accepted]
     # The first of them that is true, or none.
-    found = tf.argmax(tf.stack([*begins, tf.constant(True)]), output_type=tf.int32)
-    return tf.switch_case(found, [*branches, functools.partial(_refuse, data, accepted)])
+    format_number = tf.argmax(tf.stack([*begins, tf.constant(True)]), output_type=tf.int32)
+    return tf.switch_case(format_number, [*branches, functools.partial(_refuse, data, accepted)])
 
 
 def _refuse(data: tf.Tensor, accepted: list[str]) -> tf.Tensor:

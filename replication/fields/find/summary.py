@@ -1,6 +1,5 @@
 """What a field, or a slide of several fields, comes to."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
