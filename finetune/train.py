@@ -76,7 +76,7 @@ flags.adopt_module_key_flags(stage2_flags)
 
 def main(argv: list[str]) -> None:
     """Trains one model a seed, looks at the test images once, and writes the report."""
-    flag_values.no_arguments(argv)
+    commands.no_arguments(argv)
     if bool(_FROM_SEARCH.value) == bool(_HPARAMS.value):
         raise app.UsageError("--from_search, --hparams: give one of them")
     seeds, images = flag_values.seeds(_SEEDS.value), stage2_flags.images()

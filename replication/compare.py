@@ -161,7 +161,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags(argv: list[str]) -> None:
-    flag_values.no_arguments(argv)
+    commands.no_arguments(argv)
     stage2_flags.images()
     if _FOLDS.value == 1:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")

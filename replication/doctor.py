@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from replication.flags import values as flag_values
+from replication.runs import environment
 from tfds_pap import commands, path_flags
 
 _MANUAL_DIR = path_flags.define(
@@ -64,7 +64,7 @@ class Fact(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Prints every fact as soon as it is known."""
-    flag_values.no_arguments(argv)
+    commands.no_arguments(argv)
     if not all(port.isdecimal() for port in _PORTS.value):
         raise app.UsageError(f"--ports={','.join(_PORTS.value)}: expected numbers, such as 8500")
     commands.quiet_logs()
@@ -82,7 +82,7 @@ def facts() -> Iterator[Fact]:
     yield from packages(importlib.metadata.requires("pap-two-stage") or ())
     yield _disk(Path.cwd())
     yield _memory()
-    yield from map(_writable, (Path("runs"), _data_dir(), _keras_home()))
+    yield from map(_writable, (Path("runs"), _data_dir(), environment.keras_home()))
     yield from (_port(int(port)) for port in _PORTS.value)
     yield from _weights()
     yield from _prepared()
@@ -153,10 +153,6 @@ def _memory() -> Fact:
 def _data_dir() -> Path:
     given = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
     return Path(given or "~/tensorflow_datasets").expanduser()
-
-
-def _keras_home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
 
 
 def _writable(folder: Path) -> Fact:

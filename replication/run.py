@@ -120,7 +120,7 @@ flags.adopt_module_key_flags(folder_flags)
 
 def main(argv: list[str]) -> None:
     """Prepares the data, trains both stages in both protocols, reads fields, writes the report."""
-    flag_values.no_arguments(argv)
+    commands.no_arguments(argv)
     stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
     protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = _source()

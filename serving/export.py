@@ -75,8 +75,7 @@ _DATA_DIR = shared.data_dir()
 
 def main(argv: list[str]) -> None:
     """Chooses the fit, builds the graph, writes, checks, publishes, labels."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    commands.no_arguments(argv)
     if _MAX_BATCH.value < _CHECK_IMAGES.value:
         raise app.UsageError(
             f"--check_images={_CHECK_IMAGES.value}: expected at most --max_batch={_MAX_BATCH.value}"

@@ -32,8 +32,7 @@ _ROLLBACK = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     """Changes what the flags say, then prints what is served."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    commands.no_arguments(argv)
     if _ROLLBACK.value and _TO_VERSION.value is not None:
         raise app.UsageError("--rollback and --to_version: expected one of them")
     if _TO_VERSION.value is not None and _LABEL.value is None:

@@ -59,8 +59,7 @@ _KNOWN = ("pap_db3", "pap_db4")
 
 def main(argv: list[str]) -> None:
     """Audits each data set, prints and writes what was found."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
+    commands.no_arguments(argv)
     unknown = [name for name in _DATASETS.value if name not in _KNOWN]
     if unknown or not _DATASETS.value:
         raise app.UsageError(f"--datasets={','.join(_DATASETS.value)}: expected {','.join(_KNOWN)}")

@@ -7,7 +7,7 @@ import re
 import select
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
@@ -146,3 +146,16 @@ def _without_stderr() -> Iterator[None]:
             raise
         finally:
             os.dup2(terminal, 2)
+
+
+def no_arguments(argv: Sequence[str]) -> None:
+    """Refuses what is no flag.
+
+    Args:
+        argv: The program, and what is left once flags are parsed.
+
+    Raises:
+        app.UsageError: If anything is left.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")

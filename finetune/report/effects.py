@@ -6,6 +6,19 @@ to the company that it was drawn in. Then an additive model of all hyperparamete
 least squares, and its marginal means are shown (S. R. Searle, F. M. Speed and G. A. Milliken,
 "Population marginal means in the linear model: an alternative to least squares means", Am. Stat. 34
 (1980) 216-221). On a balanced design they are the plain means, so one piece of code serves both.
+
+Importance is the variance of the fitted effect over the trials, as a share of the variance of
+the score. On a balanced design that is the sum of squares of the main effect, and the shares
+and `unexplained` add up to 1. On an unbalanced one what an effect of nothing would reach by
+chance is taken off, so a share may be 0, and they do not add up.
+
+The interval of a level is Student's 95 % interval of what a configuration with it scores, over
+all values of the other hyperparameters and the chance of training, on these images. Its
+variance is that of the level's trials after the effects of the other hyperparameters are taken
+out, widened for the coefficients of the model; where trials were drawn at random, that of the
+effects taken out is added, as other values of them could have been drawn. It holds for grids
+and random draws (results/interval_coverage.csv), not for a search that goes where scores are
+high.
 """
 
 import dataclasses
@@ -171,19 +184,6 @@ def marginal_effects(
 
     With fewer than two trials for each coefficient of the model, only the hyperparameters that
     explain most alone are adjusted for, as many as there is room for.
-
-    Importance is the variance of the fitted effect over the trials, as a share of the variance of
-    the score. On a balanced design that is the sum of squares of the main effect, and the shares
-    and `unexplained` add up to 1. On an unbalanced one what an effect of nothing would reach by
-    chance is taken off, so a share may be 0, and they do not add up.
-
-    The interval of a level is Student's 95 % interval of what a configuration with it scores, over
-    all values of the other hyperparameters and the chance of training, on these images. Its
-    variance is that of the level's trials after the effects of the other hyperparameters are taken
-    out, widened for the coefficients of the model; where trials were drawn at random, that of the
-    effects taken out is added, as other values of them could have been drawn. It holds for grids
-    and random draws (results/interval_coverage.csv), not for a search that goes where scores are
-    high.
 
     Args:
         trials: Of one search, superseded ones included.

@@ -21,7 +21,6 @@ from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
 from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
-from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import commands, folder_flags, path_flags
@@ -337,7 +336,7 @@ def _search(
 
 
 def _check_flags(argv: list[str]) -> None:
-    flag_values.no_arguments(argv)
+    commands.no_arguments(argv)
     if _TUNER.value == "hyperband" and _MAX_TRIALS.value is not None:
         raise app.UsageError(
             "--max_trials: hyperband has its own number of trials, which --max_epochs and "

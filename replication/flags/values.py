@@ -5,19 +5,6 @@ from collections.abc import Sequence
 from absl import app
 
 
-def no_arguments(argv: Sequence[str]) -> None:
-    """Refuses what is no flag.
-
-    Args:
-        argv: The program, and what is left once flags are parsed.
-
-    Raises:
-        app.UsageError: If anything is left.
-    """
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every option is a --flag")
-
-
 def seeds(values: Sequence[str]) -> tuple[int, ...]:
     """Returns the seeds of `--seeds`, each once, in the order given.
 

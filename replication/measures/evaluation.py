@@ -147,7 +147,8 @@ def evaluate(
         'hsil_plus_specificity' (of Bethesda classes HSIL or SCC, named as either). Under
         'per_class' a dict for each class name: 'sensitivity', 'specificity', 'ppv', 'npv', 'f1',
         'roc_auc' and 'pr_auc' (one against the rest; average precision) and the int 'support'.
-        Under 'macro' and 'weighted': 'precision', 'sensitivity', 'f1'; 'macro' has 'specificity' too. 'confusion_matrix' is a list of lists, rows true,
+        Under 'macro' and 'weighted': 'precision', 'sensitivity', 'f1'; 'macro' has 'specificity'
+        too. 'confusion_matrix' is a list of lists, rows true,
         and 'class_names' the list of its classes.
 
     Raises:

@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from serving.deploy.render import DeployError, Settings, render
 from tfds_pap import commands, path_flags
@@ -84,8 +84,7 @@ _VOLUME_CLAIM = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Renders all files, then writes all of them or none."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    commands.no_arguments(argv)
     files = render(_settings())
     serving_dir, output_dir = Path(_SERVING_DIR.value), Path(_OUTPUT_DIR.value)
     _refuse_to_replace(output_dir, files)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication.flags import values as flag_values
 from serving.server import allocator
 from tfds_pap import commands, path_flags
 from tfds_pap.errors import PapError
@@ -212,7 +211,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags(argv: list[str]) -> None:
-    flag_values.no_arguments(argv)
+    commands.no_arguments(argv)
     if (_SERVING_DIR.value is None) == (_MODEL_CONFIG_FILE.value is None):
         raise app.UsageError("expected either --serving_dir or --model_config_file")
     if _MODEL_CONFIG_FILE.value and _MODEL_NAME.value:
