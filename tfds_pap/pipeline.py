@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import files, folders, stored_groups
+from tfds_pap import class_table, files, folders, layouts, stored_classes, stored_groups
 from tfds_pap.classes import Classes
 from tfds_pap.decoding import decode_and_resize
 
@@ -79,28 +79,67 @@ def prepare(
 def prepare_folders(
     root: str | os.PathLike, data_dir: str | os.PathLike | None = None
 ) -> tfds.core.DatasetBuilder:
-    """Returns the prepared builder of any tree of class folders, `root/<class>/*`.
-
-    Its name holds the fingerprint of the tree's images, so that a changed tree is another data set;
-    other groups are not.
+    """Returns the prepared builder of any tree of class folders; see `prepare_listing`.
 
     Args:
-        root: The tree; an optional `groups.csv` (`file,group`) lies beside the class folders.
+        root: The tree, in any layout that `layouts.read` recognises.
         data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
 
     Raises:
         folders.TreeError: If the tree cannot be used.
     """
+    return prepare_listing(layouts.read(Path(root).expanduser()), data_dir)
+
+
+#: Data sets of a lab's own images, by stage.
+FOLDER_SETS = {1: ("pap_rois",), 2: ("pap_folders",)}
+
+
+def prepare_listing(
+    listing: layouts.Listing, data_dir: str | os.PathLike | None = None, *, stage: int = 2
+) -> tfds.core.DatasetBuilder:
+    """Returns the prepared builder of a lab's own images.
+
+    Its name holds the fingerprint of the images, so that a changed tree is another data set; other
+    groups are not, nor is what `classes.csv` says, beside the order of the classes.
+
+    Args:
+        listing: The images.
+        data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
+        stage: 1 (cells and backgrounds) or 2.
+
+    Raises:
+        folders.TreeError: If the tree cannot be used.
+        PapError: If `classes.csv` cannot be used.
+    """
     # Not at the top: the dataset folders import this package themselves.
     from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
 
-    builder = pap_folders.Builder(config=pap_folders.config(root), data_dir=data_dir)
+    classes = class_table.of_tree(listing.root, listing.class_names)
+    kind = pap_folders.Builder if stage == 2 else pap_folders.PapRois
+    builder = kind(config=pap_folders.config(listing, classes.names), data_dir=data_dir)
     builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
-    class_folders = {name: name for name in builder.class_names}
-    stored_groups.renew(
-        builder, folders.read_groups(builder.builder_config.root, class_folders, splits=())
-    )
+    stored_groups.renew(builder, {file.id: file.group for file in listing.files})
+    stored_classes.renew(builder, classes if classes.is_declared else None)
     return builder
+
+
+def find_prepared(
+    name: str, fingerprint: str, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder | None:
+    """Returns the prepared images of a lab by their fingerprint; None where they are not here.
+
+    Args:
+        name: Of the data set, one of `FOLDER_SETS`.
+        fingerprint: As their metadata say it.
+        data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
+    """
+    place = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
+    for version in sorted(place.glob(f"*_{fingerprint[:12]}*/*/dataset_info.json")):
+        builder = tfds.builder_from_directory(version.parent)
+        if builder.info.metadata.get("fingerprint") == fingerprint:
+            return builder
+    return None
 
 
 def _prepare(
@@ -132,9 +171,12 @@ def identity(builder: tfds.core.DatasetBuilder) -> str:
     Args:
         builder: A prepared builder.
     """
-    groups = stored_groups.digest_now(builder)
-    fingerprint = builder.info.metadata["fingerprint"]
-    return f"{fingerprint} groups {groups}" if groups else fingerprint
+    further = {
+        "groups": stored_groups.digest_now(builder),
+        "classes": stored_classes.digest(builder),
+    }
+    known = [f"{name} {digest}" for name, digest in further.items() if digest]
+    return " ".join([builder.info.metadata["fingerprint"], *known])
 
 
 def _fingerprint_now(
@@ -266,6 +308,7 @@ def read_index(builder: tfds.core.DatasetBuilder) -> Index:
         labels=np.array(columns["label"], np.int64),
         splits=np.array(columns["split"]),
         class_names=tuple(builder.info.features["label"].names),
+        declared=stored_classes.read(builder),
     )
 
 

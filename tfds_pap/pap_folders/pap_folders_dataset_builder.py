@@ -1,14 +1,13 @@
-"""pap_folders: any tree of class folders, for comparison, cross-validation and audit."""
+"""pap_folders: a lab's own images, in any layout that `layouts` reads."""
 
 import dataclasses
-import os
+import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow_datasets.public_api as tfds
 
-from tfds_pap import classes, folders, tree_builder
+from tfds_pap import folders, layouts, tree_builder
 
 #: Characters that TFDS allows in the name of a configuration.
 _NAME = re.compile(r"[^A-Za-z0-9_]+")
@@ -19,30 +18,32 @@ class FoldersConfig(tree_builder.PapConfig):
     """One tree; see `config`.
 
     Attributes:
-        root: The tree's folder.
-        class_names: Names of its class folders, in order of severity.
+        listing: Its images.
+        class_names: In order of severity where that is known.
     """
 
-    root: str = ""
+    listing: layouts.Listing | None = None
     class_names: tuple[str, ...] = ()
 
 
-def config(root: str | os.PathLike) -> FoldersConfig:
-    """Describes a tree by its folders and the fingerprint of its files.
+def config(listing: layouts.Listing, class_names: tuple[str, ...]) -> FoldersConfig:
+    """Describes a tree by its name, the fingerprint of its files and the order of its classes.
 
     Args:
-        root: The tree's folder.
+        listing: Its images.
+        class_names: In the order of the labels.
 
     Raises:
-        folders.TreeError: If there is no such folder, or it has fewer than two class folders.
+        folders.TreeError: If a file cannot be used.
     """
-    root = Path(root).expanduser().resolve()
-    class_names = classes.in_order_of_severity(folders.class_folders(root))
-    fingerprint = folders.fingerprint(root, {name: name for name in class_names}, splits=())
+    name = f"{_NAME.sub('_', listing.root.name)}_{folders.listing_fingerprint(listing)[:12]}"
+    if class_names != listing.class_names:
+        # Labels are numbers: another order is another data set.
+        name += f"_{hashlib.sha256(repr(class_names).encode()).hexdigest()[:4]}"
     return FoldersConfig(
-        name=f"{_NAME.sub('_', root.name)}_{fingerprint[:12]}",
-        description="A tree of class folders.",
-        root=str(root),
+        name=name,
+        description="A lab's own images.",
+        listing=listing,
         class_names=class_names,
     )
 
@@ -51,12 +52,13 @@ class Builder(tree_builder.TreeBuilder):
     """Any tree of class folders.
 
     Example:
-        >>> builder = Builder(config=config("fields"))  # doctest: +SKIP
+        >>> listing = layouts.read(Path("fields"))  # doctest: +SKIP
+        >>> builder = Builder(config=config(listing, listing.class_names))  # doctest: +SKIP
         >>> builder.download_and_prepare()  # doctest: +SKIP
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Layouts, splits and windows.", "1.0.0": "First release."}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -65,6 +67,11 @@ class Builder(tree_builder.TreeBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager
-        class_folders = {name: name for name in self.class_names}
-        tree = folders.read_tree(self.builder_config.root, class_folders, splits=())
-        return self._tree_generators(tree)
+        return self._tree_generators(folders.check_listing(self.builder_config.listing))
+
+
+class PapRois(Builder):
+    """Cells against backgrounds, for the first stage of a lab's own images."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
