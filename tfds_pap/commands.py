@@ -54,8 +54,10 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         sys.exit(INTERRUPTED)
     except (PapError, OSError) as error:
         # A broken pipe of a connection is an error like others.
-        is_unread = isinstance(error, BrokenPipeError) and _unread()
-        sys.exit(UNREAD if is_unread else f"{_program()}: {error}")
+        if isinstance(error, BrokenPipeError) and _unread():
+            sys.exit(UNREAD)
+        print(f"{_program()}: {error}", file=sys.stderr)
+        sys.exit(error.status if isinstance(error, PapError) else 1)
     finally:
         try:
             sys.stdout.flush()

@@ -6,3 +6,6 @@ class PapError(ValueError):
 
     It names the file or the flag, and what was expected.
     """
+
+    #: Exit status of a command that ends with it; 2 asks back.
+    status = 1

@@ -16,19 +16,13 @@ from pathlib import Path
 from etils import epath
 from PIL import Image
 
-from tfds_pap import images, tables
-from tfds_pap.errors import PapError
+from tfds_pap import file_tables, images, tree_files
+from tfds_pap.tree_files import TreeError
 
 #: What people call the parts of a split, as folders.
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
-#: Files that commonly lie beside images; they are not data.
-_SIDECARS = frozenset({".csv", ".txt", ".json", ".xml", ".md", ".ini", ".db", ".yaml", ".yml"})
 _SHOWN_OFFENDERS = 20
-
-
-class TreeError(PapError):
-    """An image tree that cannot be used; the message lists every offender."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +102,7 @@ def read_tree(
     if not root.is_dir():
         raise TreeError(f"{root}: no such folder; {expected}")
     listed, offenders = _list_images(root, class_folders, splits)
-    groups, group_offenders = _read_groups(root, {file.id for file in listed})
+    groups, group_offenders = _read_groups(root, listed)
     offenders += group_offenders
     files = tuple(dataclasses.replace(file, group=groups.get(file.id, "")) for file in listed)
     with futures.ThreadPoolExecutor() as pool:
@@ -167,7 +161,7 @@ def read_groups(
     """
     root, splits = epath.Path(root), tuple(splits)
     files, _ = _list_images(root, class_folders, splits)
-    groups, offenders = _read_groups(root, {file.id for file in files})
+    groups, offenders = _read_groups(root, files)
     if offenders:
         raise TreeError(_complaint(root, offenders, _expected(root, class_folders, splits)))
     return {file.id: groups.get(file.id, "") for file in files}
@@ -186,7 +180,7 @@ def class_folders(root: epath.PathLike) -> list[str]:
     expected = f"expected {root.name}/<class>/*"
     if not root.is_dir():
         raise TreeError(f"{root}: no such folder; {expected}")
-    names = [child.name for child in _children(root) if child.is_dir()]
+    names = [child.name for child in tree_files.children(root) if child.is_dir()]
     if len(names) < 2:
         raise TreeError(f"{root}: {expected} with two or more class folders, got {len(names)}")
     if {name.lower() for name in names} <= _SPLITS:
@@ -206,7 +200,7 @@ def image_paths(
         folder: Hidden files and what archivers leave behind are no part of it.
         endings: Of the images, in lower case with their dot.
     """
-    return [path for path in _walk(epath.Path(folder)) if path.suffix.lower() in endings]
+    return [path for path in tree_files.walk(epath.Path(folder)) if path.suffix.lower() in endings]
 
 
 def expand_images(arguments: Iterable[str]) -> list[str]:
@@ -243,40 +237,6 @@ def _expected(root: epath.Path, class_folders: Mapping[str, str], splits: tuple[
     )
 
 
-def _ignored(path: epath.Path) -> bool:
-    """Hidden files, sidecars, and the folders that archivers leave behind."""
-    return (
-        path.name.startswith(".")
-        or path.name == "__MACOSX"
-        or (path.suffix.lower() in _SIDECARS and not path.is_dir())
-    )
-
-
-def _children(folder: epath.Path) -> list[epath.Path]:
-    return sorted(child for child in folder.iterdir() if not _ignored(child))
-
-
-def _walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
-    """Every file below a class folder, sorted; nested folders are part of the class.
-
-    A link to a folder above it is given as it is and not followed, see `_broken_link`.
-    """
-    here = Path(os.path.realpath(folder))
-    above |= {str(here), *map(str, here.parents)}
-    for child in _children(folder):
-        if child.is_dir() and os.path.realpath(child) not in above:
-            yield from _walk(child, above)
-        else:
-            yield child
-
-
-def _broken_link(path: epath.Path) -> str:
-    """Why a path of `_walk` leads to no file; "" where it does."""
-    if path.is_dir():
-        return "is a link to a folder above it"
-    return "" if path.exists() else "is a link to a file that is not there"
-
-
 def _list_images(
     root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]
 ) -> tuple[list[ImageFile], list[str]]:
@@ -287,14 +247,14 @@ def _list_images(
     if splits:
         offenders += [
             f"{child.name}: unexpected {'folder' if child.is_dir() else 'file'}"
-            for child in _children(root)
+            for child in tree_files.children(root)
             if child.name not in splits
         ]
     for split, parent in parents.items():
         if not parent.is_dir():
             offenders.append(f"{split}: folder is missing")
             continue
-        present = {child.name: child for child in _children(parent)}
+        present = {child.name: child for child in tree_files.children(parent)}
         prefix = f"{split}/" if split else ""
         for name, child in present.items():
             if name not in class_folders or not child.is_dir():
@@ -304,12 +264,12 @@ def _list_images(
             if name not in present:
                 offenders.append(f"{prefix}{name}: class folder is missing")
                 continue
-            below = list(_walk(present[name]))
+            below = list(tree_files.walk(present[name]))
             if not below:
                 offenders.append(f"{prefix}{name}: class folder is empty")
             for path in below:
                 id_ = path.relative_to(root).as_posix()
-                if why := _broken_link(path):
+                if why := tree_files.broken_link(path):
                     offenders.append(f"{id_}: {why}")
                 else:
                     files.append(ImageFile(path, id_, split, label, group=""))
@@ -352,34 +312,8 @@ def _why_unusable(path: epath.Path, data: bytes) -> str:
     return ""
 
 
-def _read_groups(root: epath.Path, ids: set[str]) -> tuple[dict[str, str], list[str]]:
-    path = root / "groups.csv"
-    if not path.exists():
-        return {}, []
-    try:
-        rows = tables.read(path, ("file", "group"))
-    except PapError as error:
-        return {}, [str(error)]
-    names = tables.Names(ids)
-    groups: dict[str, str] = {}
-    offenders = []
-    for line, row in rows:
-        file, group = row["file"], row["group"]
-        meant = names.find(file)
-        if not file or not group:
-            offenders.append(f"groups.csv line {line}: expected file,group")
-        elif not meant:
-            offenders.append(f"groups.csv line {line}: {file} is not in the tree")
-        elif len(meant) > 1:
-            offenders.append(
-                f"groups.csv line {line}: {file} may be any of {', '.join(sorted(meant))}"
-            )
-        elif meant[0] in groups:
-            offenders.append(f"groups.csv line {line}: {file} is named twice")
-        else:
-            groups[meant[0]] = group
-    offenders += [f"{id_}: has no row in groups.csv" for id_ in sorted(ids - groups.keys())]
-    return groups, offenders
+def _read_groups(root: epath.Path, files: Iterable[ImageFile]) -> tuple[dict[str, str], list[str]]:
+    return file_tables.read(Path(root / "groups.csv"), "group", {file.id for file in files})
 
 
 def _copies(files: tuple[ImageFile, ...], digests: list[bytes]) -> Iterator[list[ImageFile]]:
