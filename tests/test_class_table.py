@@ -3,6 +3,7 @@
 import pytest
 
 from tfds_pap import class_table
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
 NAMES = ("Dyskeratotic", "Metaplastic", "Parabasal")
@@ -20,30 +21,30 @@ def test_everything_a_table_can_say(tmp_path):
         "name;shown;order;positive\nDyskeratotic;Dyskeratotisch;3;yes\n"
         "Parabasal;;1;no\nMetaplastic;Metaplasie;2;No\n",
     )
-    assert table == class_table.ClassTable(
+    assert table == Classes(
         ("Parabasal", "Metaplastic", "Dyskeratotic"),
         ("Parabasal", "Metaplasie", "Dyskeratotisch"),
-        (False, False, True),
-        True,
+        ordered=True,
+        positive=("Dyskeratotic",),
+        positive_name="Dyskeratotisch",
     )
 
 
 def test_names_alone_order_nothing(tmp_path):
     table = read(tmp_path, "name\nParabasal\nMetaplastic\nDyskeratotic\n")
-    assert table == class_table.ClassTable(NAMES, NAMES, None, False)
-    assert table == class_table.without_table(NAMES)
+    assert table == Classes(NAMES, NAMES) == class_table.of_tree(tmp_path / "none", NAMES)
+    assert not table.is_declared
 
 
 def test_bethesda_names_are_known_and_a_table_may_say_otherwise(tmp_path):
     bethesda = ("HSIL", "LSIL", "NILM", "SCC")
-    known = class_table.without_table(bethesda)
-    assert known.names == ("NILM", "LSIL", "HSIL", "SCC")
-    assert (known.positive, known.ordered) == ((False, False, True, True), True)
+    known = Classes.known(("NILM", "LSIL", "HSIL", "SCC"))
     table = read(tmp_path, "name,positive\nNILM,no\nLSIL,yes\nHSIL,yes\nSCC,yes\n", names=bethesda)
-    assert (table.names, table.positive) == (known.names, (False, True, True, True))
+    assert (table.names, table.positive) == (known.names, known.names[1:])
     shuffled = read(tmp_path, "name,order\nNILM,4\nLSIL,3\nHSIL,2\nSCC,1\n", names=bethesda)
     assert shuffled.names == ("SCC", "HSIL", "LSIL", "NILM")
-    assert shuffled.positive == (True, True, False, False)
+    assert shuffled.positive == ("SCC", "HSIL")
+    assert [shuffled.names[n] for n in shuffled.severity] == list(shuffled.names)
 
 
 @pytest.mark.parametrize(

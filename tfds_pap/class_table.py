@@ -1,58 +1,30 @@
 """`classes.csv`: what a lab's classes are called, their order of severity, which are positive."""
 
-import dataclasses
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
-from tfds_pap import tables, taxonomy
+from tfds_pap import tables
+from tfds_pap.classes import Classes, in_order_of_severity
 
 _YES = frozenset({"yes", "y", "true", "1", "positive"})
 _NO = frozenset({"no", "n", "false", "0", "negative"})
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassTable:
-    """What is known of a tree's classes.
-
-    Attributes:
-        names: Of the class folders, in order of severity where that is known.
-        shown: What each is called in reports, on pages and in files; its name where nothing else.
-        positive: Whether each counts as positive; None where nobody said.
-        ordered: Whether the order is one of severity, so that distances between classes mean
-            something.
-    """
-
-    names: tuple[str, ...]
-    shown: tuple[str, ...]
-    positive: tuple[bool, ...] | None
-    ordered: bool
-
-
-def without_table(names: Collection[str]) -> ClassTable:
-    """Returns what names alone tell: order and positives where all are Bethesda classes.
+def of_tree(root: Path, names: Sequence[str]) -> Classes:
+    """Returns what is known of a tree's classes: `classes.csv`, or what the names alone tell.
 
     Args:
-        names: Of the class folders.
+        root: The tree.
+        names: Of its class folders, in the order in which labels are where nothing else is said.
 
-    Example:
-        >>> table = without_table(["HSIL", "NILM"])
-        >>> table.names, table.positive, table.ordered
-        (('NILM', 'HSIL'), (False, True), True)
-        >>> without_table(["b", "a"]).positive is None
-        True
+    Raises:
+        PapError: If the table cannot be used.
     """
-    ordered = taxonomy.in_order_of_severity(names)
-    is_bethesda = {*names} <= {*taxonomy.STAGE2_CLASSES}
-    high = taxonomy.STAGE2_CLASSES.index("HSIL")
-    positive = None
-    if is_bethesda:
-        positive = tuple(taxonomy.STAGE2_CLASSES.index(name) >= high for name in ordered)
-        if len({*positive}) < 2:
-            positive = None
-    return ClassTable(ordered, ordered, positive, is_bethesda)
+    path = root / "classes.csv"
+    return read(path, names) if path.exists() else Classes.known(names)
 
 
-def read(path: Path, names: Collection[str]) -> ClassTable:
+def read(path: Path, names: Sequence[str]) -> Classes:
     """Reads a table with the columns name, shown, order and positive; all but the first optional.
 
     Args:
@@ -89,23 +61,25 @@ def read(path: Path, names: Collection[str]) -> ClassTable:
                 )
         in_order = tuple(sorted(lines, key=ranks.__getitem__))
     else:
-        in_order = taxonomy.in_order_of_severity(lines)
+        in_order = in_order_of_severity(lines)
     shown = tuple(lines[name].values["shown"] or name for name in in_order)
     for name, text in zip(in_order, shown, strict=True):
         if shown.count(text) > 1:
             raise tables.problem(path, lines[name].line, f"two classes are shown as {text!r}")
-    positive = None
+    positive: tuple[str, ...] = ()
+    name = "positive"
     if _all_or_none(path, list(lines.values()), "positive"):
-        positive = tuple(_yes(path, lines[name]) for name in in_order)
-        if len({*positive}) < 2:
+        positive = tuple(name for name in in_order if _yes(path, lines[name]))
+        if not 0 < len(positive) < len(in_order):
             raise tables.problem(
-                path, 1, f"positive: expected yes and no, got {'yes' if positive[0] else 'no'} only"
+                path, 1, f"positive: expected yes and no, got {'yes' if positive else 'no'} only"
             )
-    known = without_table(names)
-    if positive is None and known.positive is not None:
-        by_name = dict(zip(known.names, known.positive, strict=True))
-        positive = tuple(by_name[name] for name in in_order)
-    return ClassTable(in_order, shown, positive, ordered or known.ordered)
+        if len(positive) == 1:
+            name = shown[in_order.index(positive[0])]
+    known = Classes.known(in_order)
+    if (known.ordered and not positive) or positive == known.positive:
+        positive, name = known.positive, known.positive_name
+    return Classes(in_order, shown, ordered or known.ordered, positive, name)
 
 
 def _all_or_none(path: Path, rows: list[tables.Row], column: str) -> bool:

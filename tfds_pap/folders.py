@@ -16,32 +16,11 @@ from pathlib import Path
 from etils import epath
 from PIL import Image
 
-from tfds_pap import file_tables, images, tree_files
+from tfds_pap import file_tables, images, layouts, tree_files
+from tfds_pap.layouts import ListedFile
 from tfds_pap.tree_files import TreeError
 
-#: What people call the parts of a split, as folders.
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
-
 _SHOWN_OFFENDERS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFile:
-    """One image of a tree.
-
-    Attributes:
-        path: Where the file lies.
-        id: Path relative to the root, with forward slashes: the stable key.
-        split: Published split, or "" where the tree has none.
-        label: Class name.
-        group: Slide, field or patient; "" where the tree names none.
-    """
-
-    path: epath.Path
-    id: str
-    split: str
-    label: str
-    group: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +36,7 @@ class Tree:
     """
 
     root: epath.Path
-    files: tuple[ImageFile, ...]
+    files: tuple[ListedFile, ...]
     fingerprint: str
     notes: tuple[str, ...]
 
@@ -105,16 +84,71 @@ def read_tree(
     groups, group_offenders = _read_groups(root, listed)
     offenders += group_offenders
     files = tuple(dataclasses.replace(file, group=groups.get(file.id, "")) for file in listed)
+    digests = _checked(root, files, offenders, expected)
+    tree = Tree(root, files, _fingerprint(files, digests), ())
+    return dataclasses.replace(tree, notes=tuple(_notes(tree, digests, published)))
+
+
+def check_listing(listing: layouts.Listing) -> Tree:
+    """Checks a lab's own images; decodes every file once.
+
+    Args:
+        listing: From `layouts.read`.
+
+    Raises:
+        TreeError: If anything that is listed cannot be used. One message lists the first 20
+            offenders and a count of the rest; nothing is left out of a set in silence.
+    """
+    root = epath.Path(listing.root)
+    expected = "expected images that decode; --ignore=PATTERN passes files over"
+    digests = _checked(root, listing.files, list(listing.offenders), expected)
+    tree = Tree(root, listing.files, _listing_fingerprint(listing.files, digests), ())
+    return dataclasses.replace(tree, notes=tuple(_notes(tree, digests, None)))
+
+
+def listing_fingerprint(listing: layouts.Listing) -> str:
+    """Returns the fingerprint that `check_listing` would, without decoding.
+
+    Args:
+        listing: From `layouts.read`.
+
+    Raises:
+        TreeError: If the listing names what cannot be used.
+    """
+    if listing.offenders:
+        expected = "expected images; --ignore=PATTERN passes files over"
+        raise TreeError(_complaint(epath.Path(listing.root), list(listing.offenders), expected))
+    return _listing_fingerprint(listing.files, _digests(listing.files))
+
+
+def _checked(
+    root: epath.Path, files: tuple[ListedFile, ...], offenders: list[str], expected: str
+) -> list[bytes]:
+    """Returns the digest of each file; raises `TreeError` with all that cannot be used."""
+    # Windows of one picture lie in one file.
+    paths = list(dict.fromkeys(file.path for file in files))
     with futures.ThreadPoolExecutor() as pool:
-        checked = list(pool.map(_check_file, files))
-    digests = [digest for digest, _ in checked]
-    offenders += [f"{file.id}: {why}" for file, (_, why) in zip(files, checked, strict=True) if why]
+        checked = dict(zip(paths, pool.map(_check_file, paths), strict=True))
+    offenders += [f"{file.id}: {why}" for file in files if (why := checked[file.path][1])]
+    digests = [_of_window(checked[file.path][0], file) for file in files]
     offenders += _contradictions(files, digests)
     if offenders:
         raise TreeError(_complaint(root, offenders, expected))
-    fingerprint = _fingerprint(zip((file.id for file in files), digests, strict=True))
-    tree = Tree(root, files, fingerprint, ())
-    return dataclasses.replace(tree, notes=tuple(_notes(tree, digests, published)))
+    return digests
+
+
+def _digests(files: Iterable[ListedFile]) -> list[bytes]:
+    files = list(files)
+    paths = list(dict.fromkeys(file.path for file in files))
+    with futures.ThreadPoolExecutor() as pool:
+        digests = dict(
+            zip(paths, pool.map(lambda path: _sha256(path.read_bytes()), paths), strict=True)
+        )
+    return [_of_window(digests[file.path], file) for file in files]
+
+
+def _of_window(digest: bytes, file: ListedFile) -> bytes:
+    return digest if file.crop is None else _sha256(digest + repr(file.crop).encode())
 
 
 def fingerprint(
@@ -136,9 +170,7 @@ def fingerprint(
     if not root.is_dir():
         raise TreeError(f"{root}: no such folder; {_expected(root, class_folders, tuple(splits))}")
     files, _ = _list_images(root, class_folders, tuple(splits))
-    with futures.ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda file: _sha256(file.path.read_bytes()), files))
-    return _fingerprint(zip((file.id for file in files), digests, strict=True))
+    return _fingerprint(files, _digests(files))
 
 
 def read_groups(
@@ -167,28 +199,23 @@ def read_groups(
     return {file.id: groups.get(file.id, "") for file in files}
 
 
-def class_folders(root: epath.PathLike) -> list[str]:
-    """Returns the names of the class folders of a tree `root/<class>/*`, sorted.
+def groups_of(root: epath.PathLike, ids: Collection[str]) -> dict[str, str]:
+    """Returns the groups that `groups.csv` of a folder names.
 
     Args:
-        root: The tree.
+        root: The folder.
+        ids: Paths of its images below it, with forward slashes.
+
+    Returns:
+        From path to group; empty where there is no table.
 
     Raises:
-        TreeError: If there is no such folder, it has fewer than two folders, or these are splits.
+        TreeError: If the table cannot be used.
     """
-    root = epath.Path(root)
-    expected = f"expected {root.name}/<class>/*"
-    if not root.is_dir():
-        raise TreeError(f"{root}: no such folder; {expected}")
-    names = [child.name for child in tree_files.children(root) if child.is_dir()]
-    if len(names) < 2:
-        raise TreeError(f"{root}: {expected} with two or more class folders, got {len(names)}")
-    if {name.lower() for name in names} <= _SPLITS:
-        raise TreeError(
-            f"{root}: {expected}, got the splits {', '.join(names)}; name one of them, such as "
-            f"{root / names[0]}"
-        )
-    return names
+    groups, offenders = file_tables.read(Path(root) / "groups.csv", "group", set(ids))
+    if offenders:
+        raise TreeError(_complaint(epath.Path(root), offenders, "expected groups.csv (file,group)"))
+    return groups
 
 
 def image_paths(
@@ -239,7 +266,7 @@ def _expected(root: epath.Path, class_folders: Mapping[str, str], splits: tuple[
 
 def _list_images(
     root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]
-) -> tuple[list[ImageFile], list[str]]:
+) -> tuple[list[ListedFile], list[str]]:
     """Returns the images sorted by id, without groups, and what does not belong in the tree."""
     offenders = []
     files = []
@@ -272,7 +299,7 @@ def _list_images(
                 if why := tree_files.broken_link(path):
                     offenders.append(f"{id_}: {why}")
                 else:
-                    files.append(ImageFile(path, id_, split, label, group=""))
+                    files.append(ListedFile(path, id_, split, label, group=""))
     return sorted(files, key=lambda file: file.id), offenders
 
 
@@ -280,13 +307,13 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _check_file(file: ImageFile) -> tuple[bytes, str]:
+def _check_file(path: Path) -> tuple[bytes, str]:
     """Returns the content's digest, and why the file cannot be used ("" where it can)."""
-    data = file.path.read_bytes()
-    return _sha256(data), _why_unusable(file.path, data)
+    data = path.read_bytes()
+    return _sha256(data), _why_unusable(path, data)
 
 
-def _why_unusable(path: epath.Path, data: bytes) -> str:
+def _why_unusable(path: Path, data: bytes) -> str:
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
@@ -312,11 +339,11 @@ def _why_unusable(path: epath.Path, data: bytes) -> str:
     return ""
 
 
-def _read_groups(root: epath.Path, files: Iterable[ImageFile]) -> tuple[dict[str, str], list[str]]:
+def _read_groups(root: epath.Path, files: Iterable[ListedFile]) -> tuple[dict[str, str], list[str]]:
     return file_tables.read(Path(root / "groups.csv"), "group", {file.id for file in files})
 
 
-def _copies(files: tuple[ImageFile, ...], digests: list[bytes]) -> Iterator[list[ImageFile]]:
+def _copies(files: tuple[ListedFile, ...], digests: list[bytes]) -> Iterator[list[ListedFile]]:
     """Sets of files with the same bytes."""
     by_digest = collections.defaultdict(list)
     for file, digest in zip(files, digests, strict=True):
@@ -324,7 +351,7 @@ def _copies(files: tuple[ImageFile, ...], digests: list[bytes]) -> Iterator[list
     return (same for same in by_digest.values() if len(same) > 1)
 
 
-def _contradictions(files: tuple[ImageFile, ...], digests: list[bytes]) -> list[str]:
+def _contradictions(files: tuple[ListedFile, ...], digests: list[bytes]) -> list[str]:
     return [
         "same bytes under different labels: "
         + ", ".join(f"{file.id} ({file.label})" for file in same)
@@ -342,11 +369,27 @@ def _complaint(root: epath.Path, offenders: list[str], expected: str) -> str:
     return "\n  ".join([f"{root}: {len(offenders)} {noun}; {expected}", *shown, *more])
 
 
-def _fingerprint(digests: Iterable[tuple[str, bytes]]) -> str:
+def _fingerprint(files: Iterable[ListedFile], digests: Iterable[bytes]) -> str:
     total = hashlib.sha256()
-    for id_, digest in digests:
-        total.update(id_.encode("utf-8", "surrogateescape") + b"\0" + digest)
+    for file, digest in zip(files, digests, strict=True):
+        total.update(file.id.encode("utf-8", "surrogateescape") + b"\0" + digest)
     return total.hexdigest()
+
+
+def _listing_fingerprint(files: Iterable[ListedFile], digests: Iterable[bytes]) -> str:
+    """Of ids and contents, and of labels and splits that an id does not tell, as of a table."""
+    files = list(files)
+    told = [
+        f"{file.id}\0{name}"
+        for file in files
+        for name in filter(None, (file.split, file.label))
+        if name not in file.id.split("/")[:-1]
+    ]
+    fingerprint = _fingerprint(files, digests)
+    if not told:
+        return fingerprint
+    more = "\0".join([fingerprint, *told]).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(more).hexdigest()
 
 
 def _notes(

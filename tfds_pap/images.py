@@ -115,6 +115,25 @@ def decodable_bytes(data: bytes) -> bytes:
     return png.getvalue()
 
 
+def window(data: bytes, crop: tuple[int, int, int] | None) -> bytes:
+    """Cuts a window out of a picture.
+
+    Args:
+        data: From `decodable_bytes`.
+        crop: Left, top and side in pixels; None takes all of it.
+
+    Returns:
+        The bytes themselves without a crop; else a PNG.
+    """
+    if crop is None:
+        return data
+    left, top, side = crop
+    png = io.BytesIO()
+    pixels = decode(data)[top : top + side, left : left + side]
+    Image.fromarray(pixels).save(png, "PNG")
+    return png.getvalue()
+
+
 def decode(data: bytes) -> np.ndarray:
     """Decodes an image file to the pixels that training sees; see `decoding.decode`.
 

@@ -137,9 +137,10 @@ class TreeBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         counts = ",".join(f"{split}={n}" for split, n in sorted(config.phantom_counts.items()))
         return f"phantom-{code.hexdigest()[:16]}-seed{config.phantom_seed}-{counts}"
 
-    def _read(self, files: Iterable[folders.ImageFile]) -> Iterator[tuple[str, str, str, bytes]]:
+    def _read(self, files: Iterable[folders.ListedFile]) -> Iterator[tuple[str, str, str, bytes]]:
         for file in files:
-            yield file.id, file.label, file.group, images.decodable_bytes(file.path.read_bytes())
+            data = images.decodable_bytes(file.path.read_bytes())
+            yield file.id, file.label, file.group, images.window(data, file.crop)
 
     def _draw(self, split: str) -> Iterator[tuple[str, str, str, bytes]]:
         # Not on import of the package, or `python -m tfds_pap.phantom` warns that it runs twice.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfds_pap import taxonomy
+from tfds_pap.classes import in_order_of_severity
 from tfds_pap.errors import PapError
 from tfds_pap.layouts import class_folders, cric, herlev, mendeley_lbc, naming, sipakmed
 from tfds_pap.layouts.listing import ListedFile, Listing, Walk, require_folder
@@ -72,9 +72,10 @@ def read(
         notes += suspicions((file.id, file.label) for file in files)
     notes += [f"--ignore={pattern} left nothing out" for pattern in walk.unused_patterns()]
     return Listing(
+        root,
         layout,
         tuple(sorted(files, key=lambda file: file.id)),
-        taxonomy.in_order_of_severity({file.label for file in files}),
+        in_order_of_severity({file.label for file in files}),
         tuple(sorted(walk.passed_over.items())),
         (_announced(layout, files), *notes, *_passed_over(walk)),
         tuple(f"{id_}: {why}" if why else id_ for id_, why in walk.offenders.items()),

@@ -40,6 +40,7 @@ class Listing:
     """The images of a tree, found by names alone: no picture was decoded.
 
     Attributes:
+        root: The tree.
         layout: Name of the layout that was chosen.
         files: Every image, sorted by id.
         class_names: In order of severity, then by name.
@@ -48,12 +49,33 @@ class Listing:
         offenders: What cannot be used, a line each.
     """
 
+    root: Path
     layout: str
     files: tuple[ListedFile, ...]
     class_names: tuple[str, ...]
     passed_over: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     offenders: tuple[str, ...]
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the tree says which images train and which test."""
+        return any(file.split for file in self.files)
+
+    def lines(self) -> list[str]:
+        """Returns what a command says of the tree before it starts: notes and a line a class."""
+        lines = [f"{self.root.name}: {note}" for note in self.notes]
+        splits = [
+            s for s in ("train", "validation", "test") if any(f.split == s for f in self.files)
+        ]
+        for name in self.class_names:
+            own = [file for file in self.files if file.label == name]
+            groups = {file.group for file in own}
+            known = f"{len(groups):,} groups" if "" not in groups else "groups unknown"
+            by_split = [f"{sum(f.split == s for f in own):,} {s}" for s in splits]
+            counts = f"{len(own):,} images" + (f" ({', '.join(by_split)})" if by_split else "")
+            lines.append(f"  {name}: {counts}, {known}")
+        return lines
 
 
 class Walk:
