@@ -268,16 +268,3 @@ def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
     (tree / "train" / "1" / "linked").symlink_to(tmp_path / "elsewhere")
     ids = [file.id for file in folders.read_tree(tree, taxonomy.DB4_FOLDERS).files]
     assert "train/1/linked/more.png" in ids
-
-
-def test_class_folders_are_no_splits_and_no_leftovers_of_archivers(tmp_path):
-    for name in ("NILM", "HSIL", "__MACOSX", ".git"):
-        (tmp_path / "lab" / name).mkdir(parents=True)
-    assert folders.class_folders(tmp_path / "lab") == ["HSIL", "NILM"]
-    for name in ("train", "Test"):
-        (tmp_path / "kaggle" / name).mkdir(parents=True)
-    with pytest.raises(folders.TreeError, match="got the splits Test, train; name one of them"):
-        folders.class_folders(tmp_path / "kaggle")
-    with pytest.raises(folders.TreeError, match="two or more class folders, got 1"):
-        (tmp_path / "one" / "NILM").mkdir(parents=True)
-        folders.class_folders(tmp_path / "one")

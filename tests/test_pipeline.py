@@ -320,10 +320,10 @@ def test_rare_class_reaches_the_tune_role(shared_data):
 
 def test_too_few_images_or_groups(tmp_path):
     index = pipeline.Index(
-        ids=np.array(["a", "b", "c"]),
-        groups=np.array(["", "", ""]),
-        labels=np.array([0, 0, 1]),
-        splits=np.array(["train"] * 3),
+        ids=np.array(["a", "b", "c", "d"]),
+        groups=np.array([""] * 4),
+        labels=np.array([0, 0, 1, 1]),
+        splits=np.array(["train"] * 3 + ["validation"]),
         class_names=("background", "cell"),
     )
     with pytest.raises(ValueError, match="a class with 1 images"):

@@ -60,6 +60,10 @@ def read(path: Path, names: Sequence[str]) -> Classes:
                     path, row.line, f"order: {' and '.join(twins)} have the same place"
                 )
         in_order = tuple(sorted(lines, key=ranks.__getitem__))
+        severity = in_order_of_severity(lines)
+        if Classes.known(in_order).ordered and in_order != severity:
+            expected = f"order: expected that of the Bethesda System, {', '.join(severity)}"
+            raise tables.problem(path, 1, expected)
     else:
         in_order = in_order_of_severity(lines)
     shown = tuple(lines[name].values["shown"] or name for name in in_order)

@@ -70,7 +70,7 @@ class Classes:
         if not self.ordered:
             return None
         ranks = [_rank(name) for name in self.names]
-        if self.is_declared or None in ranks:
+        if None in ranks:
             # A declared order is that of the names.
             return list(range(len(self.names)))
         return sorted(range(len(self.names)), key=lambda n: ranks[n] or 0)

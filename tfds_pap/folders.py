@@ -343,21 +343,23 @@ def _read_groups(root: epath.Path, files: Iterable[ListedFile]) -> tuple[dict[st
     return file_tables.read(Path(root / "groups.csv"), "group", {file.id for file in files})
 
 
-def _copies(files: tuple[ListedFile, ...], digests: list[bytes]) -> Iterator[list[ListedFile]]:
-    """Sets of files with the same bytes."""
+def _copies(
+    files: tuple[ListedFile, ...], digests: list[bytes]
+) -> Iterator[tuple[bytes, list[ListedFile]]]:
+    """Sets of files with the same bytes, and the digest of these."""
     by_digest = collections.defaultdict(list)
     for file, digest in zip(files, digests, strict=True):
         by_digest[digest].append(file)
-    return (same for same in by_digest.values() if len(same) > 1)
+    return ((digest, same) for digest, same in by_digest.items() if len(same) > 1)
 
 
 def _contradictions(files: tuple[ListedFile, ...], digests: list[bytes]) -> list[str]:
     return [
         "same bytes under different labels: "
         + ", ".join(f"{file.id} ({file.label})" for file in same)
-        for same in _copies(files, digests)
+        for digest, same in _copies(files, digests)
         # Empty files are alike and are named already.
-        if len({file.label for file in same}) > 1 and same[0].path.stat().length > 0
+        if len({file.label for file in same}) > 1 and digest != _sha256(b"")
     ]
 
 
@@ -404,6 +406,6 @@ def _notes(
             if counts.get(split, {}).get(label, 0) != number
         ]
         yield f"{tree.root.name}: counts differ from the published ones: {', '.join(differing)}"
-    across = sum(len({file.split for file in same}) > 1 for same in _copies(tree.files, digests))
+    across = sum(len({file.split for file in same}) > 1 for _, same in _copies(tree.files, digests))
     if across:
         yield f"{tree.root.name}: {across} pictures have the same bytes in more than one split"

@@ -209,7 +209,8 @@ def _clean_cut(
         )
     if len(np.unique(groups)) < folds:
         raise CutError(f"{what} has {len(np.unique(groups))} groups; a cut by group needs {folds}")
-    # A greedy cut can leave a rare class out of a fold; of several, take the best stratified one.
+    # A greedy cut can leave a rare class out of a fold; of several, take one with the most classes
+    # on both sides, and of these the best stratified one.
     cuts = [
         cut
         for seed in range(_CLEAN_CUT_TRIES)
@@ -219,8 +220,33 @@ def _clean_cut(
     ]
     totals = np.bincount(labels, minlength=len(index.class_names))
 
-    def worst_class(cut: tuple[np.ndarray, np.ndarray]) -> float:
+    def faults(cut: tuple[np.ndarray, np.ndarray]) -> tuple[int, float]:
         share = np.bincount(labels[cut[1]], minlength=len(totals)) / totals
-        return float(np.abs(share - _TUNE_FRACTION).max())
+        return int(np.isin(share, (0, 1)).sum()), float(np.abs(share - _TUNE_FRACTION).max())
 
-    return min(cuts, key=worst_class)
+    best = min(cuts, key=faults)
+    if not faults(best)[0]:
+        return best
+    return min([best, *_cuts_by_class(labels, groups)], key=faults)
+
+
+def _cuts_by_class(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cuts off about a fifth of the groups of each class, one at least where it has two.
+
+    Greedy folds leave a class of two or three groups out of most of them.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), labels.max() + 1), int)
+    np.add.at(counts, (group, labels), 1)
+    own = counts.argmax(axis=1)
+    cuts = []
+    for seed in range(_CLEAN_CUT_TRIES):
+        rng = np.random.default_rng(seed)
+        held: list[int] = []
+        for label in np.unique(own):
+            members = rng.permutation(np.flatnonzero(own == label))
+            if len(members) > 1:
+                held += members[: max(1, round(len(members) * _TUNE_FRACTION))].tolist()
+        off = np.isin(group, held)
+        cuts.append((np.flatnonzero(~off), np.flatnonzero(off)))
+    return cuts

@@ -1,4 +1,4 @@
-"""Cells and backgrounds for the first stage, where a lab has images of cells alone, or of fields."""
+"""Cells and backgrounds for the first stage, where a lab has images of cells, or whole fields."""
 
 import csv
 import dataclasses
