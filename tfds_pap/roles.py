@@ -16,11 +16,9 @@ from sklearn import model_selection
 
 from tfds_pap import pipeline
 from tfds_pap.errors import PapError
+from tfds_pap.splits import TEST, TRAIN, VALIDATION, WHOLE
 
 PROTOCOLS = ("paper", "clean")
-
-#: Names of the published splits, and of a tree that has none (TFDS reserves "all").
-TRAIN, VALIDATION, TEST, WHOLE = "train", "validation", "test", "whole"
 
 #: One fifth of the train folder tunes: the authors' own 80/20 (PAPERS P2). As much of a tree
 #: without folders tests.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import folders, images, stored_groups
-from tfds_pap.roles import WHOLE
+from tfds_pap.splits import WHOLE
 
 _REPOSITORY = "https://github.com/CarlosJMB/Deep-Reinforcement-Learning-for-Efficient-Digital-Pap-Smear-Analysis"
 
