@@ -25,6 +25,7 @@ from tfds_pap import (
     pipeline,
     twin_candidates,
 )
+from tfds_pap.splits import TEST, TRAIN, VALIDATION
 
 #: What a pair may be, and from which overlap on two crops are one picture.
 KINDS = ("identical pixels", "near-duplicate", "overlapping crops")
@@ -204,10 +205,16 @@ class Audit:
                 f"{variants} file names are those of a variant of an image"
                 f"{' of another split' if len(self.ids) > 1 else ''} (a hint, no proof)"
             )
-        if set(self.ids) == {"train", "validation"}:
-            tested = set(self.ids["validation"])
-            twins = {i for p in self.pairs if p.across for i in (p.first, p.second)} & tested
-            line = f"{len(twins)} of {len(tested)} validation images have a twin in train"
+        others = [name for name in (VALIDATION, TEST) if name in self.ids]
+        if TRAIN in self.ids and others:
+            trained = set(self.ids[TRAIN])
+            pairs = [{pair.first, pair.second} for pair in self.pairs if pair.across]
+            twins = set().union(*(pair for pair in pairs if pair & trained))
+            line = " and ".join(
+                f"{len(twins.intersection(self.ids[name]))} of {len(self.ids[name])} {name} images"
+                for name in others
+            )
+            line += " have a twin in train"
             if known:
                 shared = len(self.shared_groups)
                 line += f"; {shared or 'no'} group{'s' if shared > 1 else ''} on both sides"
