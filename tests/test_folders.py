@@ -118,12 +118,13 @@ def test_wrongly_named_file(tree):
     assert offenders(tree) == ["train/1/a.jpg: wrongly named: holds PNG, not JPEG"]
 
 
-def test_sixteen_bit_tiff_is_refused_and_png_is_not(tree):
+def test_sixteen_bits_are_refused(tree):
     deep = np.full((8, 8), 40_000, np.uint16)
     cv2.imwrite(str(tree / "train/1/deep.tif"), deep)
     cv2.imwrite(str(tree / "train/1/deep.png"), deep)
     assert offenders(tree) == [
-        "train/1/deep.tif: more than 8 bits a channel (mode I;16); convert it first"
+        f"train/1/deep.{ending}: more than 8 bits a channel (mode I;16); convert it first"
+        for ending in ("png", "tif")
     ]
 
 
@@ -281,3 +282,14 @@ def test_class_folders_are_no_splits_and_no_leftovers_of_archivers(tmp_path):
     with pytest.raises(folders.TreeError, match="two or more class folders, got 1"):
         (tmp_path / "one" / "NILM").mkdir(parents=True)
         folders.class_folders(tmp_path / "one")
+
+
+def test_masks_and_outlines_beside_cells(tmp_path):
+    for number, label in enumerate(("normal_columnar", "carcinoma")):
+        for name in ("1.bmp", "1-d.bmp", "CROPPED/1_1.bmp"):
+            save_image(tmp_path / "set" / label / name, 10 * number + len(name))
+        (tmp_path / "set" / label / "1_cyt.dat").write_text("1,2\n")
+    names = {name: name for name in ("normal_columnar", "carcinoma")}
+    masks, *fields = folders.read_tree(tmp_path / "set", names, splits=()).notes
+    assert masks.startswith("set: 2 files look like masks of others, such as carcinoma/1-d.bmp")
+    assert len(fields) == 2 and "in carcinoma beside 1 in carcinoma/CROPPED" in fields[0]

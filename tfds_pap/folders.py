@@ -14,9 +14,9 @@ from concurrent import futures
 from pathlib import Path
 
 from etils import epath
-from PIL import Image
 
 from tfds_pap import file_tables, images, tree_files
+from tfds_pap.layouts import suspicions
 from tfds_pap.tree_files import TreeError
 
 #: What people call the parts of a split, as folders.
@@ -297,16 +297,13 @@ def _why_unusable(path: epath.Path, data: bytes) -> str:
     if not data:
         return "zero bytes"
     try:
-        with images.one_error(), Image.open(io.BytesIO(data)) as image:
+        with images.opened(io.BytesIO(data)) as image:
             actual = images.format_of(image)
             if actual != expected:
                 return f"wrongly named: holds {actual}, not {expected}"
-            if images.is_deep_tiff(image):
-                return f"more than 8 bits a channel (mode {image.mode}); convert it first"
-            count = getattr(image, "n_frames", 1)
-            if actual != "JPEG" and count > 1:
-                return f"holds {count} pictures, expected one"
             image.load()
+    except images.RefusedError as error:
+        return str(error)
     except images.ImageError as error:
         return f"cannot be decoded ({error})"
     return ""
@@ -361,6 +358,9 @@ def _notes(
             if counts.get(split, {}).get(label, 0) != number
         ]
         yield f"{tree.root.name}: counts differ from the published ones: {', '.join(differing)}"
+    if not any(counts):
+        for line in suspicions.suspicions((file.id, file.label) for file in tree.files):
+            yield f"{tree.root.name}: {line}"
     across = sum(len({file.split for file in same}) > 1 for same in _copies(tree.files, digests))
     if across:
         yield f"{tree.root.name}: {across} pictures have the same bytes in more than one split"
