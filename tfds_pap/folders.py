@@ -359,7 +359,7 @@ def _notes(
         ]
         yield f"{tree.root.name}: counts differ from the published ones: {', '.join(differing)}"
     if not any(counts):
-        for line in suspicions.suspicions((file.id, file.label) for file in tree.files):
+        for line in suspicions.of((file.id, file.label) for file in tree.files):
             yield f"{tree.root.name}: {line}"
     across = sum(len({file.split for file in same}) > 1 for same in _copies(tree.files, digests))
     if across:
