@@ -12,7 +12,6 @@ from tfds_pap.errors import PapError
 from tfds_pap.layouts import class_folders, cric, herlev, mendeley_lbc, naming, sipakmed, suspicions
 from tfds_pap.layouts.listing import ListedFile, Listing, Walk, require_folder
 
-
 __all__ = ["NAMES", "ListedFile", "Listing", "read"]
 
 #: What can be asked for; "auto" recognises the others.
