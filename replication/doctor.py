@@ -19,7 +19,7 @@ from typing import NamedTuple
 from absl import app, flags
 
 from replication.flags import values as flag_values
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, keras_settings, path_flags
 
 _MANUAL_DIR = path_flags.define(
     "manual_dir",
@@ -82,7 +82,7 @@ def facts() -> Iterator[Fact]:
     yield from packages(importlib.metadata.requires("pap-two-stage") or ())
     yield _disk(Path.cwd())
     yield _memory()
-    yield from map(_writable, (Path("runs"), _data_dir(), _keras_home()))
+    yield from map(_writable, (Path("runs"), _data_dir(), keras_settings.home()))
     yield from (_port(int(port)) for port in _PORTS.value)
     yield from _weights()
     yield from _prepared()
@@ -153,10 +153,6 @@ def _memory() -> Fact:
 def _data_dir() -> Path:
     given = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
     return Path(given or "~/tensorflow_datasets").expanduser()
-
-
-def _keras_home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
 
 
 def _writable(folder: Path) -> Fact:

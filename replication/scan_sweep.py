@@ -24,7 +24,9 @@ from tfds_pap.errors import PapError
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
     "Sweep over fields that are drawn on the spot (default: off).", 10
 )
-_OUTPUT = path_flags.define("output", "runs/sweep", "Where it is written (default: runs/sweep).")
+_OUTPUT = path_flags.define(
+    "output", "runs/sweep", "Where it is written (default: runs/sweep).", path_flags.NEW_FOLDER
+)
 _STRIDES = flags.DEFINE_list(
     "strides", ["10", "25", "50", "75"], "Pixels from ROI to ROI (default: 10,25,50,75)."
 )

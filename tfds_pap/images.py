@@ -7,12 +7,12 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from tfds_pap.errors import PapError
 
@@ -77,7 +77,7 @@ class TooLargeError(RefusedError):
 
 
 @contextlib.contextmanager
-def opened(file: Path | IO[bytes], formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def opened(file: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """Opens a picture that can be read as it is meant; every place that reads pictures does.
 
     Args:
@@ -160,7 +160,9 @@ def _is_deep(image: Image.Image) -> bool:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.mode not in _EIGHT_BIT_MODES or max(image.tag_v2.get(BITS, (1,))) > 8
     # "RGB;16B" is how the rows of a PNG are unpacked.
-    return image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile)
+    return isinstance(image, PngImagePlugin.PngImageFile) and any(
+        ";16" in str(tile[3]) for tile in image.tile
+    )
 
 
 def decodable_bytes(data: bytes) -> bytes:

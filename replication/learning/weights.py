@@ -5,7 +5,6 @@ There is no silent fall-back: a missing or ill-fitting file ends in one line tha
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from replication.learning import models
 from replication.runs import device
-from tfds_pap import files
+from tfds_pap import files, keras_settings
 from tfds_pap.errors import PapError
 
 #: What `--weights` may say besides a path.
@@ -50,7 +49,7 @@ class Weights:
 
 def cache_dir() -> Path:
     """Returns where Keras keeps the weights it has downloaded."""
-    return Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
+    return keras_settings.home() / "models"
 
 
 def find(name: str, spec: str) -> Weights:
