@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from replication.runs import environment
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, keras_settings, path_flags
 
 _MANUAL_DIR = path_flags.define(
     "manual_dir",
@@ -82,7 +81,7 @@ def facts() -> Iterator[Fact]:
     yield from packages(importlib.metadata.requires("pap-two-stage") or ())
     yield _disk(Path.cwd())
     yield _memory()
-    yield from map(_writable, (Path("runs"), _data_dir(), environment.keras_home()))
+    yield from map(_writable, (Path("runs"), _data_dir(), keras_settings.home()))
     yield from (_port(int(port)) for port in _PORTS.value)
     yield from _weights()
     yield from _prepared()

@@ -26,6 +26,7 @@ _SAVE_ANNOTATED = path_flags.define(
     "save_annotated",
     None,
     "Folder for copies that carry prediction and, where a folder tells it, truth (default: none).",
+    path_flags.NEW_FOLDER,
 )
 _BATCH_SIZE = shared.batch_size(64, "Images a batch (default: 64).")
 

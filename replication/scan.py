@@ -23,7 +23,11 @@ _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
     "Scan fields that are drawn on the spot, with their truth (default: off).", 3
 )
 _SCAN_DIR = path_flags.define(
-    "scan_dir", None, "Where the scan is written (default: runs/scan, runs/scan_phantom)."
+    "scan_dir",
+    None,
+    "Where the scan is written (default: runs/scan, runs/scan_phantom).",
+    path_flags.NEW_FOLDER,
+    otherwise="runs",
 )
 _STRIDE = shared.stride("Pixels from one ROI to the next (default: 25).")
 _ROI = flags.DEFINE_integer("roi", 150, "Side of the ROI in pixels (default: 150).", lower_bound=1)

@@ -24,7 +24,9 @@ from tfds_pap.errors import PapError
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
     "Sweep over fields that are drawn on the spot (default: off).", 10
 )
-_OUTPUT = path_flags.define("output", "runs/sweep", "Where it is written (default: runs/sweep).")
+_OUTPUT = path_flags.define(
+    "output", "runs/sweep", "Where it is written (default: runs/sweep).", path_flags.NEW_FOLDER
+)
 _STRIDES = flags.DEFINE_list(
     "strides", ["10", "25", "50", "75"], "Pixels from ROI to ROI (default: 10,25,50,75)."
 )
@@ -121,6 +123,7 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
     """Returns the fields that have truth, with it."""
     from replication.fields import scan_directory
     from replication.fields.judge import truth
+    from tfds_pap.tables import bare_name
 
     tables: dict[Path, Any] = {}
     annotated = []
@@ -128,8 +131,9 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
         table = field_flags.truth() or Path(path).parent / scan_directory.TRUTH
         if table not in tables:
             tables[table] = truth.read_nuclei(table)
-        if Path(path).name in tables[table]:
-            annotated.append((path, tables[table][Path(path).name]))
+        name = bare_name(Path(path).name)
+        if name in tables[table]:
+            annotated.append((path, tables[table][name]))
     if not annotated:
         raise PapError(f"{', '.join(map(str, tables))}: none of the given fields is annotated")
     return annotated

@@ -14,7 +14,11 @@ from tfds_pap import commands, path_flags
 
 _RUN_DIR = shared.run_dir("Run whose model is exported.", finished=True)
 _SERVING_DIR = path_flags.define(
-    "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
+    "serving_dir",
+    None,
+    "Holds the versions of one model; its name is served.",
+    path_flags.NEW_FOLDER,
+    required=True,
 )
 _STAGE = flags.DEFINE_integer(
     "stage", 2, "Which stage's model (default: 2).", lower_bound=1, upper_bound=2

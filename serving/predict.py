@@ -43,7 +43,9 @@ _SIGNATURE = flags.DEFINE_string(
     "signature", "serving_default", "Signature that takes images (default: serving_default)."
 )
 _CSV = shared.csv("Write a table to this CSV file (default: none).")
-_JSON = path_flags.define("json", None, "Write JSON lines to this file (default: none).")
+_JSON = path_flags.define(
+    "json", None, "Write JSON lines to this file (default: none).", path_flags.NEW_FILE
+)
 _BATCH_SIZE = shared.batch_size(32, "Images a request (default: 32).")
 _CONCURRENCY = flags.DEFINE_integer(
     "concurrency", 4, "Requests under way at a time (default: 4).", 1, 256
@@ -161,8 +163,10 @@ def _server() -> str:
 def _connect() -> "Client":
     from serving.client import Client
 
-    token = _BEARER_TOKEN_FILE.value and Path(_BEARER_TOKEN_FILE.value).read_text().strip()
-    tls = {None: False, "default": True}.get(_TLS_CA.value, _TLS_CA.value)
+    token = _BEARER_TOKEN_FILE.value and Path(_BEARER_TOKEN_FILE.value).read_text("ascii").strip()
+    tls: bool | Path = _TLS_CA.value == "default"
+    if _TLS_CA.value and not tls:
+        tls = Path(_TLS_CA.value).expanduser()
     return Client(
         _server(),
         rest=_REST.value,

@@ -99,6 +99,29 @@ def test_a_connection_that_breaks_is_an_error():
     assert (ended.returncode, ended.stderr) == (1, "-c: a connection\n")
 
 
+SPEAKS = """
+import sys
+from tfds_pap import commands
+def main(argv):
+    print("1 − 0.5 … 2 × 3 ± 0.1 ≥ Größe 汉")
+    raise ValueError if len(argv) > 1 else commands.PapError("Zähler …")
+commands.run(main, commands.STARTS_AGAIN)
+"""
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "utf-8"}])
+def test_a_terminal_without_utf_8_gets_plain_substitutes(settings):
+    ended = subprocess.run(
+        [sys.executable, "-c", SPEAKS], capture_output=True, env=os.environ | settings
+    )
+    said = ended.stdout.decode(), ended.stderr.decode()
+    if settings["PYTHONIOENCODING"] == "ascii":
+        assert said == ("1 - 0.5 ... 2 x 3 +- 0.1 >= Gr??e ?\n", "-c: Z?hler ...\n")
+    else:
+        assert said == ("1 − 0.5 … 2 × 3 ± 0.1 ≥ Größe 汉\n", "-c: Zähler …\n")
+    assert ended.returncode == 1
+
+
 SCRIPT = """
 import os, sys
 from tfds_pap import commands
@@ -130,6 +153,9 @@ def test_the_import_of_tensorflow_is_silent_and_errors_are_not(tmp_path):
     assert broken.returncode == 1 and "why" in broken.stderr and "RuntimeError: no" in broken.stderr
 
 
+RUN_DIR_FAULT = "--run_dir=/proc/version/x: /proc/version is no folder"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -141,6 +167,8 @@ def test_the_import_of_tensorflow_is_silent_and_errors_are_not(tmp_path):
         (["replication.predict", "--run_dir=NONE", "x"], "--run_dir=NONE: not a run directory"),
         (["serving.export", "--run_dir=NONE", "--serving_dir=s"], "--run_dir=NONE: not a run"),
         (["serving.export"], "--run_dir, --serving_dir: must be given"),
+        (["replication.run", "--run_dir=/proc/version/x"], RUN_DIR_FAULT),
+        (["replication.run", "--data_dir=/proc/version"], "--data_dir=/proc/version: is no folder"),
         (["replication.run", "--nonsense"], "unknown command line flag 'nonsense'; --help"),
         (["replication.run", "--protocol=x"], "--protocol=x: value should be one of <paper|"),
         (["replication.run", "x"], "unexpected argument 'x'; every option is a --flag"),

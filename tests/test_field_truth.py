@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import unicodedata
 
 import numpy as np
 import pytest
@@ -103,3 +104,14 @@ def test_real_fields_keep_their_six_labels(shared_data):
     assert counts == collections.Counter(row["label"] for row in rows)
     assert set(counts) == set(truth.LABELS)
     assert sum(map(len, found.values())) == len(rows)
+
+
+def test_fields_are_named_by_path_or_name_with_accents_of_either_kind(tmp_path):
+    path = tmp_path / "nuclei.csv"
+    field = unicodedata.normalize("NFD", "Größe.jpg")
+    text = f"field\tx\ty\tlabel\nfields\\{field}\t1\t2\tHSIL\n"
+    path.write_bytes(text.encode("utf-16"))
+    assert list(truth.read_nuclei(path)) == ["Größe.jpg"]
+    path.write_text("field,x,y,label\na/1.jpg,1,2,HSIL\nb/1.jpg,1,2,HSIL\n")
+    with pytest.raises(PapError, match=r"line 3: expected one field of a name, got a/1.jpg and b"):
+        truth.read_nuclei(path)

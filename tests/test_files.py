@@ -1,8 +1,12 @@
 """Files that are there whole or not at all, and locks."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tfds_pap import files
+from tfds_pap.errors import PapError
 
 
 def test_a_file_that_fails_half_way_leaves_the_one_before(tmp_path):
@@ -27,3 +31,49 @@ def test_a_lock_is_held_once_and_free_afterwards(tmp_path, is_folder):
         assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError), files.locked(tmp_path / "missing"):
         raise AssertionError
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from tfds_pap import files
+from tfds_pap.errors import PapError
+files.hold(Path(sys.argv[1]))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_held_directory_is_refused_to_another_process_until_the_holder_is_gone(tmp_path):
+    directory = tmp_path / "runs" / "one"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(PapError) as caught:
+            files.hold(directory)
+        assert str(caught.value) == (
+            f"{directory}: process {other.pid} is at work there; wait until it ends, or give "
+            "another directory"
+        )
+        other.kill()
+    files.hold(directory)
+    files.hold(directory)
+    assert files.is_empty(directory)
+    (directory / "manifest.json").touch()
+    assert not files.is_empty(directory)
+
+
+def test_places_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert files.why_unwritable(tmp_path / "a" / "b") == ""
+    assert files.why_unwritable(tmp_path / "file", is_file=True) == ""
+    assert files.why_unwritable(tmp_path) == ""
+    assert files.why_unwritable(tmp_path / "file") == "is no folder"
+    assert files.why_unwritable(tmp_path, is_file=True) == "is a folder, expected a file"
+    assert files.why_unwritable(tmp_path / "file" / "a") == f"{tmp_path}/file is no folder"
+    assert not (tmp_path / "a").exists()
+    # Who runs tests may write anywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert files.why_unwritable(tmp_path) == "cannot be written"
+    assert files.why_unwritable(tmp_path / "a" / "b") == f"{tmp_path} cannot be written"

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 from commands import command
+from conftest import save_image
 
 from replication.runs.directory import RunDirectory
 from tfds_pap.errors import PapError
@@ -195,20 +196,26 @@ def test_predict(finished, manual_dir, tmp_path):
     run_dir, _ = finished
     folder = manual_dir / "DB_3" / "validation" / "0"
     (tmp_path / "broken.jpg").write_bytes(b"no image")
+    save_image(tmp_path / "cut.tif", 7)
+    whole = (tmp_path / "cut.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) * 2 // 3])
     done = command(
         "replication.predict",
         f"--run_dir={run_dir}",
+        tmp_path / "cut.tif",
         folder,
         tmp_path / "broken.jpg",
         f"--csv={tmp_path / 'cells.csv'}",
         f"--save_annotated={tmp_path / 'annotated'}",
         env={**os.environ, "COLUMNS": "200"},
     )
-    assert done.returncode == 1, "one image was broken"
-    assert "1 of 5 images could not be read" in done.stderr
-    assert "broken.jpg" in done.stderr
+    assert done.returncode == 1, "two images were broken"
+    assert "2 of 6 images could not be read" in done.stderr
+    assert "broken.jpg" in done.stderr and "cut.tif" in done.stderr
+    assert "Traceback" not in done.stderr
     rows = list(csv.DictReader((tmp_path / "cells.csv").open()))
-    assert rows.pop()["error"].startswith("not a readable image (")
+    for broken in (rows.pop(), rows.pop(0)):
+        assert broken["error"].startswith("not a readable image (")
     assert all(row["class"] and row["hsil_plus"] == row["error"] == "" for row in rows)
     assert [Path(row["image"]).parent for row in rows] == [folder] * 4
     assert {row["truth"] for row in rows} == {"cell"}

@@ -93,3 +93,16 @@ def test_optional_columns_are_empty_where_they_are_not_there(tmp_path):
     path.write_text("name,order\nNILM,1\n", encoding="utf-8")
     (row,) = tables.read(path, ("name",), optional=("shown name", "order"))
     assert row == (2, {"name": "NILM", "shown name": "", "order": "1"})
+
+
+def test_letters_beyond_latin_in_utf_16_without_a_mark_and_lines_of_old_macs(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_bytes("file;group\rżółw.png;a\r".encode("utf-16-le"))
+    assert values(path) == [{"file": "żółw.png", "group": "a"}]
+
+
+def test_a_separator_that_is_none_of_these_is_not_taken_for_one(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text("sep=|\nfile|group\n")
+    with pytest.raises(PapError, match="line 1: expected the columns file, group"):
+        tables.read(path, ("file", "group"))

@@ -25,7 +25,11 @@ _MANUAL_DIR = path_flags.define(
     path_flags.FOLDER,
 )
 _DATA_DIR = path_flags.define(
-    "data_dir", None, "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets)."
+    "data_dir",
+    None,
+    "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets).",
+    path_flags.STORE,
+    otherwise=path_flags.PREPARED,
 )
 _DATASETS = flags.DEFINE_list(
     "datasets", ["pap_db3", "pap_db4"], "Data sets to audit (default: pap_db3,pap_db4)."
@@ -50,7 +54,9 @@ _AUDIT = flags.DEFINE_enum(
     ["full", "fast", "off"],
     "How hard to look: full (default), fast, or off, which looks at groups and names alone.",
 )
-_OUTPUT = path_flags.define("output", "audit", "Where files are written (default: audit).")
+_OUTPUT = path_flags.define(
+    "output", "audit", "Where files are written (default: audit).", path_flags.NEW_FOLDER
+)
 
 flags.adopt_module_key_flags(folder_flags)
 

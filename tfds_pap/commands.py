@@ -1,6 +1,8 @@
 """How every command's process is prepared, and how it ends: done, refused, or interrupted."""
 
+import codecs
 import contextlib
+import io
 import logging
 import os
 import re
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
+from tfds_pap import keras_settings
 from tfds_pap.errors import PapError
 
 #: absl of a required flag that is not there.
@@ -36,6 +39,24 @@ _SETTINGS = {
 }
 
 
+#: What a terminal without UTF-8 shows in place of letters of reports and tables.
+_SUBSTITUTES = {
+    **{"…": "...", "−": "-", "–": "-", "—": "-", "×": "x", "±": "+-", "°": " degrees", "µ": "u"},
+    **{
+        "→": "->",
+        "\xa0": " ",
+        "\u202f": " ",
+        "≥": ">=",
+        "≤": "<=",
+        "·": "*",
+        "•": "*",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+    },
+}
+
+
 def run(main: Callable[[list[str]], object], interrupted: str) -> None:
     """Runs a command; what can be mended ends it with one line and exit status 1, Ctrl-C with 130.
 
@@ -46,6 +67,7 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         main: From the arguments that are no flags to anything.
         interrupted: What is said after Ctrl-C: `RESUMES`, `STARTS_AGAIN`, or a sentence.
     """
+    _say_plainly()
     try:
         app.run(_without_usage(main), flags_parser=_parse_flags)
     except KeyboardInterrupt as error:
@@ -64,6 +86,21 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         except BrokenPipeError:
             # Else the interpreter tries again when it ends, and says that it could not.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_plainly() -> None:
+    """Lets terminals without UTF-8 have plain substitutes for what they cannot show."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_SUBSTITUTES.get(letter, "?") for letter in text), error.end
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -122,11 +159,19 @@ def quiet_logs() -> None:
 def prepare_tensorflow() -> None:
     """Imports TensorFlow with this package's settings and without its chatter.
 
-    Called before anything else imports it; variables that the user has set are left as they are.
+    Called before anything else imports it; variables that the user has set are left as they are,
+    but for those of `keras_settings`.
+
+    Raises:
+        PapError: Keras's backend is not installed.
     """
     quiet_logs()
+    keras_settings.check_backend()
+    keras_settings.before_import()
     with _without_stderr():
         import tensorflow  # noqa: F401
+    # TensorFlow has imported Keras.
+    keras_settings.after_import()
 
 
 @contextlib.contextmanager

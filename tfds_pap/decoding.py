@@ -18,9 +18,10 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     """Decodes one JPEG, PNG, BMP, or GIF (one frame) image to RGB.
 
     JPEGs use the accurate inverse DCT, so that pixels equal those of cv2 and PIL. Grey, palette
-    and CMYK images become RGB, alpha is dropped, 16-bit PNGs keep their high byte. Pixels stay as
-    the file stores them: an orientation in EXIF or TIFF tags is ignored, here and wherever else
-    this package reads or shows an image, so that positions are those of the file.
+    and CMYK images become RGB, alpha is dropped. 16-bit PNGs keep their high byte; `images` and the
+    guard of a served graph refuse them. Pixels stay as the file stores them: an orientation in EXIF
+    or TIFF tags is ignored, here and wherever else this package reads or shows an image, so that
+    positions are those of the file.
 
     Args:
         data: Scalar string, the file's bytes.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from tfds_pap import commands, phantom, phantom_set
+from tfds_pap import commands, path_flags, phantom, phantom_set
 
 TILE = 256  # Pixels, side of a tile of the file.
 FIELD = 2048  # Pixels, side of the field that is repeated.
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     # Defined here and not on import, so that importers keep these names free.
-    flags.DEFINE_string("file", None, "TIFF file to write (required).")
+    path_flags.define("file", None, "TIFF file to write (required).", path_flags.NEW_FILE)
     flags.DEFINE_integer("side", 20_000, "Side of the slide in pixels (default: 20000).", 1)
     flags.DEFINE_float("slide_mpp", 0.25, "Micrometres per pixel it states (default: 0.25).")
     commands.run(main, commands.STARTS_AGAIN)

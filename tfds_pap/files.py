@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, their locks, and their digests."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -76,6 +77,77 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def why_unwritable(path: Path, *, is_file: bool = False) -> str:
+    """Returns why a place cannot be written, without making anything; "" where it can.
+
+    Args:
+        path: A folder, or a file; what is not there must be possible to make.
+        is_file: Whether a file is meant.
+
+    Example:
+        >>> why_unwritable(Path("/proc/version/runs"))
+        '/proc/version is no folder'
+    """
+    if path.exists():
+        if path.is_dir() == is_file:
+            return "is a folder, expected a file" if is_file else "is no folder"
+        return "" if os.access(path, os.W_OK) else "cannot be written"
+    above = path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        return f"{above} is no folder"
+    return "" if os.access(above, os.W_OK | os.X_OK) else f"{above} cannot be written"
+
+
+#: Directories that this process holds, and the lock of each; they go with it.
+_held: dict[str, int] = {}
+
+_LOCK = ".lock"
+
+
+def hold(directory: Path) -> None:
+    """Keeps a directory to this process for as long as it lives; calling it again does no harm.
+
+    The lock is one of POSIX: it goes with its process, however that ends, and not with children
+    that outlive it.
+
+    Args:
+        directory: It is made where it is not there.
+
+    Raises:
+        PapError: Another process holds it; one line that names directory and process.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    where = os.path.realpath(directory)
+    if where in _held:
+        return
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            # Some network file systems have no locks.
+            os.close(descriptor)
+            return
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise PapError(
+            f"{directory}: process {holder or 'of another user'} is at work there; wait until it "
+            "ends, or give another directory"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    _held[where] = descriptor
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether a directory holds nothing but the lock of a process."""
+    return all(child.name == _LOCK for child in directory.iterdir())
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -89,7 +161,7 @@ def read_json(path: Path) -> Any:
         PapError: If the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise PapError(f"{path}: no such file") from None
     except ValueError as error:

@@ -14,7 +14,6 @@ from concurrent import futures
 from pathlib import Path
 
 from etils import epath
-from PIL import Image
 
 from tfds_pap import file_tables, images, layouts, tree_files
 from tfds_pap.layouts import ListedFile
@@ -324,16 +323,13 @@ def _why_unusable(path: Path, data: bytes) -> str:
     if not data:
         return "zero bytes"
     try:
-        with images.one_error(), Image.open(io.BytesIO(data)) as image:
+        with images.opened(io.BytesIO(data)) as image:
             actual = images.format_of(image)
             if actual != expected:
                 return f"wrongly named: holds {actual}, not {expected}"
-            if images.is_deep_tiff(image):
-                return f"more than 8 bits a channel (mode {image.mode}); convert it first"
-            count = getattr(image, "n_frames", 1)
-            if actual != "JPEG" and count > 1:
-                return f"holds {count} pictures, expected one"
             image.load()
+    except images.RefusedError as error:
+        return str(error)
     except images.ImageError as error:
         return f"cannot be decoded ({error})"
     return ""

@@ -6,10 +6,13 @@ TensorFlow is loaded only where it decodes: a client that sends files does witho
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from tfds_pap.errors import PapError
 
@@ -40,11 +43,18 @@ _TURNED_BACK = {
     8: Image.Transpose.ROTATE_270,
 }
 
+#: Pixels of a picture that is decoded whole: 400 MB of them. A whole slide is read in pieces.
+MAX_PIXELS = 2**27
+
 #: Rows of a TIFF that are converted at a time.
 _ROWS = 1024
 
 #: What TensorFlow puts around the reason of a failure.
 _FRAME = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:.*")
+
+
+# Pillow warns of sizes that are taken here, and of faults that are refused. Once for all threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(PapError):
@@ -56,6 +66,61 @@ class ImageError(PapError):
 
 class UnknownFormatError(ImageError):
     """Bytes that begin like no image."""
+
+
+class RefusedError(ImageError):
+    """A sound picture that would be read as another one, or that is too large."""
+
+
+class TooLargeError(RefusedError):
+    """A picture of more than `MAX_PIXELS` pixels."""
+
+
+@contextlib.contextmanager
+def opened(file: Path | IO[bytes], formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """Opens a picture that can be read as it is meant; every place that reads pictures does.
+
+    Args:
+        file: Its path, or its bytes as a file.
+        formats: Of Pillow that are tried; None tries all.
+
+    Yields:
+        The picture, its pixels not loaded.
+
+    Raises:
+        RefusedError: It has more than `MAX_PIXELS` pixels or 8 bits a channel, or holds several
+            pictures; by its header alone.
+        ImageError: It cannot be read, here or within the block.
+    """
+    with one_error(), Image.open(file, formats=formats) as image:
+        _refuse(image)
+        yield image
+
+
+def _refuse(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise TooLargeError(f"{width} x {height} px, expected at most {MAX_PIXELS:,} pixels")
+    if _is_deep(image):
+        raise RefusedError(f"more than 8 bits a channel (mode {image.mode}); convert it first")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        pages = _pages(image)
+        if pages > 1:
+            grey = "; save three grey pages as one colour picture" if image.mode == "L" else ""
+            raise RefusedError(f"holds {pages} pictures, expected one{grey}")
+
+
+def _pages(image: TiffImagePlugin.TiffImageFile) -> int:
+    """How many pages are as large as the first; smaller ones are reduced copies of it."""
+    if image.n_frames < 2:
+        return 1
+    sizes = []
+    for page in range(image.n_frames):
+        image.seek(page)
+        sizes.append(image.size)
+    image.seek(0)
+    (width, height), *others = sizes
+    return 1 + sum(size[0] >= width or size[1] >= height for size in others)
 
 
 @contextlib.contextmanager
@@ -72,6 +137,8 @@ def one_error() -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         # Pillow's own text holds the address of a buffer.
         raise UnknownFormatError("no known image format") from error
+    except Image.DecompressionBombError:
+        raise TooLargeError(f"expected at most {MAX_PIXELS:,} pixels, got more") from None
     except Exception as error:
         text = str(error)
         reason = _FRAME.sub("", text.splitlines()[0]) if text else type(error).__name__
@@ -84,14 +151,17 @@ def format_of(image: Image.Image) -> str | None:
     return "JPEG" if image.format == "MPO" else image.format
 
 
-def is_deep_tiff(image: Image.Image) -> bool:
-    """Whether an opened image is a TIFF of more than 8 bits a channel.
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has more than 8 bits a channel.
 
     Pillow opens colours of 16 bits as if they had 8, and keeps the high byte, which is black in the
-    12 bits that microscopes write.
+    12 bits that microscopes write. TensorFlow does so with PNG.
     """
-    return isinstance(image, TiffImagePlugin.TiffImageFile) and (
-        image.mode not in _EIGHT_BIT_MODES or max(image.tag_v2.get(BITS, (1,))) > 8
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.mode not in _EIGHT_BIT_MODES or max(image.tag_v2.get(BITS, (1,))) > 8
+    # "RGB;16B" is how the rows of a PNG are unpacked.
+    return isinstance(image, PngImagePlugin.PngImageFile) and any(
+        ";16" in str(tile[3]) for tile in image.tile
     )
 
 
@@ -105,9 +175,9 @@ def decodable_bytes(data: bytes) -> bytes:
         data: A whole image file.
 
     Raises:
-        ImageError: If it cannot be read.
+        ImageError: If it cannot be read, see `opened`.
     """
-    with one_error(), Image.open(io.BytesIO(data)) as image:
+    with opened(io.BytesIO(data)) as image:
         if image.format != "TIFF" and not (image.format == "BMP" and data[28] != 24):
             return data
         png = io.BytesIO()

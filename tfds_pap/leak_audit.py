@@ -353,7 +353,7 @@ def audit_builder(
     key = hashlib.sha256(" ".join(about).encode())
     path = Path(builder.data_dir) / f"leak-audit-{key.hexdigest()[:16]}.json"
     if features is None and path.exists():
-        pairs = tuple(_stored_pair(values) for values in json.loads(path.read_text()))
+        pairs = tuple(_stored_pair(values) for values in json.loads(path.read_text("utf-8")))
         return _of_index(builder.name, index, pairs, effort)
     store = pipeline.load_images(builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES)
     result = audit(

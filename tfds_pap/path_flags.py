@@ -3,16 +3,26 @@
 It is looked for while flags are parsed, before anything slow is imported.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
 
+from tfds_pap import files
+
 flags.disclaim_key_flags()
 
 #: What a place may have to be: a folder, a file, the directory of a run or search, or the directory
-#: that holds the versions of a model; ANYTHING is not looked at, since the command may make it.
+#: that holds the versions of a model; ANYTHING is not looked at.
 FOLDER, FILE, RUN, ANYTHING = "folder", "file", "run", ""
+
+#: What a place that is written may have to be: a folder or file that is there or can be made.
+#: A STORE may also be there and closed for writing, since what is needed may lie in it already.
+NEW_FOLDER, NEW_FILE, STORE = "new folder", "new file", "store"
+
+#: Where TFDS keeps prepared data if nothing else is said.
+PREPARED = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
 _FAULTS: Mapping[str, Callable[[Path], str]] = {
     FOLDER: lambda path: "" if path.is_dir() else "no such folder",
@@ -26,7 +36,9 @@ _FAULTS: Mapping[str, Callable[[Path], str]] = {
 
 class _PathParser(flags.ArgumentParser):
     def __init__(self, must_be: str) -> None:
-        self._fault = _FAULTS[must_be]
+        # Places that are written are looked at when all flags are known: the default of one that
+        # is not used must not keep a module from being imported.
+        self._fault = _FAULTS.get(must_be, _FAULTS[ANYTHING])
 
     def parse(self, argument: str) -> str:
         path = Path(argument).expanduser()
@@ -45,6 +57,7 @@ def define(
     must_be: str = ANYTHING,
     *,
     required: bool = False,
+    otherwise: str = "",
 ) -> flags.FlagHolder:
     """Defines a flag whose value is a path, with `~` resolved.
 
@@ -52,7 +65,20 @@ def define(
         name: Of the flag.
         default: Its value where it is not given; of a flag that must be something, None.
         help_text: States the default.
-        must_be: `FOLDER`, `FILE`, `RUN` or `ANYTHING`.
+        must_be: `FOLDER`, `FILE`, `RUN`, `ANYTHING`, `NEW_FOLDER`, `NEW_FILE` or `STORE`.
         required: Whether it must be given.
+        otherwise: Where is written if the flag is not given and has no default.
     """
-    return flags.DEFINE(_PathParser(must_be), name, default, help_text, required=required)
+    holder = flags.DEFINE(_PathParser(must_be), name, default, help_text, required=required)
+    if must_be in (NEW_FOLDER, NEW_FILE, STORE):
+
+        def check(value: str | None) -> bool:
+            place = value or otherwise
+            path = Path(place).expanduser()
+            is_open = not place or (must_be == STORE and path.is_dir())
+            if fault := "" if is_open else files.why_unwritable(path, is_file=must_be == NEW_FILE):
+                raise flags.ValidationError(fault if value else f"{place} by default: {fault}")
+            return True
+
+        flags.register_validator(holder, check)
+    return holder

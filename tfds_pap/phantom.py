@@ -386,10 +386,16 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     # Defined here and not on import, so that importers keep these names free.
     path_flags.define(
-        "contact_sheet", None, "PNG file to write a contact sheet to (default: none is written)."
+        "contact_sheet",
+        None,
+        "PNG file to write a contact sheet to (default: none is written).",
+        path_flags.NEW_FILE,
     )
     path_flags.define(
-        "field", None, "PNG file to write one whole field to (default: none is written)."
+        "field",
+        None,
+        "PNG file to write one whole field to (default: none is written).",
+        path_flags.NEW_FILE,
     )
     flags.DEFINE_integer(
         "ceiling",

@@ -100,7 +100,7 @@ def write_tree(
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(encode(image))
                     rows.append((file, group))
-            with Path(scratch, name, "groups.csv").open("w", newline="") as table:
+            with Path(scratch, name, "groups.csv").open("w", newline="", encoding="utf-8") as table:
                 csv.writer(table, lineterminator="\n").writerows(rows)
         for _, name, _ in trees:
             Path(scratch, name).rename(root / name)

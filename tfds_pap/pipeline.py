@@ -22,6 +22,7 @@ import tensorflow_datasets.public_api as tfds
 from tfds_pap import class_table, files, folders, layouts, stored_classes, stored_groups
 from tfds_pap.classes import Classes
 from tfds_pap.decoding import decode_and_resize
+from tfds_pap.errors import PapError
 
 #: Decoded images above this many bytes are kept in a file instead of in memory.
 CACHE_BUDGET_BYTES = 4 * 1024**3
@@ -154,6 +155,9 @@ def _prepare(
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     if not builder.is_prepared():
+        # Before every image of a tree is read.
+        if fault := files.why_unwritable(Path(builder.data_dir)):
+            raise PapError(f"--data_dir={builder.data_dir}: {fault}")
         drawn = getattr(builder.builder_config, "phantom_counts", None) is not None
         print(f"{'Drawing the images of' if drawn else 'Preparing'} {builder.name}", flush=True)
     # It announces downloads of unknown size where nothing is downloaded.

@@ -47,7 +47,7 @@ def read(builder: tfds.core.DatasetBuilder) -> dict[str, str] | None:
         builder: A prepared builder.
     """
     path = Path(builder.data_dir) / _NAME
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def digest_now(builder: tfds.core.DatasetBuilder) -> str:

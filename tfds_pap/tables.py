@@ -75,8 +75,8 @@ def decode(data: bytes) -> str:
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
             return data.decode(encoding)
-    # UTF-16 without a mark: every other byte of ASCII is 0.
-    for encoding, zeros in (("utf-16-le", data[1:64:2]), ("utf-16-be", data[:64:2])):
+    # UTF-16 without a mark: every other byte of ASCII is 0. The names of columns are ASCII.
+    for encoding, zeros in (("utf-16-le", data[1:8:2]), ("utf-16-be", data[:8:2])):
         if len(data) > 1 and not any(zeros):
             return data.decode(encoding)
     try:
@@ -89,12 +89,13 @@ def _rows(
     path: Path, text: str, columns: Sequence[str], optional: Collection[str]
 ) -> Iterator[Row]:
     lines = io.StringIO(text, newline="")
-    first = text.split("\n", 1)[0].strip()
+    first, second, *_ = (*text.splitlines()[:2], "", "")
     # Excel's own way to say what separates the values.
-    announced = first[4:] if first.lower().startswith("sep=") and len(first) == 5 else ""
+    is_announced = first.lower().startswith("sep=") and len(first) == 5
+    announced = first[4:] if is_announced and first[4:] in _SEPARATORS else ""
     if announced:
         lines.readline()
-        first = text.split("\n", 2)[1] if "\n" in text else ""
+        first = second
     separator = announced or _separator(first, columns)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     offset = 1 if announced else 0
@@ -187,6 +188,19 @@ class Names:
         if key in self._ids:
             return [self._ids[key]]
         return self._bare.get(key, [])
+
+
+def bare_name(name: str) -> str:
+    r"""Returns a file's name without its folders, accents composed, as two names are compared.
+
+    Args:
+        name: A path with slashes of either kind, or a name.
+
+    Example:
+        >>> bare_name(r"slide 3\a.jpg")
+        'a.jpg'
+    """
+    return _key(name).rpartition("/")[2]
 
 
 def _key(name: str) -> str:

@@ -101,6 +101,8 @@ _SEARCH_DIR = path_flags.define(
     "search_dir",
     None,
     "Where the search is written (default: runs/search-<tuner>-<space>-<protocol>-<data>).",
+    path_flags.NEW_FOLDER,
+    otherwise="runs",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", 1, "Trials trained side by side on this machine (default: 1).", lower_bound=1
@@ -267,6 +269,7 @@ def _prepared(
             **device_flags.identity(policy),
         },
         flag="search_dir",
+        alone=not (place.is_worker() or place.is_chief()),
     )
     if not place.is_worker():
         description.audit(run, [builder], audit_flags.effort(), audit_flags.note)

@@ -10,7 +10,7 @@ from replication.fields.judge.truth import Nuclei, read_nuclei
 from replication.fields.scanned import EVALUATION, ScannedField, scanned_fields
 from replication.fields.show import figures as field_figures
 from replication.runs.directory import RunDirectory
-from tfds_pap import files
+from tfds_pap import files, tables
 
 
 def evaluate_scan(
@@ -41,7 +41,7 @@ def evaluate_scan(
             continue
         if path not in truths:
             truths[path] = read_nuclei(Path(path))
-        nuclei = truths[path].get(one.info["name"])
+        nuclei = truths[path].get(tables.bare_name(one.info["name"]))
         if nuclei is not None:
             fields.append(_annotated(one, nuclei, settings["threshold"], settings["radius"]))
     if not fields:

@@ -40,8 +40,9 @@ def seeds(*default: int, of: str) -> flags.FlagHolder[list[str]]:
 
 def run_dir(help_text: str, *, finished: bool = False) -> flags.FlagHolder[str | None]:
     """Defines --run_dir: where a run is written, or a finished one that must be named."""
-    must_be = path_flags.RUN if finished else path_flags.ANYTHING
-    return path_flags.define("run_dir", None, help_text, must_be, required=finished)
+    if finished:
+        return path_flags.define("run_dir", None, help_text, path_flags.RUN, required=True)
+    return path_flags.define("run_dir", None, help_text, path_flags.NEW_FOLDER, otherwise="runs")
 
 
 def manual_dir(trees: str) -> flags.FlagHolder[str | None]:
@@ -60,6 +61,8 @@ def data_dir() -> flags.FlagHolder[str | None]:
         "data_dir",
         None,
         "Where TFDS keeps prepared data (default: TFDS's own, ~/tensorflow_datasets).",
+        path_flags.STORE,
+        otherwise=path_flags.PREPARED,
     )
 
 
@@ -97,7 +100,7 @@ def epochs(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
 
 def csv(help_text: str) -> flags.FlagHolder[str | None]:
     """Defines --csv."""
-    return path_flags.define("csv", None, help_text)
+    return path_flags.define("csv", None, help_text, path_flags.NEW_FILE)
 
 
 def phantom(doing: str, count: int) -> tuple[flags.FlagHolder[bool], flags.FlagHolder[int]]:

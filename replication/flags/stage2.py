@@ -12,7 +12,10 @@ from tfds_pap import folder_flags, path_flags
 _MANUAL_DIR = shared.manual_dir("DB_4")
 _DATA_DIR = shared.data_dir()
 _FEATURES_DIR = path_flags.define(
-    "features_dir", "runs/features", "Where features are stored (default: runs/features)."
+    "features_dir",
+    "runs/features",
+    "Where features are stored (default: runs/features).",
+    path_flags.STORE,
 )
 
 flags.adopt_module_key_flags(image_flags)

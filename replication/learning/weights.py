@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 from replication.learning import models
-from replication.runs import device, environment
-from tfds_pap import files
+from replication.runs import device
+from tfds_pap import files, keras_settings
 from tfds_pap.errors import PapError
 
 #: What `--weights` may say besides a path.
@@ -49,7 +49,7 @@ class Weights:
 
 def cache_dir() -> Path:
     """Returns where Keras keeps the weights it has downloaded."""
-    return environment.keras_home() / "models"
+    return keras_settings.home() / "models"
 
 
 def find(name: str, spec: str) -> Weights:

@@ -7,9 +7,6 @@ from pathlib import Path
 from tfds_pap import images
 from tfds_pap.errors import PapError
 
-#: Of TIFF and BMP, which TensorFlow reads in part or not at all.
-_CONVERTED = (b"II*\0", b"MM\0*", b"BM")
-
 
 def read(path: Path, *, max_bytes: int | None = None) -> bytes:
     """Returns an image file's bytes; TIFF and some BMP become PNG, of the same pixels.
@@ -30,8 +27,15 @@ def read(path: Path, *, max_bytes: int | None = None) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise PapError(error.strerror or str(error)) from error
-    if not data.startswith(_CONVERTED):
-        return data
+    return decodable(data)
+
+
+def decodable(data: bytes) -> bytes:
+    """Returns bytes of the same pixels that models and servers decode.
+
+    Raises:
+        PapError: With the reason alone.
+    """
     with reasoned():
         return images.decodable_bytes(data)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfds_pap.errors import PapError
-from tfds_pap.files import read_json, write_json
+from tfds_pap.files import hold, is_empty, read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,12 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike, identity: Mapping[str, Any], *, flag: str = "run_dir"
+        cls,
+        path: str | os.PathLike,
+        identity: Mapping[str, Any],
+        *,
+        flag: str = "run_dir",
+        alone: bool = True,
     ) -> "RunDirectory":
         """Creates the directory, or resumes it where it was made with the same identity.
 
@@ -34,12 +39,18 @@ class RunDirectory:
             path: The directory.
             identity: Every flag and data fingerprint that results depend on; JSON values.
             flag: That names the directory, for messages.
+            alone: Whether this process alone may work there until it ends; False for those of a
+                cluster, which share a directory.
 
         Raises:
-            PapError: If the directory holds something else, or was made with another identity;
-                the message names the first difference.
+            PapError: If the directory holds something else, or was made with another identity
+                (the message names the first difference), or another process is at work there.
         """
         run = cls(Path(path))
+        if not run.manifest_path.exists() and run.path.exists() and not is_empty(run.path):
+            raise PapError(f"--{flag}={path} is not empty and holds no manifest.json")
+        if alone:
+            hold(run.path)
         identity = json.loads(json.dumps(identity))
         if run.manifest_path.exists():
             before = run.manifest()["identity"]
@@ -53,8 +64,6 @@ class RunDirectory:
             if identity.keys() - before.keys():
                 run.update_manifest(identity={**before, **identity})
         else:
-            if run.path.exists() and any(run.path.iterdir()):
-                raise PapError(f"--{flag}={path} is not empty and holds no manifest.json")
             run.update_manifest(identity=identity)
         return run
 

@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
@@ -51,11 +50,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def keras_home() -> Path:
-    """Returns where Keras keeps its settings and what it downloads, without importing it."""
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
 
 
 def git_commit() -> str:

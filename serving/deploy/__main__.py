@@ -19,7 +19,9 @@ from tfds_pap import commands, path_flags
 _SERVING_DIR = path_flags.define(
     "serving_dir", None, "Holds the versions of one model; its name is served.", required=True
 )
-_OUTPUT_DIR = path_flags.define("output_dir", "deploy", "Where to write (default: deploy).")
+_OUTPUT_DIR = path_flags.define(
+    "output_dir", "deploy", "Where to write (default: deploy).", path_flags.NEW_FOLDER
+)
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace files that are there and differ (default: off)."
 )

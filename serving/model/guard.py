@@ -106,8 +106,8 @@ def checked(
 
     Raises:
         tf.errors.InvalidArgumentError: If the bytes are none of the formats, end within the header,
-            announce no or too many pixels, ask for more work than so few bytes may, or hold more
-            bytes than those pixels need.
+            announce no or too many pixels or more than 8 bits a channel, ask for more work than so
+            few bytes may, or hold more bytes than those pixels need.
 
     Example:
         >>> white = tf.io.encode_png(tf.fill([4, 6, 3], tf.constant(255, tf.uint8)))
@@ -197,8 +197,11 @@ def _png(data: tf.Tensor, bounds: _Bounds) -> tf.Tensor:
     work *= 1 + tf.cast(interlaced > 0, tf.int64)
     data, none_left = _without_packed_texts(data)
     texts = (none_left, f"expected at most {MAX_PACKED_TEXTS} packed texts, got more")
+    # Of 16 the decoder keeps the high byte, black in the 12 bits that microscopes write.
+    shallow = (depth <= 8, "more than 8 bits a channel; convert it first")
     return _bounded(
-        *("PNG", data, height, width, work, bounds, [whole, texts]), packed + _PNG_BYTES_BESIDE
+        *("PNG", data, height, width, work, bounds, [whole, texts, shallow]),
+        packed + _PNG_BYTES_BESIDE,
     )
 
 

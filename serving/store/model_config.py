@@ -178,7 +178,9 @@ def read(path: Path) -> model_server_config_pb2.ModelServerConfig:
         ConfigError: It is missing, or is none.
     """
     try:
-        return text_format.Parse(path.read_text(), model_server_config_pb2.ModelServerConfig())
+        return text_format.Parse(
+            path.read_text("utf-8"), model_server_config_pb2.ModelServerConfig()
+        )
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:

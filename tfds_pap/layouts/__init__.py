@@ -9,9 +9,8 @@ from pathlib import Path
 
 from tfds_pap.classes import in_order_of_severity
 from tfds_pap.errors import PapError
-from tfds_pap.layouts import class_folders, cric, herlev, mendeley_lbc, naming, sipakmed
+from tfds_pap.layouts import class_folders, cric, herlev, mendeley_lbc, naming, sipakmed, suspicions
 from tfds_pap.layouts.listing import ListedFile, Listing, Walk, require_folder
-from tfds_pap.layouts.suspicions import suspicions
 
 __all__ = ["NAMES", "ListedFile", "Listing", "read"]
 
@@ -69,7 +68,7 @@ def read(
     files, more = naming.with_splits(walk, files, has_splits=has_splits)
     notes += more
     if layout in ("plain", "split"):
-        notes += suspicions((file.id, file.label) for file in files)
+        notes += suspicions.of((file.id, file.label) for file in files)
     notes += [f"--ignore={pattern} left nothing out" for pattern in walk.unused_patterns()]
     return Listing(
         root,

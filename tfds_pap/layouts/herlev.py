@@ -34,4 +34,5 @@ def without_masks(walk: Walk, files: list[ListedFile]) -> tuple[list[ListedFile]
     masks = [file for file in files if is_mask(file.path.stem)]
     for mask in masks:
         walk.pass_over(mask.path, "mask")
-    return [file for file in files if file not in masks], [f"{len(masks)} masks passed over"]
+    images = [file for file in files if not is_mask(file.path.stem)]
+    return images, [f"{len(masks)} masks passed over"]

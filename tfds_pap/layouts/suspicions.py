@@ -13,7 +13,7 @@ _MASK_FOLDERS = frozenset({"mask", "masks", "segmentation", "segmentations", "an
 _NUMBERED = re.compile(r"\s*\(\d+\)$")
 
 
-def suspicions(images: Iterable[tuple[str, str]]) -> Iterator[str]:
+def of(images: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Names what in a tree should be looked at before anything is trained on it.
 
     Args:

@@ -57,19 +57,26 @@ def read_nuclei(path: Path) -> dict[str, Nuclei]:
     """Reads annotated nuclei.
 
     Args:
-        path: CSV with the columns field (a file name), x, y (pixels of that file) and label (one of
-            `LABELS`), in any order.
+        path: CSV with the columns field (a file's path or name), x, y (pixels of that file) and
+            label (one of `LABELS`), in any order.
 
     Returns:
-        Those of each field, in the order of the file. A field without a line is not annotated.
+        By `tables.bare_name` of the field, in the order of the file. A field without a line is not
+        annotated.
 
     Raises:
-        PapError: If it is no such table, names a place twice, or has no nucleus; the message
-            gives the line.
+        PapError: If it is no such table, names a place twice or two fields of one name, or has no
+            nucleus; the message gives the line.
     """
     rows: dict[str, list[tuple[float, float, str]]] = {}
     lines: dict[tuple[str, float, float], int] = {}
-    for line, (field, x, y, label) in _rows(path):
+    named: dict[str, str] = {}
+    for line, (name, x, y, label) in _rows(path):
+        field = tables.bare_name(name)
+        if named.setdefault(field, name) != name:
+            raise tables.problem(
+                path, line, f"expected one field of a name, got {named[field]} and {name}"
+            )
         first = lines.setdefault((field, x, y), line)
         if first != line:
             raise tables.problem(path, line, f"the same field, x and y as in line {first}")

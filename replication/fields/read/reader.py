@@ -5,19 +5,14 @@ are read piece by piece (`whole_slide`). Either is rescaled where its pixel size
 the models were trained for (`rescaled`).
 """
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from replication.fields.read.field import ArrayField, Field, FieldError
 from replication.fields.read.rescaled import SAME_MPP, Rescaled
 from tfds_pap import folders, images
-
-#: Pixels of an ordinary image at most: 400 MB when decoded.
-MAX_PIXELS = 2**27
 
 #: Endings of slides, beside those of images that folders are searched for.
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
@@ -33,7 +28,8 @@ def open_field(
     """Opens a field.
 
     Args:
-        path: An image (JPEG, PNG, BMP, TIFF; of several pages the first), or a slide.
+        path: An image (JPEG, PNG, BMP, TIFF; of several pages the first, where the others are
+            smaller), or a slide.
         mpp: Micrometres per pixel that it is wanted at; None reads every pixel of the file.
         file_mpp: Pixel size of a file that does not state its own. The resolution of JPEG and PNG
             files is not asked: cameras and editors write 72 or 96 dots an inch whatever the lens.
@@ -110,29 +106,17 @@ def _slide(path: Path, file_mpp: float | None) -> Field | None:
 
 
 def _decoded(path: Path) -> np.ndarray:
-    with warnings.catch_warnings():
-        # Pillow warns of sizes that are allowed here, and of faults that are refused below.
-        warnings.simplefilter("ignore")
-        try:
-            with images.one_error(), Image.open(path, formats=_FORMATS) as image:
-                _check(path, image)
-                if image.format == "TIFF":
-                    return images.tiff_pixels(image)
-                return images.decode(path.read_bytes())
-        except images.UnknownFormatError:
-            kinds = f"{', '.join(_FORMATS)} or a slide"
-            raise FieldError(f"{path}: expected an image: {kinds}") from None
-        except images.ImageError as error:
-            raise FieldError(f"{path}: cannot be decoded ({error})") from None
-
-
-def _check(path: Path, image: Image.Image) -> None:
-    """Refuses by the header, before a pixel is decoded."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise FieldError(
-            f"{path}: {width} x {height} px, expected at most {MAX_PIXELS:,} in an image that is "
-            "decoded whole; convert it to a tiled TIFF"
-        )
-    if images.is_deep_tiff(image):
-        raise FieldError(f"{path}: more than 8 bits a channel; convert it first")
+    try:
+        with images.opened(path, _FORMATS) as image:
+            if image.format == "TIFF":
+                return images.tiff_pixels(image)
+        return images.decode(path.read_bytes())
+    except images.UnknownFormatError:
+        kinds = f"{', '.join(_FORMATS)} or a slide"
+        raise FieldError(f"{path}: expected an image: {kinds}") from None
+    except images.TooLargeError as error:
+        raise FieldError(f"{path}: {error}; convert it to a tiled TIFF") from None
+    except images.RefusedError as error:
+        raise FieldError(f"{path}: {error}") from None
+    except images.ImageError as error:
+        raise FieldError(f"{path}: cannot be decoded ({error})") from None
