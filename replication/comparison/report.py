@@ -12,6 +12,7 @@ import rich.console
 from sklearn.metrics import confusion_matrix
 
 from replication.comparison import figures as comparison_figures
+from replication.comparison.answer import answer
 from replication.comparison.differences import COMPARED
 from replication.comparison.leaks import Leak
 from replication.comparison.pairs import Pair
@@ -57,6 +58,7 @@ def write(run: RunDirectory, result: Comparison) -> Path:
     page = pages.template("replication.comparison", "report.html.j2").render(
         result=result,
         announcement=pages.announcement(manifest),
+        answer=answer(result),
         environment=manifest.get("environment", {}),
         audit_page=pages.beside(run.path, "audit.html"),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],

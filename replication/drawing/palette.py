@@ -57,9 +57,9 @@ DARK = {
     **dict(zip(_steps("cividis_r"), reversed(_steps("cividis_r")), strict=True)),
 }
 
-#: From nothing to much, laid on any ground.
+#: From nothing to much, laid on any ground; not quite `BLUE`, which changes on a dark one.
 DEPTH = matplotlib.colors.LinearSegmentedColormap.from_list(
-    "depth", [(0, 114 / 255, 178 / 255, alpha) for alpha in (0, 1)]
+    "depth", [(0, 113 / 255, 178 / 255, alpha) for alpha in (0, 1)]
 )
 
 

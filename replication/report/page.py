@@ -27,6 +27,7 @@ from replication.measures import class_figures, evaluation, published
 from replication.measures.names import METRICS
 from replication.measures.predictions import ROLES
 from replication.report import fields_section, triage_section
+from replication.report.answer import answer
 from replication.report.gallery import HeatMaps, Pixels, gallery
 from replication.runs import results
 from replication.runs.directory import RunDirectory
@@ -101,6 +102,7 @@ def write(
     environment = mapping(manifest.get("environment"))
     page = pages.template("replication.report", "report.html.j2").render(
         announcement=pages.announcement(manifest),
+        answer=answer(rows, source),
         at_class_shares=class_figures.AT_CLASS_SHARES,
         source=source,
         headline=_headline(rows),
