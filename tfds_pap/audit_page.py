@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import files, leak_audit, pipeline
+from tfds_pap.answer import Answer, Figure
 
 #: Its name in a run directory.
 NAME = "audit.html"
@@ -33,8 +34,42 @@ def write(path: Path, audits: Sequence[tuple[leak_audit.Audit, tfds.core.Dataset
         trim_blocks=True,
     )
     sets = [_section(found, builder) for found, builder in audits]
-    text = environment.get_template("audit_page.html.j2").render(sets=sets)
+    page = environment.get_template("audit_page.html.j2")
+    text = page.render(sets=sets, answer=answer([found for found, _ in audits]))
     files.write_atomically(path, text)
+
+
+def answer(audits: Sequence[leak_audit.Audit]) -> Answer:
+    """Sums audits up.
+
+    Args:
+        audits: What was found in each data set, at least one.
+    """
+    figures = [_figure(found) for found in audits]
+    looked = [found for found in audits if found.effort != "off"]
+    apart = {found.dataset: sum(bool(why(pair)) for pair in found.pairs) for found in looked}
+    each = " and ".join(f"{count:,} in {name}" for name, count in apart.items() if count)
+    sentence = f"Yes, pairs that show the same thing and lie apart: {each}." if each else "No such "
+    sentence += "" if each else "pair was found." if looked else "pair was looked for."
+    limits = list(dict.fromkeys(found.blindness() for found in audits))
+    return Answer(
+        "Does the same picture lie on both sides of a split, or under two labels or groups?",
+        sentence,
+        figures,
+        f"{' '.join(limits)}.",
+    )
+
+
+def _figure(found: leak_audit.Audit) -> Figure:
+    if found.effort == "off":
+        return Figure("not looked", "", found.dataset)
+    if set(found.ids) == {"train", "validation"}:
+        value = f"{len(found.twins):,} of {len(found.ids['validation']):,}"
+        return Figure(
+            value, "a count", f"validation images of {found.dataset} with a twin in train"
+        )
+    words = f"pairs of images of {found.dataset} that show the same thing"
+    return Figure(f"{len(found.pairs):,}", "a count", words)
 
 
 def ordered(pairs: Sequence[leak_audit.Pair]) -> list[leak_audit.Pair]:

@@ -183,6 +183,12 @@ class Audit:
                 found |= tested.intersection(images)
         return found
 
+    @property
+    def twins(self) -> set[str]:
+        """Validation images that show the same thing as an image of another split."""
+        across = {i for pair in self.pairs if pair.across for i in (pair.first, pair.second)}
+        return across.intersection(self.ids.get("validation", ()))
+
     def one_line(self) -> str:
         """Says what was found, for the line beside an accuracy."""
         total, known = len(self.labels), sum(map(len, self.groups.values()))
@@ -205,9 +211,8 @@ class Audit:
                 f"{' of another split' if len(self.ids) > 1 else ''} (a hint, no proof)"
             )
         if set(self.ids) == {"train", "validation"}:
-            tested = set(self.ids["validation"])
-            twins = {i for p in self.pairs if p.across for i in (p.first, p.second)} & tested
-            line = f"{len(twins)} of {len(tested)} validation images have a twin in train"
+            tested = self.ids["validation"]
+            line = f"{len(self.twins)} of {len(tested)} validation images have a twin in train"
             if known:
                 shared = len(self.shared_groups)
                 line += f"; {shared or 'no'} group{'s' if shared > 1 else ''} on both sides"
