@@ -71,6 +71,7 @@ def write(run: RunDirectory, result: Comparison) -> Path:
         fronts={cost: result.front(cost) for cost in COSTS},
         confusion_words=shown.confusion_words(confusion, class_names),
         extent=shown.extent(result.images, result.groups, result.unit),
+        many=len(class_names) >= figures.MANY,
         headline=_headline(result),
         remarks=_remarks(result),
         leak_facts=leak_facts(result.leaks[0], result.unit) if result.leaks else "",

@@ -204,6 +204,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
             }
         ),
         "per_class": _per_class(first["per_class"]),
+        "many": len(support) >= figures.MANY,
         "absent": [name for name, count in support.items() if not count],
         "kept": _kept(infos[0]),
         "chose_epoch": infos[0].get("kept") == "best",
