@@ -3,8 +3,8 @@
     python -m replication.scan_sweep --stage1=RUN --stage2=RUN --phantom
     python -m replication.scan_sweep --stage1=RUN --stage2=RUN folder/
 
-A field is annotated by the `nuclei.csv` beside it. Writes sweep.csv, sweep.svg and sweep.png, and
-prints the table.
+A field is annotated by the `nuclei.csv` beside it. Writes sweep.html, sweep.csv, sweep.svg and
+sweep.png, and prints the table.
 """
 
 import os
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     from replication.fields.judge import sweep
     from replication.fields.judge.results import plural
     from replication.fields.scan_directory import Settings
-    from replication.fields.show import sweep_figure
+    from replication.fields.show import sweep_figure, sweep_page
 
     output = Path(_OUTPUT.value)
     device.configure(precision="float32")
@@ -82,12 +82,14 @@ def main(argv: list[str]) -> None:
     files.write_atomically(output / "sweep.csv", sweep.table(rows))
     for form in ("svg", "png"):
         files.write_atomically(output / f"sweep.{form}", sweep_figure.sweep_figure(rows, form))
-    print(models.announcement(_PHANTOM.value)[1])
+    announcement = models.announcement(_PHANTOM.value)[1]
+    page = sweep_page.write(output, rows, len(annotated), announcement, complete=complete)
+    print(announcement)
     _print(rows)
     if not complete:
         print("Precision is not reliable: an unannotated cell counts as a false positive.")
     read = f"{plural(len(annotated), 'field')}, {plural(len(rows), 'setting')}"
-    print(f"{read}: {output / 'sweep.csv'}, {output / 'sweep.svg'}")
+    print(f"{read}: {page}, {output / 'sweep.csv'}, {output / 'sweep.svg'}")
 
 
 def _numbers(

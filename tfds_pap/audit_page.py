@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import files, leak_audit, pipeline
+from tfds_pap.answer import Answer, Figure
 
 #: Its name in a run directory.
 NAME = "audit.html"
@@ -33,8 +34,41 @@ def write(path: Path, audits: Sequence[tuple[leak_audit.Audit, tfds.core.Dataset
         trim_blocks=True,
     )
     sets = [_section(audit, builder) for audit, builder in audits]
-    text = environment.get_template("audit_page.html.j2").render(sets=sets)
+    page = environment.get_template("audit_page.html.j2")
+    text = page.render(sets=sets, answer=answer([audit for audit, _ in audits]))
     files.write_atomically(path, text)
+
+
+def answer(audits: Sequence[leak_audit.Audit]) -> Answer:
+    """Sums audits up.
+
+    Args:
+        audits: What was found in each data set, at least one.
+    """
+    figures = [_figure(audit) for audit in audits]
+    looked = [audit for audit in audits if audit.effort != "off"]
+    apart = {audit.dataset: sum(bool(why(pair)) for pair in audit.pairs) for audit in looked}
+    each = " and ".join(f"{count:,} in {name}" for name, count in apart.items() if count)
+    sentence = f"Yes, pairs that show the same thing and lie apart: {each}." if each else "No such "
+    sentence += "" if each else "pair was found." if looked else "pair was looked for."
+    limits = list(dict.fromkeys(audit.blindness() for audit in audits))
+    return Answer(
+        "Does the same picture lie on both sides of a split, or under two labels or groups?",
+        sentence,
+        figures,
+        f"{' '.join(limits)}.",
+    )
+
+
+def _figure(audit: leak_audit.Audit) -> Figure:
+    if audit.effort == "off":
+        return Figure("not looked", "", audit.dataset)
+    if audit.held_out:
+        count = sum(len(audit.ids[name]) for name in audit.held_out)
+        value, names = f"{len(audit.twins):,} of {count:,}", " and ".join(audit.held_out)
+        return Figure(value, "a count", f"{names} images of {audit.dataset} with a twin in train")
+    words = f"pairs of images of {audit.dataset} that show the same thing"
+    return Figure(f"{len(audit.pairs):,}", "a count", words)
 
 
 def ordered(pairs: Sequence[leak_audit.Pair]) -> list[leak_audit.Pair]:

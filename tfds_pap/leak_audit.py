@@ -184,6 +184,18 @@ class Audit:
                 suspects |= tested.intersection(images)
         return suspects
 
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the splits that are held out of a train split; none without one."""
+        return [name for name in (VALIDATION, TEST) if name in self.ids and TRAIN in self.ids]
+
+    @property
+    def twins(self) -> set[str]:
+        """Held-out images that show the same thing as an image of the train split."""
+        trained = set(self.ids.get(TRAIN, ()))
+        pairs = [{pair.first, pair.second} for pair in self.pairs if pair.across]
+        return set().union(*(pair for pair in pairs if pair & trained)) - trained
+
     def one_line(self) -> str:
         """Says what was found, for the line beside an accuracy."""
         total, known = len(self.labels), sum(map(len, self.groups.values()))
@@ -205,14 +217,11 @@ class Audit:
                 f"{variants} file names are those of a variant of an image"
                 f"{' of another split' if len(self.ids) > 1 else ''} (a hint, no proof)"
             )
-        others = [name for name in (VALIDATION, TEST) if name in self.ids]
-        if TRAIN in self.ids and others:
-            trained = set(self.ids[TRAIN])
-            pairs = [{pair.first, pair.second} for pair in self.pairs if pair.across]
-            twins = set().union(*(pair for pair in pairs if pair & trained))
+        if self.held_out:
             line = " and ".join(
-                f"{len(twins.intersection(self.ids[name]))} of {len(self.ids[name])} {name} images"
-                for name in others
+                f"{len(self.twins.intersection(self.ids[name]))} of {len(self.ids[name])} {name} "
+                "images"
+                for name in self.held_out
             )
             line += " have a twin in train"
             if known:

@@ -17,6 +17,7 @@ from matplotlib.ticker import (
 from finetune.report import figure_parts
 from finetune.report.effects import Effect, Effects
 from finetune.search.trials import Search, find, worded
+from replication.drawing import figures, palette
 
 #: Width and height of a panel: with few panels a page shows two a row, else three.
 _LARGE, _SMALL = (4.4, 2.9), (3.4, 2.5)
@@ -76,12 +77,7 @@ def marginal_effects(search: Search, effects: Effects, form: str = "svg") -> byt
             "mean" if search.tuner == "bayesian" else "mean, 95 % interval": figure_parts.bar(),
             **figure_parts.handles(search, True),
         }
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=3 if columns < 3 else 5,
-        )
+        figures.legend(figure, handles.values(), handles.keys())
 
     return figure_parts.drawn(columns * 2.9, rows * 2.2 + 0.4, draw, form)
 
@@ -228,14 +224,12 @@ def _interaction(figure: Figure, search: Search, effects: Effects) -> None:
             means[cell] = np.mean(scores)
     low, high = np.nanmin(means), np.nanmax(means)
     span = (high - low) or 1
-    axes.set_facecolor("#eeeeee")
-    # The darkest fifth of the map would hide the text.
     axes.pcolormesh(
         np.ma.masked_invalid(means),
-        cmap="Blues",
+        cmap=palette.DEPTH,
         vmin=low - 0.05 * span,
         vmax=high + 0.2 * span,
-        edgecolor="white",
+        edgecolor=palette.GRID,
         linewidth=1.5,
     )
     digits = 1 if figure_parts.metric(search).percent else 3
@@ -247,7 +241,7 @@ def _interaction(figure: Figure, search: Search, effects: Effects) -> None:
             )
             continue
         dark = (means[row, column] - low) / span > 0.6
-        colour = "white" if dark else figure_parts.INK
+        colour = palette.ON_COLOUR if dark else figure_parts.INK
         for text, shift, size in (
             (f"{means[row, column]:.{digits}f}", 4.5, 9),
             (f"{len(scores)} trial{'s' if len(scores) > 1 else ''}", -6.5, 6.5),

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from finetune.search.trials import Search, Trial
-from replication.drawing import figures
+from replication.drawing import figures, palette
 from replication.measures import names
 
 #: What each objective is called, by its name without "val_".
@@ -19,14 +19,14 @@ METRICS = {
     "loss": names.METRICS["log_loss"],
 }
 
-TRIAL, GREEN, GREY, INK = "#0072B2", "#009E73", "#8a8a8a", figures.INK
+TRIAL, GREEN, GREY, INK = palette.BLUE, palette.GREEN, palette.GREY, palette.INK
 
 #: Hollow, so that the star of the best found is seen in it where they are one.
 PAPER: dict[str, Any] = {
     "marker": "D",
     "markersize": 8,
     "markerfacecolor": "none",
-    "markeredgecolor": "#D55E00",
+    "markeredgecolor": palette.VERMILION,
     "markeredgewidth": 1.6,
     "linewidth": 0,
     "zorder": 6,
@@ -35,7 +35,7 @@ BEST: dict[str, Any] = {
     "marker": "*",
     "markersize": 10,
     "color": GREEN,
-    "markeredgecolor": "white",
+    "markeredgecolor": palette.GROUND,
     "markeredgewidth": 0.6,
     "linewidth": 0,
     "zorder": 7,
@@ -43,7 +43,7 @@ BEST: dict[str, Any] = {
 
 #: Of values whose trial has no score, or none that is drawn: they have no height.
 PAPER_VALUE: dict[str, Any] = {
-    "color": "#D55E00",
+    "color": palette.VERMILION,
     "linestyle": (0, (1.5, 1.5)),
     "linewidth": 1.3,
     "zorder": 1.5,

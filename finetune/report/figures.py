@@ -18,11 +18,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from finetune.report import effect_figures, figure_parts
 from finetune.report.effects import Effects
 from finetune.search.trials import Search, configurations
-from replication.drawing import figures
+from replication.drawing import figures, palette
 from tfds_pap import files
 
 #: Colours of Hyperband's brackets.
-_BRACKETS = ("#0072B2", "#CC79A7", "#E69F00", "#000000", "#56B4E9")
+_BRACKETS = (palette.BLUE, palette.PINK, palette.AMBER, palette.BLACK, palette.SKY)
 
 
 def write(directory: Path, search: Search, effects: Effects) -> list[Path]:
@@ -82,7 +82,7 @@ def _history(figure: Figure, search: Search) -> None:
     axes.grid(True, axis="y")
     handles: dict[str, Line2D] = {}
     budgets = sorted({trial.epochs for trial in done}) if has_promotions(search) else [None]
-    colours = _shades(len(budgets)) if len(budgets) > 1 else [figure_parts.TRIAL]
+    colours = palette.shades(len(budgets)) if len(budgets) > 1 else [figure_parts.TRIAL]
     for budget, colour in zip(budgets, colours, strict=True):
         some = [trial for trial in done if budget in (None, trial.epochs)]
         if some:
@@ -114,9 +114,7 @@ def _history(figure: Figure, search: Search) -> None:
         figures.message(axes, "no trial has ended yet")
     handles |= figure_parts.handles(search)
     if trials:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside upper center", ncols=4, columnspacing=1
-        )
+        figures.legend(figure, handles.values(), handles.keys())
 
 
 def _mark_trials(axes: Axes, search: Search, at: Mapping[str, tuple[float, float]]) -> None:
@@ -124,11 +122,6 @@ def _mark_trials(axes: Axes, search: Search, at: Mapping[str, tuple[float, float
     for trial, style in ((search.paper, figure_parts.PAPER), (search.best, figure_parts.BEST)):
         if trial and trial.status == "completed" and trial.trial_id in at:
             axes.plot(*at[trial.trial_id], **style)
-
-
-def _shades(count: int) -> list:
-    """Colours from light to dark that differ in lightness alone for any colour vision."""
-    return list(matplotlib.colormaps["cividis_r"](np.linspace(0.12, 1, count)))
 
 
 def has_promotions(search: Search) -> bool:
@@ -201,7 +194,7 @@ def _halving(figure: Figure, search: Search) -> None:
         )
         for bracket in brackets
     } | figure_parts.handles(search)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+    figures.legend(figure, handles.values(), handles.keys())
 
 
 def fold_against_held_out(search: Search, form: str = "svg") -> bytes:
@@ -231,7 +224,7 @@ def _fold(figure: Figure, search: Search) -> None:
     ends = min(x.min(), y.min()), max(x.max(), y.max())
     pad = max(0.5, 0.05 * (ends[1] - ends[0]))
     ends = ends[0] - pad, min(ends[1] + pad, 101)
-    axes.plot(ends, ends, color="#999999", linewidth=0.8, zorder=1)
+    axes.plot(ends, ends, color=palette.GREY, linewidth=0.8, zorder=1)
     axes.plot(x, y, "o", color=figure_parts.TRIAL, alpha=0.45, ms=4.5, mew=0)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.set_xlabel("accuracy on the scored fold (trained on), %")
@@ -248,4 +241,4 @@ def _fold(figure: Figure, search: Search) -> None:
         **{("best by the fold" if k == "best found" else k): v for k, v in handles.items()},
         "best by held-out images": ring,
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2)
+    figures.legend(figure, handles.values(), handles.keys())

@@ -19,11 +19,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from replication.comparison.ranking import COSTS, Comparison
-from replication.drawing import figures, shown
+from replication.drawing import figures, palette, shown
 from replication.measures.names import METRICS
 from tfds_pap import files
 
-_BLUE, _ORANGE, _GREY, _INK = "#0072B2", "#D55E00", "#8a8a8a", figures.INK
+_BLUE, _ORANGE, _GREY, _INK = palette.BLUE, palette.VERMILION, palette.GREY, palette.INK
 
 #: Inches; pixels of a PNG are 180 times that, so that a readme 900 pixels wide shows it sharp.
 _WIDTH, _DPI = 5.2, 180
@@ -89,7 +89,7 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
         drawn[candidate.name] = at, mean, low, high
         colour = _BLUE if candidate.name in front else _GREY
         axes.vlines(at, low, high, color=colour, alpha=0.4, linewidth=1.2)
-        face = colour if candidate.trained else "white"
+        face = colour if candidate.trained else palette.GROUND
         axes.plot(at, mean, "o", color=colour, markerfacecolor=face, markersize=6, zorder=4)
     steps = np.array([drawn[name][:2] for name in front])
     axes.set_xscale("log")
@@ -111,9 +111,9 @@ def _accuracy_against(figure: Figure, result: Comparison, cost: str) -> None:
     }
     if not all(entry.candidate.trained for entry in result.ranked):
         handles["untrained backbone"] = Line2D(
-            [], [], marker="o", color=_GREY, markerfacecolor="white", linewidth=0
+            [], [], marker="o", color=_GREY, markerfacecolor=palette.GROUND, linewidth=0
         )
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    figures.legend(figure, handles.values(), handles.keys())
     bars = [((at, low), (at, high)) for at, _, low, high in drawn.values()]
     front_line = list(itertools.pairwise(zip(x.tolist(), y.tolist(), strict=True)))
     _label(figure, axes, {name: point[:2] for name, point in drawn.items()}, bars + front_line)
@@ -135,7 +135,7 @@ def _label(
         ends = np.sort(axes.transData.transform([start, end]), axis=0)
         thin.append(np.concatenate([ends[0] - 1, ends[1] + 1]))
     frame = axes.get_window_extent().extents
-    halo = [patheffects.withStroke(linewidth=2.2, foreground="white")]
+    halo = [patheffects.withStroke(linewidth=2.2, foreground=palette.GROUND)]
     for number, (name, point) in enumerate(at.items()):
         text = axes.annotate(
             name,
@@ -230,7 +230,7 @@ def _ranking(figure: Figure, result: Comparison) -> None:
     names = [entry.candidate.name for entry in result.ranked]
     for y, entry in enumerate(result.ranked):
         s = entry.summary["accuracy"]
-        face = _BLUE if entry.candidate.trained else "white"
+        face = _BLUE if entry.candidate.trained else palette.GROUND
         axes.plot([100 * s.low, 100 * s.high], [y, y], color=_BLUE, linewidth=1.6)
         axes.plot(100 * s.mean, y, "o", color=_BLUE, markerfacecolor=face, markersize=6)
         if s.seeds > 1:
@@ -317,7 +317,7 @@ def _leak(figure: Figure, result: Comparison, metric: str) -> None:
     note = "points; * not told apart from 0"
     axes.text(1.03, -0.75, note, va="bottom", transform=beside, fontsize=8.5)
     _rows(axes, [one.name for one in result.leaks], result, f"{METRICS[metric].words}, %")
-    figure.legend(handles, names, loc="outside upper center", ncols=2)
+    figures.legend(figure, handles, names)
 
 
 def _rows(axes: Axes, names: Sequence[str], result: Comparison, label: str) -> None:

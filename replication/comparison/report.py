@@ -12,6 +12,7 @@ import rich.console
 from sklearn.metrics import confusion_matrix
 
 from replication.comparison import figures as comparison_figures
+from replication.comparison.answer import answer
 from replication.comparison.differences import COMPARED
 from replication.comparison.leaks import Leak
 from replication.comparison.pairs import Pair
@@ -57,6 +58,7 @@ def write(run: RunDirectory, result: Comparison) -> Path:
     page = pages.template("replication.comparison", "report.html.j2").render(
         result=result,
         announcement=pages.announcement(manifest),
+        answer=answer(result),
         environment=manifest.get("environment", {}),
         audit_page=pages.beside(run.path, "audit.html"),
         audit=[entry["line"] for entry in manifest.get("audit", {}).values()],
@@ -69,6 +71,7 @@ def write(run: RunDirectory, result: Comparison) -> Path:
         fronts={cost: result.front(cost) for cost in COSTS},
         confusion_words=shown.confusion_words(confusion, class_names),
         extent=shown.extent(result.images, result.groups, result.unit),
+        many=len(class_names) >= figures.MANY,
         headline=_headline(result),
         remarks=_remarks(result),
         leak_facts=leak_facts(result.leaks[0], result.unit) if result.leaks else "",

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,33 +18,25 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 from sklearn import metrics
 
+from replication.drawing import palette
+from replication.drawing.palette import BLACK, BLUE, GREY, GRID, GROUND, INK, ON_COLOUR, VERMILION
 from replication.measures.predictions import Predictions
 from replication.runs import results
 
-#: Okabe and Ito's colours, which people with any colour vision tell apart; each has its own dashes
-#: as well, for printers without colour.
-_STYLES: tuple[tuple[str, Any], ...] = (
-    ("#0072B2", "-"),
-    ("#009E73", (0, (5, 1.5))),
-    ("#D55E00", (0, (5, 1.5, 1, 1.5))),
-    ("#000000", (0, (1.2, 1.2))),
-    ("#CC79A7", "-"),
-    ("#E69F00", (0, (5, 1.5))),
-    ("#56B4E9", (0, (5, 1.5, 1, 1.5))),
-)
-_TRAIN, _TUNE, INK, _GRID = "#0072B2", "#D55E00", "#333333", "#dddddd"
-
 #: Role, prefix of its figures in a history, colour and dashes.
 _ROLES: tuple[tuple[str, str, str, Any], ...] = (
-    ("train", "", _TRAIN, "-"),
-    ("tune", "val_", _TUNE, (0, (4, 1.2))),
+    ("train", "", BLUE, "-"),
+    ("tune", "val_", VERMILION, (0, (4, 1.2))),
 )
 
 #: Rings the best epoch.
-_RING: dict[str, Any] = {"marker": "o", "mec": INK, "mfc": "white", "ms": 4, "linestyle": ""}
+_RING: dict[str, Any] = {"marker": "o", "mec": INK, "mfc": GROUND, "ms": 4, "linestyle": ""}
 
 #: Width and usual height in inches, and pixels an inch of a PNG.
 _WIDTH, HEIGHT, _DPI = 4.4, 4.3, 100
+
+#: Letters after which a text of a legend is broken into lines.
+_LINE = 46
 
 #: Where several seeds' curves are averaged.
 _SHARES = np.linspace(0, 1, 201)
@@ -56,13 +48,13 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 8.5,
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": GREY,
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": False,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -70,7 +62,8 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "legend.fontsize": 8,
     "legend.frameon": False,
-    "figure.facecolor": "white",
+    "figure.facecolor": GROUND,
+    "axes.facecolor": GROUND,
     "svg.fonttype": "path",
     # Without it the ids inside the file, and with them the file, would differ every time.
     "svg.hashsalt": "report",
@@ -87,6 +80,8 @@ def drawn(
 ) -> bytes:
     """Draws a figure in the report's style; the same figure, the same bytes.
 
+    An SVG is dark where its reader's screen is dark.
+
     Args:
         height: Inches.
         draw: Draws into an empty figure.
@@ -100,7 +95,9 @@ def drawn(
         buffer = io.BytesIO()
         timeless = {"Date": None, "Creator": None} if form == "svg" else None
         figure.savefig(buffer, format=form, dpi=dpi, metadata=timeless)
-    return buffer.getvalue()
+    if form != "svg":
+        return buffer.getvalue()
+    return palette.with_dark_twin(buffer.getvalue().decode()).encode()
 
 
 def percent_tick(value: float, _: float = 0) -> str:
@@ -113,20 +110,33 @@ def message(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
 
 
-def legend_on_curves(
-    axes: Axes, handles: Sequence[Line2D], labels: Sequence[str], **options: Any
-) -> None:
-    """Adds a legend through which what it covers still shows.
+def legend(figure: Figure, handles: Iterable[Any], labels: Iterable[str], **options: Any) -> None:
+    """Adds a legend above the axes, where it hides no curve, in as many columns as fit.
 
     Args:
-        axes: Where the curves are drawn.
-        handles: A line each.
+        figure: Which; the layout makes room.
+        handles: A line or patch each.
         labels: A text each.
-        **options: Of `Axes.legend`.
+        **options: Of `Figure.legend`.
     """
-    legend = axes.legend(handles, labels, **options)
-    legend.set_frame_on(True)
-    legend.get_frame().set(edgecolor="none", alpha=0.85)
+    labels = [textwrap.fill(label, _LINE, break_long_words=False) for label in labels]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    # A letter is about 0.065 inches wide, line and gaps about 0.6.
+    columns = int(figure.get_figwidth() // (0.6 + 0.065 * longest))
+    options = {"loc": "outside upper center", "columnspacing": 1.2} | options
+    figure.legend(handles, labels, ncols=min(max(1, columns), len(labels)), **options)
+
+
+def legend_height(labels: Sequence[str], width: float = _WIDTH) -> float:
+    """Returns the inches that `legend` takes, about.
+
+    Args:
+        labels: A text each.
+        width: Of the figure, inches.
+    """
+    columns = max(1, int(width // (0.6 + 0.065 * min(_LINE, max(map(len, labels), default=0)))))
+    lines = sum(math.ceil(len(label) / _LINE) for label in labels)
+    return 0.2 * math.ceil(lines / columns)
 
 
 def learning_curves(
@@ -188,13 +198,20 @@ def _learning_curves(figure: Figure, histories: Any, best_epochs: Any) -> None:
     panels[1].set_xlabel("epoch")
     panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if used:
-        figure.legend(used.values(), used.keys(), loc="outside upper center", ncols=3)
+        legend(figure, used.values(), used.keys())
+
+
+#: Classes from which on a confusion matrix numbers them, as names above its columns would not fit.
+MANY = 9
 
 
 def confusion_matrix(
     matrix: Sequence[Sequence[int]], class_names: Sequence[str], form: str = "svg"
 ) -> bytes:
     """Draws a confusion matrix: counts, and percentages of each true class.
+
+    Of `MANY` classes and more only the counts fit; each row then has the number and the name of its
+    class, each column the number, and what is 0 stays empty.
 
     Args:
         matrix: Counts, rows true, columns named.
@@ -204,36 +221,81 @@ def confusion_matrix(
     Returns:
         The picture in that form.
     """
-    # Below this side of a cell a count and a percentage do not fit.
+    many = len(class_names) >= MANY
+    broken = [_broken(name, 34 if many else _NAME) for name in class_names]
+    lines = max(name.count("\n") + 1 for name in broken)
+    beside = _BESIDE
     side = max(_CELL, (_WIDTH - _BESIDE) / len(class_names))
+    if many:
+        widest = max(len(line) for name in broken for line in name.split("\n"))
+        side, beside = max(_NUMBERED, 0.15 * lines), 0.9 + _LETTER * (widest + 4)
     matrix_side = side * len(class_names)
+    draw = _numbered_matrix if many else _confusion_matrix
     return drawn(
-        max(HEIGHT, _BESIDE + matrix_side),
-        lambda figure: _confusion_matrix(figure, np.asarray(matrix), class_names, side),
+        max(HEIGHT, (0.7 if many else beside) + matrix_side),
+        lambda figure: draw(figure, np.asarray(matrix), broken, side),
         form,
-        width=_BESIDE + matrix_side,
+        width=beside + matrix_side,
     )
 
 
-#: Inches: the least side of a cell of a confusion matrix, what stands beside the cells, and the
-#: width of a letter.
-_CELL, _BESIDE, _LETTER = 0.46, 1.3, 0.068
+#: Inches: the least side of a cell of a confusion matrix, and of one with numbered classes, what
+#: stands beside the cells, and the width of a letter.
+_CELL, _NUMBERED, _BESIDE, _LETTER = 0.46, 0.33, 1.3, 0.068
 
 #: Letters after which a class name is broken into lines.
 _NAME = 18
 
 
-def _confusion_matrix(
-    figure: Figure, counts: np.ndarray, names: Sequence[str], side: float
-) -> None:
+def _broken(name: str, letters: int) -> str:
+    """Breaks a name into lines, a long word too."""
+    return textwrap.fill(name.replace("_", " "), letters)
+
+
+def _cells(figure: Figure, counts: np.ndarray) -> tuple[Axes, np.ndarray]:
+    """Draws the cells; returns the axes and the share that each is of its row."""
     axes = figure.subplots()
     support = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
-    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolor="white", linewidth=1.5)
+    axes.pcolormesh(shares, cmap=palette.DEPTH, vmin=0, vmax=1, edgecolor=GRID, linewidth=0.6)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("named class")
+    axes.set_ylabel("true class")
+    return axes, shares
+
+
+def _numbered_matrix(figure: Figure, counts: np.ndarray, names: Sequence[str], side: float) -> None:
+    axes, shares = _cells(figure, counts)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = ON_COLOUR if shares[row, column] > _DEEP else INK
+        text = f"{counts[row, column]:,}"
+        # Five letters and more do not fit at full size.
+        size = min(8.0, 72 * 0.92 * side / (0.62 * len(text)))
+        at = (column + 0.5, row + 0.5)
+        axes.annotate(text, at, ha="center", va="center", color=colour, fontsize=size)
+    ticks = np.arange(len(names)) + 0.5
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    axes.set_xticks(ticks, numbers)
+    axes.xaxis.set_ticks_position("top")
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0)
+    axes.set_yticks(ticks, [f"{name}  {n}" for name, n in zip(names, numbers, strict=True)])
+
+
+#: Share of a row from which on its cell is so strong that text on it is light.
+_DEEP = 0.8
+
+
+def _confusion_matrix(
+    figure: Figure, counts: np.ndarray, names: Sequence[str], side: float
+) -> None:
+    axes, shares = _cells(figure, counts)
     large = side > 0.6
     for row, column in np.ndindex(counts.shape):
-        colour = "white" if shares[row, column] > 0.6 else INK
-        share = f"{100 * shares[row, column]:.1f} %" if support[row] else "no image"
+        colour = ON_COLOUR if shares[row, column] > _DEEP else INK
+        share = f"{100 * shares[row, column]:.1f} %" if counts[row].any() else "no image"
         for text, points, size, weight in (
             (f"{counts[row, column]:,}", 5.5, 10 if large else 8, "bold"),
             (share, -6.5, 7.5 if large else 6, "normal"),
@@ -254,14 +316,8 @@ def _confusion_matrix(
         axes.set_xticks(ticks, names)
         axes.set_yticks(ticks, names, rotation=90, va="center")
     else:
-        broken = [textwrap.fill(name, _NAME, break_long_words=False) for name in names]
-        axes.set_xticks(ticks, broken, rotation=45, ha="right", va="top", rotation_mode="anchor")
-        axes.set_yticks(ticks, broken, va="center")
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("named class")
-    axes.set_ylabel("true class")
+        axes.set_xticks(ticks, names, rotation=45, ha="right", va="top", rotation_mode="anchor")
+        axes.set_yticks(ticks, names, va="center")
 
 
 def roc_curves(predictions: Sequence[Predictions]) -> bytes:
@@ -277,7 +333,7 @@ def roc_curves(predictions: Sequence[Predictions]) -> bytes:
     Returns:
         SVG. Several seeds are thin lines under their vertical mean.
     """
-    return drawn(HEIGHT, lambda figure: _curves(figure, predictions, _roc))
+    return _drawn_curves(predictions, _roc)
 
 
 def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
@@ -290,7 +346,13 @@ def precision_recall_curves(predictions: Sequence[Predictions]) -> bytes:
     Returns:
         SVG. Several seeds are thin lines under their vertical mean; areas are average precision.
     """
-    return drawn(HEIGHT, lambda figure: _curves(figure, predictions, _precision_recall))
+    return _drawn_curves(predictions, _precision_recall)
+
+
+def _drawn_curves(predictions: Sequence[Predictions], kind: Callable) -> bytes:
+    # The axes are square, and stay as large under the names of many classes.
+    height = HEIGHT + legend_height([f"{name}  0.000" for name in predictions[0].class_names])
+    return drawn(height, lambda figure: _curves(figure, predictions, kind))
 
 
 def _roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -323,7 +385,7 @@ def _curves(figure: Figure, predictions: Sequence[Predictions], kind: Callable) 
         if not support or (kind is _roc and support == len(predictions[0])):
             omitted.append(name)
             continue
-        colour, dashes = _STYLES[c % len(_STYLES)]
+        colour, dashes = palette.line(c)
         curves = [kind(p.labels == c, p.probabilities[:, c]) for p in predictions]
         steps = "default" if kind is _roc else "steps-pre"
         if len(curves) > 1:
@@ -339,7 +401,7 @@ def _curves(figure: Figure, predictions: Sequence[Predictions], kind: Callable) 
         handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.7))
         labels.append(f"{name}  {area:.3f}")
     if kind is _roc:
-        axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.7)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.7)
         axes.set(xlabel="1 − specificity", ylabel="sensitivity")
     else:
         axes.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)")
@@ -347,8 +409,7 @@ def _curves(figure: Figure, predictions: Sequence[Predictions], kind: Callable) 
     axes.grid(True)
     title = "area (AUC)" if kind is _roc else "area (average precision)"
     if handles:
-        place = "lower right" if kind is _roc else "lower left"
-        legend_on_curves(axes, handles, labels, title=title, loc=place, handlelength=2.6)
+        legend(figure, handles, labels, title=title, handlelength=2.6)
     else:
         message(axes, "not defined")
     if omitted:
@@ -405,13 +466,13 @@ def _forest_of_stage(axes: Axes, rows: Sequence[results.Row]) -> None:
     point = value if isinstance(value, float | int) else math.nan
     low, high = low_high or (math.nan, math.nan)
     if low_high:
-        axes.axvspan(100 * low, 100 * high, color="#000000", alpha=0.07, linewidth=0)
+        axes.axvspan(100 * low, 100 * high, color=BLACK, alpha=0.07, linewidth=0)
     bars = [_Bar("published", "D", INK, point, low, high)]
     for row in rows:
         s = row.summary["accuracy"]
         ends = (s.minimum, s.maximum) if s.seeds > 1 else ()
         marker = "s" if row.protocol == "paper" else "o"
-        bars.append(_Bar(row.protocol, marker, _TRAIN, s.mean, s.low, s.high, ends))
+        bars.append(_Bar(row.protocol, marker, BLUE, s.mean, s.low, s.high, ends))
     for y, bar in enumerate(bars):
         axes.plot([100 * bar.low, 100 * bar.high], [y, y], color=bar.colour, linewidth=1.6)
         axes.plot([100 * bar.mean], [y], marker=bar.marker, color=bar.colour, markersize=6)

@@ -18,7 +18,7 @@ _UNKNOWN_SOURCE = (
 
 
 def template(package: str, name: str) -> jinja2.Template:
-    """Loads a template, which may build on those of this folder.
+    """Loads a template, which may build on those of this folder and of `tfds_pap`.
 
     Args:
         package: The package that the template lies in, beside its modules.
@@ -35,7 +35,7 @@ def template(package: str, name: str) -> jinja2.Template:
         loader=jinja2.ChoiceLoader(
             [
                 jinja2.PackageLoader(each, ".")
-                for each in dict.fromkeys((package, "replication.drawing"))
+                for each in dict.fromkeys((package, "replication.drawing", "tfds_pap"))
             ]
         ),
         autoescape=True,

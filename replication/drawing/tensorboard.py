@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFont
 from sklearn import metrics
 from tensorboard.plugins.hparams import api as hparams
 
@@ -21,6 +22,9 @@ from tfds_pap import pipeline, roles
 #: Epochs between two looks at the images; a look costs one pass over the watched role.
 _IMAGES_EVERY = 10
 _SHOWN_MISTAKES = 24
+
+#: Pixels: the least width of a mistaken cell, and the height of a line below it.
+_CAPTION_WIDTH, _CAPTION_LINE = 200, 18
 
 
 class Pictures(keras.callbacks.Callback):
@@ -37,6 +41,7 @@ class Pictures(keras.callbacks.Callback):
         self._directory = str(directory)
         self._store = store
         self._positions = positions
+        self._seen = self._epoch = -1
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Writes the graph, if TensorFlow computes; with Keras 3 its own callback leaves it out."""
@@ -50,20 +55,32 @@ class Pictures(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Looks every few epochs."""
+        self._epoch = epoch
         if (epoch + 1) % _IMAGES_EVERY == 0:
             self._look(epoch)
 
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Looks at the last epoch, whichever it was."""
+        if self._epoch > self._seen:
+            self._look(self._epoch)
+
     def _look(self, epoch: int) -> None:
+        self._seen = epoch
         probabilities = training.predict(self.model, self._store, self._positions)
         truth = self._store.index.labels[self._positions]
         named = probabilities.argmax(axis=1)
-        wrong = self._positions[named != truth][:_SHOWN_MISTAKES]
+        mistaken = np.flatnonzero(named != truth)[:_SHOWN_MISTAKES]
         writer = tf.summary.create_file_writer(self._directory)
         with writer.as_default(step=epoch):
             tf.summary.image("confusion matrix (rows true)", self._confusion(truth, named))
-            if len(wrong):
-                cells = np.stack(self._store.images(self._store.index.ids[wrong]))
-                tf.summary.image("misclassified cells", cells, max_outputs=_SHOWN_MISTAKES)
+            if len(mistaken):
+                names = self._store.index.class_names
+                cells = self._store.images(self._store.index.ids[self._positions[mistaken]])
+                shown = [
+                    captioned(cell, names[truth[i]], names[named[i]], probabilities[i, named[i]])
+                    for cell, i in zip(cells, mistaken, strict=True)
+                ]
+                tf.summary.image("misclassified cells", shown, max_outputs=_SHOWN_MISTAKES)
         writer.close()
 
     def _confusion(self, truth: np.ndarray, named: np.ndarray) -> tf.Tensor:
@@ -72,6 +89,31 @@ class Pictures(keras.callbacks.Callback):
         matrix = metrics.confusion_matrix(truth, named, labels=range(len(names)))
         png = figures.confusion_matrix(matrix, names, form="png")
         return tf.io.decode_png(png, channels=3)[None]
+
+
+def captioned(image: np.ndarray, true: str, named: str, probability: float) -> np.ndarray:
+    """Writes below a cell what it is, and what it was called.
+
+    Args:
+        image: uint8 RGB ``[height, width, 3]``; a small one is enlarged, pixel by pixel.
+        true: Its class.
+        named: The class that it was given.
+        probability: Of that class, 0 to 1.
+
+    Returns:
+        uint8 RGB ``[height, width, 3]``, at least 200 pixels wide.
+    """
+    times = max(1, math.ceil(_CAPTION_WIDTH / image.shape[1]))
+    large = image.repeat(times, axis=0).repeat(times, axis=1)
+    bar = Image.new("RGB", (large.shape[1], 2 * _CAPTION_LINE + 6), "white")
+    draw, font = ImageDraw.Draw(bar), ImageFont.load_default(size=_CAPTION_LINE - 4)
+    share = f" {100 * probability:.0f} %"
+    for number, (start, name, end) in enumerate((("is ", true, ""), ("called ", named, share))):
+        whole = name
+        while len(name) > 1 and draw.textlength(start + name + end, font) > bar.width - 8:
+            name = whole[: len(name) - 2] + "…"
+        draw.text((4, 2 + number * _CAPTION_LINE), start + name + end, "black", font)
+    return np.concatenate([large, np.asarray(bar)])
 
 
 def callbacks(

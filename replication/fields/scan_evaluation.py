@@ -9,6 +9,7 @@ from replication.fields.judge.results import Evaluation
 from replication.fields.judge.truth import Nuclei, read_nuclei
 from replication.fields.scanned import EVALUATION, ScannedField, scanned_fields
 from replication.fields.show import figures as field_figures
+from replication.fields.show import truth_layer
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, tables
 
@@ -16,7 +17,7 @@ from tfds_pap import files, tables
 def evaluate_scan(
     run: RunDirectory, *, complete: bool, match_radius: float | None = None
 ) -> Evaluation | None:
-    """Measures a scan, and writes evaluation.json and its figures.
+    """Measures a scan, and writes evaluation.json, its figures and the viewer's layers of truth.
 
     A field is annotated if the file of its truth has a line for it; others are left out.
 
@@ -36,6 +37,7 @@ def evaluate_scan(
     truths: dict[str, dict[str, Nuclei]] = {}
     fields = []
     for one in scanned_fields(run):
+        (one.folder / truth_layer.NAME).unlink(missing_ok=True)
         path = one.info["truth"]
         if path is None:
             continue
@@ -43,7 +45,9 @@ def evaluate_scan(
             truths[path] = read_nuclei(Path(path))
         nuclei = truths[path].get(tables.bare_name(one.info["name"]))
         if nuclei is not None:
-            fields.append(_annotated(one, nuclei, settings["threshold"], settings["radius"]))
+            annotated = _annotated(one, nuclei, settings["threshold"], settings["radius"])
+            truth_layer.write(one.folder, annotated, settings["threshold"], match_radius)
+            fields.append(annotated)
     if not fields:
         for name in (EVALUATION, *(f"{name}.svg" for name in field_figures.NAMES)):
             (run.path / name).unlink(missing_ok=True)

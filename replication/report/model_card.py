@@ -20,6 +20,7 @@ from replication.drawing.pages import UNKNOWN, mapping, memory, whole_number
 from replication.drawing.shown import number
 from replication.measures import class_figures, published
 from replication.measures.names import METRICS
+from replication.report.answer import answer
 from replication.runs import results
 from replication.runs.directory import RunDirectory
 from tfds_pap import files as file_writing
@@ -91,6 +92,7 @@ def _context(run: RunDirectory) -> dict[str, Any]:
     data = mapping(manifest.get("data"))
     return {
         "announcement": _text(pages.announcement(manifest)),
+        "answer": answer(rows, pages.source(manifest)),
         "source": source,
         "images": _IMAGES[source],
         "holder": "the papers' authors" if source == "original" else "whoever supplied the images",

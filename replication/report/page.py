@@ -27,6 +27,7 @@ from replication.measures import class_figures, evaluation, published
 from replication.measures.names import METRICS
 from replication.measures.predictions import ROLES
 from replication.report import fields_section, triage_section
+from replication.report.answer import answer
 from replication.report.gallery import HeatMaps, Pixels, gallery
 from replication.runs import results
 from replication.runs.directory import RunDirectory
@@ -101,6 +102,7 @@ def write(
     environment = mapping(manifest.get("environment"))
     page = pages.template("replication.report", "report.html.j2").render(
         announcement=pages.announcement(manifest),
+        answer=answer(rows, source),
         at_class_shares=class_figures.AT_CLASS_SHARES,
         source=source,
         headline=_headline(rows),
@@ -202,6 +204,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
             }
         ),
         "per_class": _per_class(first["per_class"]),
+        "many": len(support) >= figures.MANY,
         "absent": [name for name, count in support.items() if not count],
         "kept": _kept(infos[0]),
         "chose_epoch": infos[0].get("kept") == "best",

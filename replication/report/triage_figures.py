@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from sklearn import metrics
 
-from replication.drawing import figures
+from replication.drawing import figures, palette
 from replication.measures.abstention import Abstention, risk_coverage_curve
 from replication.measures.calibration import Scores
 from replication.measures.intervals import Estimate
@@ -17,7 +17,7 @@ from replication.measures.positive import positive_class
 from replication.measures.predictions import Predictions
 from replication.measures.triage import OperatingPoints
 
-_BEFORE, _AFTER, _CHOSEN = "#D55E00", "#0072B2", "#D55E00"
+_BEFORE, _AFTER, _CHOSEN = palette.VERMILION, palette.BLUE, palette.VERMILION
 
 #: Of the intervals.
 _BAR: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.6}
@@ -48,10 +48,12 @@ def _reliability_diagram(
     figure: Figure, before: Scores, after: Scores | None, score: str, share: str
 ) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    (line,) = upper.plot([0, 1], [0, 1], color="#999999", linewidth=0.9)
+    (line,) = upper.plot([0, 1], [0, 1], color=palette.GREY, linewidth=0.9)
     handles, labels = [line], ["calibrated"]
     # Side by side in a bin, so that neither hides the other.
-    series = [("as the model gave them", before, _BEFORE, "o", "white", -0.22 if after else 0)]
+    series = [
+        ("as the model gave them", before, _BEFORE, "o", palette.GROUND, -0.22 if after else 0)
+    ]
     if after:
         series.append(("with the temperature", after, _AFTER, "s", _AFTER, 0.22))
     for label, scores, colour, mark, face, shift in series:
@@ -89,7 +91,7 @@ def _reliability_diagram(
         axes.grid(True)
         axes.xaxis.set_major_formatter(figures.percent_tick)
     upper.yaxis.set_major_formatter(figures.percent_tick)
-    figure.legend(handles, labels, loc="outside upper center")
+    figures.legend(figure, handles, labels)
 
 
 def operating_points(predictions: Predictions, points: OperatingPoints) -> bytes:
@@ -109,7 +111,7 @@ def operating_points(predictions: Predictions, points: OperatingPoints) -> bytes
 
 def _operating_points(figure: Figure, predictions: Predictions, points: OperatingPoints) -> None:
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.7)
+    axes.plot([0, 1], [0, 1], color=palette.GREY, linewidth=0.7)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015))
     axes.grid(True)
@@ -124,7 +126,7 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
         if not math.isfinite(point.threshold):
             continue
         sensitivity, specificity = point.sensitivity, point.specificity
-        colour = _CHOSEN if point.fixed == "specificity" else figures.INK
+        colour = _CHOSEN if point.fixed == "specificity" else palette.INK
         x, y = 1 - specificity.value, sensitivity.value
         ends = 1 - specificity.high, 1 - specificity.low
         _bars(axes, x, y, colour, ends, _ends(sensitivity))
@@ -132,7 +134,7 @@ def _operating_points(figure: Figure, predictions: Predictions, points: Operatin
         axes.plot([x], [y], zorder=4, clip_on=False, **mark)
         handles.append(Line2D([], [], **mark))
         labels.append(f"{point.fixed} {100 * point.target:g} % on tune images")
-    figures.legend_on_curves(axes, handles, labels, loc="lower right", handlelength=1.8)
+    figures.legend(figure, handles, labels, handlelength=1.8)
 
 
 def risk_coverage(predictions: Predictions, abstention: Abstention) -> bytes:
@@ -154,7 +156,7 @@ def _risk_coverage(figure: Figure, predictions: Predictions, abstention: Abstent
     axes = figure.subplots()
     handles, labels = [], []
     tops = [0.02]
-    roles = (("tune", "#999999", (0, (4, 1.2)), 1.1), ("test", _AFTER, "-", 1.7))
+    roles = (("tune", palette.GREY, (0, (4, 1.2)), 1.1), ("test", _AFTER, "-", 1.7))
     for role, colour, dashes, width in roles:
         chosen = predictions.select(role)
         if not len(chosen):
@@ -180,7 +182,7 @@ def _risk_coverage(figure: Figure, predictions: Predictions, abstention: Abstent
     axes.xaxis.set_major_formatter(figures.percent_tick)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.grid(True)
-    figure.legend(handles, labels, loc="outside upper center")
+    figures.legend(figure, handles, labels)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -188,7 +190,7 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _mark(colour: str, marker: str) -> dict[str, Any]:
-    style = {"mfc": "white", "ms": 6, "mew": 1.3, "linestyle": ""}
+    style = {"mfc": palette.GROUND, "ms": 6, "mew": 1.3, "linestyle": ""}
     return {"color": colour, "marker": marker, **style}
 
 

@@ -12,7 +12,7 @@ import tensorflow_datasets.public_api as tfds
 
 from replication.drawing import tensorboard
 from replication.learning import features, models, training, whole_model
-from replication.measures import evaluation, triage
+from replication.measures import evaluation, names, triage
 from replication.runs import description
 from replication.runs import device as devices
 from replication.runs import environment as run_environment
@@ -20,6 +20,12 @@ from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, pipeline, roles
 from tfds_pap.errors import PapError
+
+#: Of `fit.json`, what TensorBoard's HPARAMS sorts fits by.
+_HYPERPARAMETERS = (
+    *("protocol", "stage", "seed", "name", "size", "resize"),
+    *("optimizer", "learning_rate", "batch_size", "epochs_at_most", "parameters"),
+)
 
 #: From examples and the positions of the tune role to what scores an epoch.
 Validator = Callable[[training.Store, np.ndarray], Callable[[keras.Model], dict[str, float]]]
@@ -103,6 +109,7 @@ def run_fit(
             **(about or {}),
         },
     )
+    _write_session(run, files.read_json(directory / "fit.json"), predictions.select("test"))
     training.remove_state(directory)
     _note_cost(run, words, time.perf_counter() - start)
 
@@ -126,6 +133,22 @@ def _roles(
 def _note_cost(run: RunDirectory, words: str, seconds: float) -> None:
     durations = {**run.manifest().get("durations", {}), words: round(seconds, 1)}
     run.update_manifest(durations=durations, peak_memory_mib=round(devices.peak_memory_mib()))
+
+
+def _write_session(
+    run: RunDirectory, info: Mapping[str, Any], test: evaluation.Predictions
+) -> None:
+    """Writes the fit's line of TensorBoard's HPARAMS: how it was trained, and its test figures."""
+    values = {name: info[name] for name in _HYPERPARAMETERS if info.get(name) is not None}
+    summary = evaluation.summarise_seeds([test], resamples=1)
+    name = f"stage{info['stage']}_{info['protocol']}_seed_{info['seed']}"
+    tensorboard.write_session(
+        run.path / "logs" / "hparams" / name,
+        values,
+        {f"test/{metric}": figure.mean for metric, figure in summary.items()},
+        name=label(info["stage"], info["protocol"], info["seed"]),
+        shown={f"test/{metric}": f"test {names.METRICS[metric].words}" for metric in summary},
+    )
 
 
 def _scored(

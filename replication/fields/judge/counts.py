@@ -160,10 +160,10 @@ def field_counts(field: AnnotatedField, threshold: float, radius: float | None) 
         threshold: Score of a detection at least.
         radius: Of a match at most, pixels of the file; None takes `MATCH_RADIUS`.
     """
-    nuclei, labels = field.nuclei, field.nuclei.label_ids
-    kept = field.detections.at(threshold) if field.cells is None else field.cells
+    labels = field.nuclei.label_ids
+    kept = _kept(field, threshold)
     places, reach = _places(kept.x, kept.y), field.radius(radius)
-    pairs = matching.match(places, _places(nuclei.x, nuclei.y), reach)
+    pairs = matched(field, threshold, radius)
     named = None
     if field.cells is not None:
         named = np.zeros((len(LABELS), len(STAGE2_CLASSES)), np.int64)
@@ -177,6 +177,23 @@ def field_counts(field: AnnotatedField, threshold: float, radius: float | None) 
         found=_by_label(labels[pairs.nuclei]),
         named=named,
     )
+
+
+def matched(field: AnnotatedField, threshold: float, radius: float | None) -> matching.Pairs:
+    """Tells which nuclei were found, and by which cells.
+
+    Args:
+        field: The field. Its cells count where it has any, else its detections at the threshold.
+        threshold: Score of a detection at least.
+        radius: Of a match at most, pixels of the file; None takes `MATCH_RADIUS`.
+    """
+    kept, nuclei = _kept(field, threshold), field.nuclei
+    places = _places(kept.x, kept.y)
+    return matching.match(places, _places(nuclei.x, nuclei.y), field.radius(radius))
+
+
+def _kept(field: AnnotatedField, threshold: float) -> Cells | Detections:
+    return field.detections.at(threshold) if field.cells is None else field.cells
 
 
 def reachable(field: AnnotatedField, radius: float) -> np.ndarray:

@@ -11,18 +11,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from replication.drawing import figures
+from replication.drawing import figures, palette
 from replication.fields.judge import results as field_results
 from replication.fields.judge.results import Evaluation
 from replication.fields.judge.truth import ATYPICAL
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
-_CURVE, _CHOSEN, _FAINT = "#0072B2", "#D55E00", "#a6cbe3"
+_CURVE, _CHOSEN, _FAINT = palette.BLUE, palette.VERMILION, palette.FAINT
 # Keywords of matplotlib, which differ in type.
 _LINE: dict[str, Any] = {"color": _CURVE, "linewidth": 1.7}
 _BAR: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.8}
-_MARK: dict[str, Any] = dict(color=_CHOSEN, marker="o", mfc="white", ms=6, mew=1.3, linestyle="")
-_CEILING: dict[str, Any] = {"color": "#777777", "linestyle": (0, (4, 2)), "linewidth": 0.9}
+_MARK: dict[str, Any] = dict(
+    color=_CHOSEN, marker="o", mfc=palette.GROUND, ms=6, mew=1.3, linestyle=""
+)
+_CEILING: dict[str, Any] = {"color": palette.GREY, "linestyle": (0, (4, 2)), "linewidth": 0.9}
 
 #: File names of `pictures`, without their ending.
 NAMES = ("froc", "fields_precision_recall", "end_to_end")
@@ -136,8 +138,8 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
             continue
         right = evaluation.figure(f"sensitivity {label}")
         axes.barh(place, right.value, height=0.68, color=_CURVE)
-        axes.hlines(place, right.low, right.high, color=figures.INK, linewidth=1.2)
-        axes.plot([right.low, right.high], [place] * 2, "|", color=figures.INK, ms=6, mew=1.2)
+        axes.hlines(place, right.low, right.high, color=palette.INK, linewidth=1.2)
+        axes.plot([right.low, right.high], [place] * 2, "|", color=palette.INK, ms=6, mew=1.2)
     axes.set_yticks(
         range(len(counts)), [f"{label}  n = {row.sum():,}" for label, row in counts.items()]
     )
@@ -150,7 +152,7 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     )
     axes.xaxis.set_major_formatter(figures.percent_tick)
     axes.grid(True, axis="x")
-    interval = Line2D([], [], marker="|", ms=6, mew=1.2, linewidth=1.2, color=figures.INK)
+    interval = Line2D([], [], marker="|", ms=6, mew=1.2, linewidth=1.2, color=palette.INK)
     handles: dict[str, Line2D | Patch] = {
         "found and named right": Patch(color=_CURVE),
         "found": Patch(color=_FAINT),
@@ -158,7 +160,7 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     }
     if evaluation.fields == 1:
         del handles["95 % interval"]
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    figures.legend(figure, handles.values(), handles.keys())
 
 
 def _point(axes: Axes, x: field_results.Figure, y: field_results.Figure) -> None:
@@ -175,4 +177,4 @@ def _finish(
     axes.grid(True)
     if not evaluation.complete:
         axes.set_title("not reliable: not every cell is annotated", weight="normal")
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=1)
+    figures.legend(figure, handles.values(), handles.keys())

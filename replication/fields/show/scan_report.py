@@ -12,6 +12,7 @@ from urllib.parse import quote
 from replication.drawing import pages
 from replication.drawing.palette import COLOURS, LETTERS, is_light
 from replication.fields.scanned import EVALUATION, ScannedField, remarks, scanned_fields
+from replication.fields.show import answer, truth_layer
 from replication.fields.show.figures import NAMES
 from replication.fields.show.pictures import THUMBNAILS
 from replication.runs.directory import RunDirectory
@@ -45,6 +46,7 @@ def write_report(run: RunDirectory) -> Path:
     evaluation = files.read_json(measured) if measured.exists() else None
     page = pages.template("replication.fields.show", "scan_report.html.j2").render(
         announcement=pages.announcement(manifest),
+        answer=answer.of_scan(fields, evaluation),
         settings=manifest["settings"],
         models=manifest["models"],
         remarks=remarks(run),
@@ -71,7 +73,15 @@ def write_report(run: RunDirectory) -> Path:
             name for name in ("cells.csv", "fields.csv", "slides.csv") if (run.path / name).exists()
         ],
         viewer={
-            "fields": [{"id": one.info["id"], "name": one.info["name"]} for one in fields],
+            "fields": [
+                {
+                    "id": one.info["id"],
+                    "name": one.info["name"],
+                    "truth": (one.folder / truth_layer.NAME).exists(),
+                }
+                for one in fields
+            ],
+            "complete": bool(evaluation and evaluation["complete"]),
             "classes": STAGE2_CLASSES,
             "letters": LETTERS,
             "colours": COLOURS,

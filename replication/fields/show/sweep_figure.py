@@ -9,21 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from replication.drawing import figures
+from replication.drawing import figures, palette
 from replication.fields.judge.sweep import DEFAULT, Row
 
-#: Okabe and Ito's colours, each with a mark and dashes of its own.
-_STYLES: tuple[tuple[str, str, Any], ...] = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "s", (0, (5, 1.5))),
-    ("#009E73", "^", (0, (5, 1.5, 1, 1.5))),
-    ("#CC79A7", "D", (0, (1.2, 1.2))),
-    ("#000000", "v", "-"),
-    ("#E69F00", "P", (0, (5, 1.5))),
-)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Keywords of matplotlib, which differ in type.
-_CHANCE: dict[str, Any] = dict(color="#888888", marker="x", ms=2.5, mew=0.7, linestyle="")
-_RING: dict[str, Any] = dict(marker="o", ms=10, mfc="none", mec=figures.INK, mew=1.2, linestyle="")
+_CHANCE: dict[str, Any] = dict(color=palette.GREY, marker="x", ms=2.5, mew=0.7, linestyle="")
+_RING: dict[str, Any] = dict(marker="o", ms=10, mfc="none", mec=palette.INK, mew=1.2, linestyle="")
 
 
 def sweep_figure(rows: Sequence[Row], form: str = "svg") -> bytes:
@@ -42,7 +34,9 @@ def sweep_figure(rows: Sequence[Row], form: str = "svg") -> bytes:
 def _sweep_figure(figure: Figure, rows: Sequence[Row], radii: Sequence[float]) -> None:
     panels = figure.subplots(len(radii), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     strides = sorted({row.stride for row in rows})
-    styles = {stride: _STYLES[n % len(_STYLES)] for n, stride in enumerate(strides)}
+    styles = {
+        stride: (*palette.line(n), _MARKERS[n % len(_MARKERS)]) for n, stride in enumerate(strides)
+    }
     handles = {}
     for axes, radius in zip(panels, radii, strict=True):
         panel = sorted(
@@ -54,10 +48,10 @@ def _sweep_figure(figure: Figure, rows: Sequence[Row], radii: Sequence[float]) -
             [row.recall_by_chance for row in panel],
             **_CHANCE,
         )
-        for stride, (colour, marker, dashes) in styles.items():
+        for stride, (colour, dashes, marker) in styles.items():
             line = [row for row in panel if row.stride == stride]
             style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes}
-            style |= {"ms": 4, "linewidth": 1.2, "mfc": "white", "mew": 1.1}
+            style |= {"ms": 4, "linewidth": 1.2, "mfc": palette.GROUND, "mew": 1.1}
             kept = [row.kept_per_field for row in line]
             axes.plot(kept, [row.recall for row in line], **style)
             ends = [row.recall_low for row in line], [row.recall_high for row in line]
@@ -80,8 +74,8 @@ def _sweep_figure(figure: Figure, rows: Sequence[Row], radii: Sequence[float]) -
     if len(thresholds) > 1:
         label += f"\nmarks from left to right: threshold {thresholds[-1]:g} to {thresholds[0]:g}"
     panels[-1].set_xlabel(label)
-    figure.supylabel("nuclei found (recall), 95 % intervals", fontsize=8.5, color=figures.INK)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    figure.supylabel("nuclei found (recall), 95 % intervals", fontsize=8.5, color=palette.INK)
+    figures.legend(figure, handles.values(), handles.keys())
 
 
 def _logarithmic(axes: Axes, lowest: float, highest: float) -> None:
