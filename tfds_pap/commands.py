@@ -1,6 +1,7 @@
 """How every command's process is prepared, and how it ends: done, refused, or interrupted."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import re
@@ -121,8 +122,13 @@ def prepare_tensorflow() -> None:
     """Imports TensorFlow with this package's settings and without its chatter.
 
     Called before anything else imports it; variables that the user has set are left as they are.
+
+    Raises:
+        PapError: If it is not installed.
     """
     quiet_logs()
+    if importlib.util.find_spec("tensorflow") is None:
+        raise PapError("tensorflow is not installed; pap doctor says what mends it")
     with _without_stderr():
         import tensorflow  # noqa: F401
 
