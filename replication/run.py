@@ -84,6 +84,7 @@ _SCAN_FIELDS = flags.DEFINE_integer(
     "--manual_dir where it exists (default: 3; 0: none).",
     lower_bound=0,
 )
+_DRY_RUN = shared.dry_run("fits, epochs")
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a TensorBoard profile of steps 5 to 15 of each fit (default: off)."
 )
@@ -124,6 +125,9 @@ def main(argv: list[str]) -> None:
         profile=_PROFILE.value,
         effort=audit_flags.effort(),
     )
+    if _DRY_RUN.value:
+        steps.dry_run(seeds, stages, ending=_SCAN_FIELDS.value > 0)
+        return
     # The report shows what earlier commands trained here as well.
     needed = {fit.stage for fit in results.read_fits(steps.run)}
     if source == "original":
@@ -154,6 +158,7 @@ def _stages() -> list[int]:
 
 def _recipe(protocol: str, stage: int) -> "training.Recipe":
     from replication.learning import recipes
+    from replication.runs import dry_run
 
     return recipes.plan(
         protocol,
@@ -161,7 +166,9 @@ def _recipe(protocol: str, stage: int) -> "training.Recipe":
         phantoms=_MANUAL_DIR.value is None,
         stage1=_STAGE1.value,
         stage2=_STAGE2.value,
-        weights_spec=_WEIGHTS.value,
+        weights_spec=dry_run.at_hand("resnet50", _WEIGHTS.value)
+        if _DRY_RUN.value
+        else _WEIGHTS.value,
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,
         augment=_AUGMENT.value,

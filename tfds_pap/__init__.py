@@ -1,8 +1,7 @@
 """The papers' data sets as TensorFlow Datasets, and their way into a model.
 
-Importing the package registers `pap_db3`, `pap_db4` and `pap_folders`, where TFDS is installed; the
-client
-of a server needs none:
+Importing the package registers `pap_db3`, `pap_db4` and `pap_folders`, where TFDS is installed (the
+client of a server needs none):
 
     >>> import tensorflow_datasets as tfds, tfds_pap
     >>> train = tfds.load("pap_db4/phantom", split="train")  # doctest: +SKIP

@@ -90,16 +90,23 @@ def prepare_folders(
     Raises:
         folders.TreeError: If the tree cannot be used.
     """
-    # Not at the top: the dataset folders import this package themselves.
-    from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
-
-    builder = pap_folders.Builder(config=pap_folders.config(root), data_dir=data_dir)
+    builder = folders_builder(root, data_dir)
     builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
     class_folders = {name: name for name in builder.class_names}
     stored_groups.renew(
         builder, folders.read_groups(builder.builder_config.root, class_folders, splits=())
     )
     return builder
+
+
+def folders_builder(
+    root: str | os.PathLike, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder:
+    """Returns the builder that `prepare_folders` prepares; see there."""
+    # Not at the top: the dataset folders import this package themselves.
+    from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
+
+    return pap_folders.Builder(config=pap_folders.config(root), data_dir=data_dir)
 
 
 def _prepare(

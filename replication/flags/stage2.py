@@ -47,6 +47,13 @@ def source() -> str:
     return "original" if _MANUAL_DIR.value else "phantom"
 
 
+def builder() -> Any:
+    """Returns the builder of DB_4, prepared or not."""
+    import tensorflow_datasets.public_api as tfds
+
+    return tfds.builder(f"pap_db4/{source()}", data_dir=_DATA_DIR.value)
+
+
 def prepare() -> Any:
     """Returns the prepared builder of DB_4.
 

@@ -9,7 +9,7 @@ import tensorflow_datasets.public_api as tfds
 
 from replication.flags import audit as audit_flags
 from replication.learning import recipes, training
-from replication.runs import description, fitting, publication, results
+from replication.runs import description, dry_run, fitting, publication, results
 from replication.runs import progress as run_progress
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
@@ -93,6 +93,31 @@ class Steps:
         return run_progress.RunProgress(
             fits, run_progress.measure_speed(self.policy), ending=ending
         )
+
+    def dry_run(self, seeds: Sequence[int], stages: Sequence[int], *, ending: bool) -> None:
+        """Prints what is missing, how long it takes and what it writes; writes nothing.
+
+        Args:
+            seeds: One model each.
+            stages: To train.
+            ending: Whether fields are read at the end.
+        """
+        missing = self.missing(seeds, stages)
+        counted = {
+            stage: dry_run.images(
+                tfds.builder(f"{recipes.DATASETS[stage]}/{self.source}", data_dir=self.data_dir),
+                self.manual_dir,
+            )
+            for stage in stages
+        }
+        lines, parts = dry_run.training(
+            self.planned, missing, counted, policy=self.policy, ending=ending
+        )
+        parts = {
+            "images": sum(each.bytes_to_prepare for each in counted.values()),
+            **parts,
+        }
+        dry_run.report(self.path, lines, parts)
 
     def _train_images(self, stage: int) -> int:
         # Drawn images are counted before they are drawn.
