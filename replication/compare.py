@@ -95,6 +95,7 @@ _LEARNING_RATE = flags.DEFINE_float(
 )
 _BATCH_SIZE = shared.batch_size(16, "Images a step of the head (default: the paper's 16).")
 _EPOCHS = shared.epochs(50, "Epochs at most of each head (default: the paper's 50).")
+_DRY_RUN = shared.dry_run("fits, epochs")
 
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(stage2_flags)
@@ -116,6 +117,9 @@ def main(argv: list[str]) -> None:
 
     policy = device_flags.policy()
     specs = _feature_specs(policy)
+    if _DRY_RUN.value:
+        _dry_run(specs, seeds, policy)
+        return
     builder = stage2_flags.prepare()
     index = pipeline.read_index(builder)
     recipe = _head_recipe()
@@ -176,12 +180,13 @@ def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
     """Returns which features of each backbone are compared."""
     from replication.comparison import steps
     from replication.learning import features
+    from replication.runs import dry_run
 
     sources = _weights()
     return {
         name: features.feature_spec(
             name,
-            source=sources.get(name, sources[""]),
+            source=dry_run.at_hand(name, _source(name)) if _DRY_RUN.value else _source(name),
             protocol=_PROTOCOL.value,
             size=_SIZE.value,
             resize=_RESIZE.value,
@@ -190,6 +195,36 @@ def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
         )
         for name in steps.backbone_names(_BACKBONES.value, sources)
     }
+
+
+def _dry_run(
+    specs: "dict[str, features.FeatureSpec]", seeds: tuple[int, ...], policy: DevicePolicy
+) -> None:
+    from replication.comparison import steps
+    from replication.runs import dry_run
+
+    builder = stage2_flags.builder()
+    images = dry_run.images(builder, stage2_flags.manual_dir())
+    cuts, count = _cuts(images.index)
+    # "let_in" trains two heads a fold.
+    fits = len(seeds) * sum(max(count, 1) * (2 if cut == "let_in" else 1) for cut in cuts)
+    lines, parts = dry_run.comparison(
+        specs,
+        images.index,
+        fits=fits,
+        recipe=_head_recipe(),
+        protocol=_PROTOCOL.value,
+        policy=policy,
+    )
+    download = sum(dry_run.download_bytes(name, _source(name)) for name in specs)
+    parts |= {"images": images.bytes_to_prepare, "weights": download}
+    folder = _RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"
+    dry_run.report(Path(folder), lines, parts)
+
+
+def _source(name: str) -> str:
+    sources = _weights()
+    return sources.get(name, sources[""])
 
 
 def _head_recipe() -> HeadRecipe:

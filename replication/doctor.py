@@ -7,6 +7,7 @@ needs; what is not ok ends with the command that mends it. Exit status 1 where a
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import socket
@@ -83,6 +84,8 @@ def facts() -> Iterator[Fact]:
     yield _memory()
     yield from map(_writable, (Path("runs"), _data_dir(), keras_settings.home()))
     yield from (_port(int(port)) for port in _PORTS.value)
+    if importlib.util.find_spec("tensorflow") is None:
+        return
     yield from _weights()
     yield from _prepared()
     yield from _computing()

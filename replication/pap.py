@@ -68,7 +68,14 @@ def main() -> None:
     module = modules[name]
     if name == "predict" and any(each.startswith("--server") for each in sys.argv):
         module = ASKS_A_SERVER
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        # The client alone is installed without what the other commands need.
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "tfds_pap", "replication", "finetune", "serving"):
+            raise
+        sys.exit(f"pap {name}: {package} is not installed; pap doctor says what mends it")
 
 
 def usage() -> str:

@@ -22,9 +22,8 @@ from replication.runs.device import DevicePolicy
 from tfds_pap import commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
-    import tensorflow_datasets.public_api as tfds
-
     from replication.learning import training
+    from replication.runs import sources
 
 _STAGES = ("1", "2")
 
@@ -108,6 +107,7 @@ _SCAN_FIELDS = flags.DEFINE_integer(
     "--manual_dir where it exists, or of --annotated_fields (default: 3; 0: none).",
     lower_bound=0,
 )
+_DRY_RUN = shared.dry_run("fits, epochs")
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a TensorBoard profile of steps 5 to 15 of each fit (default: off)."
 )
@@ -138,9 +138,7 @@ def main(argv: list[str]) -> None:
     policy = device_flags.policy(strategy=_STRATEGY.value)
     steps = run_steps.Steps(
         path=_run_dir(source),
-        source=source,
-        prepare_stage=_prepare_stage,
-        phantom_images=_phantom_images if source == "phantom" else None,
+        sources=_sources(source),
         images=images,
         policy=policy,
         identity=_identity(source, policy),
@@ -149,6 +147,9 @@ def main(argv: list[str]) -> None:
         profile=_PROFILE.value,
         effort=audit_flags.effort(),
     )
+    if _DRY_RUN.value:
+        steps.dry_run(seeds, stages, ending=_SCAN_FIELDS.value > 0)
+        return
     # The report shows what earlier commands trained here as well.
     needed = {fit.stage for fit in results.read_fits(steps.run)}
     if source != "phantom":
@@ -161,7 +162,7 @@ def main(argv: list[str]) -> None:
     with progress:
         for seed, stage, protocol in missing:
             steps.fit(seed, stage, protocol, progress)
-    whole_fields.scan_of_run(steps.run, _fields(source), _SCAN_FIELDS.value, policy)
+    whole_fields.scan_of_run(steps.run, steps.sources.fields, _SCAN_FIELDS.value, policy)
     page = publication.publish(
         steps.run, steps.builders, steps.audits, prevalence=_PREVALENCE.value
     )
@@ -216,49 +217,23 @@ def _run_dir(source: str) -> Path:
     return Path("runs") / (folder_flags.name() if source == "folders" else source)
 
 
-def _fields(source: str) -> str | None:
-    """Folder of the fields that are read at the end; None for drawn ones, "" for none."""
-    if source == "phantom":
-        return None
-    if _ANNOTATED_FIELDS.value:
-        return _ANNOTATED_FIELDS.value
-    return str(Path(_MANUAL_DIR.value) / "fields") if source == "original" else ""
+def _sources(kind: str) -> "sources.Sources":
+    from replication.runs import sources
 
-
-def _prepare_stage(stage: int) -> "tfds.core.DatasetBuilder":
-    """Returns the prepared builder of a stage."""
-    from replication.learning import recipes
-    from tfds_pap import pipeline, stage1_folders
-
-    if not folder_flags.given():
-        return pipeline.prepare(
-            recipes.DATASETS[stage], _source(), _MANUAL_DIR.value, _DATA_DIR.value
-        )
-    if stage == 2:
-        return folder_flags.prepare(_DATA_DIR.value)
-    if _MANUAL_DIR.value:
-        return pipeline.prepare(recipes.DATASETS[1], "original", _MANUAL_DIR.value, _DATA_DIR.value)
-    if _BACKGROUNDS.value:
-        return stage1_folders.against_backgrounds(
-            folder_flags.listing(), Path(_BACKGROUNDS.value), _DATA_DIR.value
-        )
-    return stage1_folders.cut_out(
-        Path(_ANNOTATED_FIELDS.value), _run_dir("folders") / "rois", _DATA_DIR.value
+    return sources.Sources(
+        kind,
+        manual_dir=_MANUAL_DIR.value,
+        data_dir=_DATA_DIR.value,
+        own=folder_flags.listing() if folder_flags.given() else None,
+        backgrounds=_BACKGROUNDS.value,
+        annotated_fields=_ANNOTATED_FIELDS.value,
+        rois=None if _DRY_RUN.value else Path("runs") / "rois",
     )
-
-
-def _phantom_images(stage: int) -> int:
-    """Images of the train folder, which are counted before they are drawn."""
-    import tensorflow_datasets.public_api as tfds
-
-    from replication.learning import recipes
-
-    builder = tfds.builder(f"{recipes.DATASETS[stage]}/phantom", data_dir=_DATA_DIR.value)
-    return builder.builder_config.phantom_counts["train"] * len(builder.CLASS_FOLDERS)
 
 
 def _recipe(protocol: str, stage: int) -> "training.Recipe":
     from replication.learning import recipes
+    from replication.runs import dry_run
 
     return recipes.plan(
         protocol,
@@ -266,7 +241,9 @@ def _recipe(protocol: str, stage: int) -> "training.Recipe":
         phantoms=_source() == "phantom",
         stage1=_STAGE1.value,
         stage2=_STAGE2.value,
-        weights_spec=_WEIGHTS.value,
+        weights_spec=dry_run.at_hand("resnet50", _WEIGHTS.value)
+        if _DRY_RUN.value
+        else _WEIGHTS.value,
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,
         augment=_AUGMENT.value,

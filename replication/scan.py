@@ -59,6 +59,8 @@ _WORKERS = flags.DEFINE_integer(
     "workers", None, "Threads that read and scan (default: one a core).", lower_bound=1
 )
 
+_DRY_RUN = shared.dry_run("fields")
+
 flags.adopt_module_key_flags(field_flags)
 
 
@@ -71,25 +73,42 @@ def main(argv: list[str]) -> None:
     match_radius = field_flags.match_radius()
     start = time.perf_counter()
     commands.prepare_tensorflow()
-    from replication.fields import scan_directory, whole_fields
+    from replication.fields import forecast, scan_directory, whole_fields
 
+    directory = Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan"))
+    models = whole_fields.Models(**field_flags.models())
+    policy = device.configure(precision="float32")
+    settings = scan_directory.Settings(
+        roi=_ROI.value,
+        stride=_STRIDE.value,
+        threshold=_THRESHOLD.value,
+        radius=_SUPPRESSION_RADIUS.value,
+        method=_METHOD.value,
+        mpp=_MPP.value,
+        file_mpp=_FIELD_MPP.value,
+    )
+    phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0
+    workers, truth = _WORKERS.value or os.cpu_count() or 1, field_flags.truth()
+    if _DRY_RUN.value:
+        forecast.forecast(
+            directory,
+            models,
+            argv[1:],
+            settings=settings,
+            phantoms=phantoms,
+            workers=workers,
+            truth=truth,
+        )
+        return
     outcome = whole_fields.scan_and_report(
-        Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan")),
-        whole_fields.Models(**field_flags.models()),
+        directory,
+        models,
         argv[1:],
-        settings=scan_directory.Settings(
-            roi=_ROI.value,
-            stride=_STRIDE.value,
-            threshold=_THRESHOLD.value,
-            radius=_SUPPRESSION_RADIUS.value,
-            method=_METHOD.value,
-            mpp=_MPP.value,
-            file_mpp=_FIELD_MPP.value,
-        ),
-        policy=device.configure(precision="float32"),
-        phantoms=_PHANTOM_FIELDS.value if _PHANTOM.value else 0,
-        workers=_WORKERS.value or os.cpu_count() or 1,
-        truth=field_flags.truth(),
+        settings=settings,
+        policy=policy,
+        phantoms=phantoms,
+        workers=workers,
+        truth=truth,
         complete_truth=field_flags.complete_truth() or _PHANTOM.value,
         match_radius=match_radius,
     )

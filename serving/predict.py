@@ -54,7 +54,11 @@ _TIMEOUT = flags.DEFINE_float(
     "timeout", 30.0, "Seconds for a request, its repetitions included (default: 30).", 0.001
 )
 _RETRIES = flags.DEFINE_integer(
-    "retries", 4, "Repetitions of a request while the server is unavailable (default: 4).", 0
+    "retries",
+    4,
+    "Repetitions of a request while the server is unavailable; the first question, whether it is "
+    "there, is not repeated (default: 4).",
+    0,
 )
 _MAX_IMAGE_BYTES = flags.DEFINE_integer(
     "max_image_bytes", 32 * 2**20, "Larger files are not sent (default: 32 MiB).", 1

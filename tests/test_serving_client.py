@@ -4,6 +4,7 @@ import collections
 import contextlib
 import http.server
 import json
+import os
 import re
 import shutil
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent import futures
+from importlib import metadata
 from pathlib import Path
 
 import grpc
@@ -30,6 +32,7 @@ from fake_model_servers import (
     serve_rest,
 )
 from google.protobuf import json_format
+from packaging.requirements import Requirement
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
 
@@ -37,6 +40,7 @@ from serving.client import Client, ClientError, Prediction, transport, wire
 from serving.client.transport import Tensor, VersionStatus
 from serving.server import tensor_protos
 
+ROOT = Path(__file__).resolve().parents[1]
 CODE = grpc.StatusCode
 TRANSPORTS = pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 
@@ -372,13 +376,56 @@ def test_token_travels_encrypted_to_a_trusted_server_only(
         assert len(model.headers) == count
 
 
-def test_no_transport_needs_tensorflow():
-    code = (
-        "import sys; from serving.client import Client; Client('localhost:1', rest=True); "
-        "print('numpy' in sys.modules); Client('localhost:1'); print('tensorflow' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+def distributions(line, found):
+    """Adds the distribution that a requirement names, and all that it needs, by name."""
+    needed = Requirement(line)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        distribution = metadata.distribution(needed.name)
+        if (needed.name, *needed.extras) not in found:
+            found[needed.name, *needed.extras] = distribution
+            for further in distribution.requires or ():
+                marker = Requirement(further).marker
+                extras = needed.extras or {""}
+                if not marker or any(marker.evaluate({"extra": extra}) for extra in extras):
+                    distributions(further.partition(";")[0], found)
+
+
+def test_pap_predict_needs_no_more_than_the_requirements_of_the_client(model, tmp_path):
+    """It answers where nothing else is installed: no TensorFlow, Keras, TFDS or OpenCV."""
+    (tmp_path / "a.png").write_bytes(image(1))
+    found = {}
+    for line in (ROOT / "serving/client/requirements.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            distributions(line, found)
+    for distribution in found.values():
+        for name in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            (tmp_path / "site").mkdir(exist_ok=True)
+            (tmp_path / "site" / name).unlink(missing_ok=True)
+            (tmp_path / "site" / name).symlink_to(distribution.locate_file(name))
+    assert not (tmp_path / "site" / "tensorflow").exists()
+    places = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    # -S: without the packages of this environment.
+    pap = [sys.executable, "-S", "-m", "replication.pap"]
+
+    def said(*line):
+        return subprocess.run(
+            [*pap, *line],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": places},
+            cwd=tmp_path,
+        )
+
+    with serve_grpc(model) as grpc_port, serve_rest(model) as rest_port:
+        for server in ([f"--server=localhost:{grpc_port}"], [f"--server=localhost:{rest_port}"]):
+            server += ["--rest"] if server[0].endswith(str(rest_port)) else []
+            done = said("predict", *server, "a.png")
+            assert done.returncode == 0, done.stderr
+            assert "1 of 1 images named" in done.stdout
+    for line, missing in (("run", "tensorflow"), ("search", "tensorflow")):
+        done = said(line)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert f"{missing} is not installed; pap doctor" in done.stderr
 
 
 def test_answers_of_the_real_server_are_understood_over_rest(recorded):

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -163,9 +164,11 @@ def prepare_tensorflow() -> None:
     but for those of `keras_settings`.
 
     Raises:
-        PapError: Keras's backend is not installed.
+        PapError: It, or Keras's backend, is not installed.
     """
     quiet_logs()
+    if importlib.util.find_spec("tensorflow") is None:
+        raise PapError("tensorflow is not installed; pap doctor says what mends it")
     keras_settings.check_backend()
     keras_settings.before_import()
     with _without_stderr():

@@ -113,16 +113,24 @@ def prepare_listing(
         folders.TreeError: If the tree cannot be used.
         PapError: If `classes.csv` cannot be used.
     """
+    classes = class_table.of_tree(listing.root, listing.class_names)
+    builder = listing_builder(listing, data_dir, stage=stage)
+    builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
+    stored_groups.renew(builder, {file.id: file.group for file in listing.files})
+    stored_classes.renew(builder, classes if classes.is_declared else None)
+    return builder
+
+
+def listing_builder(
+    listing: layouts.Listing, data_dir: str | os.PathLike | None = None, *, stage: int = 2
+) -> tfds.core.DatasetBuilder:
+    """Returns the builder that `prepare_listing` prepares; see there."""
     # Not at the top: the dataset folders import this package themselves.
     from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
 
     classes = class_table.of_tree(listing.root, listing.class_names)
     kind = pap_folders.Builder if stage == 2 else pap_folders.PapRois
-    builder = kind(config=pap_folders.config(listing, classes.names), data_dir=data_dir)
-    builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
-    stored_groups.renew(builder, {file.id: file.group for file in listing.files})
-    stored_classes.renew(builder, classes if classes.is_declared else None)
-    return builder
+    return kind(config=pap_folders.config(listing, classes.names), data_dir=data_dir)
 
 
 def find_prepared(

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets.public_api as tfds
 from PIL import Image
 
-from tfds_pap import files, folders, images, layouts, pipeline, tables
+from tfds_pap import files, folders, images, layouts, tables
 from tfds_pap.errors import PapError
 from tfds_pap.layouts import ListedFile, Listing
 from tfds_pap.taxonomy import STAGE1_CLASSES
@@ -26,10 +25,8 @@ _FREE = ROI // 3
 _TRIES = 50
 
 
-def against_backgrounds(
-    cells: Listing, backgrounds: Path, data_dir: str | None = None
-) -> tfds.core.DatasetBuilder:
-    """Returns the prepared builder of a lab's cells against a folder of images without one.
+def against_backgrounds(cells: Listing, backgrounds: Path) -> Listing:
+    """Lists a lab's cells against a folder of images without one.
 
     Where the group of every cell is known, a background is a group of its own unless the
     `groups.csv` beside it says otherwise.
@@ -37,7 +34,6 @@ def against_backgrounds(
     Args:
         cells: The lab's own images.
         backgrounds: Images, in folders of any depth.
-        data_dir: Where TFDS keeps prepared data; None takes its default.
 
     Raises:
         folders.TreeError: If there is no image, or one cannot be used.
@@ -63,7 +59,7 @@ def against_backgrounds(
     ]
     if not known and grouped:
         print(f"Note: {backgrounds.name}: groups unknown, each background is one of its own")
-    listing = Listing(
+    return Listing(
         cells.root,
         "cells against backgrounds",
         tuple(sorted([*ground, *own], key=lambda file: file.id)),
@@ -72,17 +68,14 @@ def against_backgrounds(
         (),
         cells.offenders,
     )
-    return pipeline.prepare_listing(listing, data_dir, stage=1)
 
 
 def _id(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def cut_out(
-    fields: Path, folder: Path, data_dir: str | None = None, *, seed: int = 0
-) -> tfds.core.DatasetBuilder:
-    """Returns the prepared builder of ROIs that are cut out of annotated fields.
+def cut_out(fields: Path, folder: Path, *, seed: int = 0) -> Listing:
+    """Cuts ROIs out of annotated fields, and lists them.
 
     A cell is an ROI around a nucleus; a background one of as many others of the same field without
     a nucleus near their middle. A field is a group.
@@ -90,7 +83,6 @@ def cut_out(
     Args:
         fields: Fields and their `nuclei.csv` (field,x,y,label; every nucleus of a field).
         folder: Gets the ROIs as PNG files; what is there of the same fields is used again.
-        data_dir: Where TFDS keeps prepared data; None takes its default.
         seed: Of the places of backgrounds.
 
     Raises:
@@ -113,7 +105,7 @@ def cut_out(
         # Written last: all ROIs are there.
         files.write_atomically(place / "groups.csv", text.getvalue())
     print(f"Stage 1: ROIs of {len(nuclei)} annotated fields, in {place}")
-    return pipeline.prepare_listing(layouts.read(place, "plain"), data_dir, stage=1)
+    return layouts.read(place, "plain")
 
 
 def _nuclei(table: Path) -> Mapping[str, list[tuple[float, float]]]:

@@ -28,10 +28,13 @@ from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     import keras_tuner
+    import tensorflow_datasets.public_api as tfds
 
     from finetune import space
     from finetune.search import oracles, tuner
     from finetune.tuning import Tuning
+    from replication.learning import features
+    from tfds_pap import roles
 
 _TUNER = flags.DEFINE_enum(
     "tuner",
@@ -115,6 +118,8 @@ _LEASE_SECONDS = flags.DEFINE_float(
     lower_bound=1.0,
 )
 
+_DRY_RUN = shared.dry_run("trials, epochs")
+
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
@@ -153,6 +158,9 @@ def main(argv: list[str]) -> None:
         searched = _space()
         hyperparameters = searched.hyperparameters()
         plan = _plan(hyperparameters)
+        if _DRY_RUN.value:
+            _dry_run(searched, hyperparameters, plan, policy)
+            return
         run, study = _prepared(searched, hyperparameters, policy)
         objective = scoring.objective(_OBJECTIVE.value)
         search_tuner = tuner.SearchTuner(
@@ -234,26 +242,97 @@ def _plan(hyperparameters: "keras_tuner.HyperParameters") -> "oracles.Plan":
     return plan
 
 
+def _dry_run(
+    searched: "space.Space",
+    hyperparameters: "keras_tuner.HyperParameters",
+    plan: "oracles.Plan",
+    policy: DevicePolicy,
+) -> None:
+    """Prints what the search would do: steps are measured on random features."""
+    from finetune.search import estimate, scoring, steps
+    from replication.runs import dry_run
+
+    source = dry_run.at_hand(searched.base.backbone, _WEIGHTS.value)
+    spec = _feature_spec(searched, hyperparameters, policy, source)
+    builder = stage2_flags.builder()
+    images = dry_run.images(builder, stage2_flags.manual_dir())
+    assigned = scoring.assign_roles(images.index, _PROTOCOL.value)
+    extraction = dry_run.extraction(spec, images.index, policy)
+    study = _study(searched, spec, extraction.store, assigned, builder, policy)
+    steps.print_space(searched, hyperparameters, plan, _EXECUTIONS.value)
+    expected = estimate.estimate(study, plan)
+    fits = dry_run.count(plan.trials * _EXECUTIONS.value, "fit")
+    lines = [
+        f"Plan: {fits}, at most {plan.epochs * _EXECUTIONS.value:,} epochs, about "
+        f"{dry_run.about(extraction.seconds + expected.seconds)} on one process (features "
+        f"{dry_run.about(extraction.seconds)}; {expected.words})"
+    ]
+    head = extraction.store.input_size * 64
+    scored = len(assigned.tune) + len(assigned.test)
+    parts = {
+        "images": images.bytes_to_prepare,
+        "weights": dry_run.download_bytes(searched.base.backbone, _WEIGHTS.value),
+        "features": extraction.store.features.nbytes,
+        "trials": plan.trials * _EXECUTIONS.value * dry_run.fit_bytes(head, scored),
+    }
+    dry_run.report(_search_dir(), lines, parts)
+
+
+def _feature_spec(
+    searched: "space.Space",
+    hyperparameters: "keras_tuner.HyperParameters",
+    policy: DevicePolicy,
+    source: str,
+) -> "features.FeatureSpec":
+    from replication.learning import features
+
+    return features.feature_spec(
+        searched.base.backbone,
+        source=source,
+        protocol=_PROTOCOL.value,
+        size=searched.base.size,
+        views=searched.views(hyperparameters),
+        precision=policy.precision,
+    )
+
+
+def _study(
+    searched: "space.Space",
+    spec: "features.FeatureSpec",
+    store: "features.FeatureStore",
+    assigned: "roles.Roles",
+    builder: "tfds.core.DatasetBuilder",
+    policy: DevicePolicy,
+) -> "tuner.Study":
+    from finetune.search import tuner
+    from replication.runs import fitting
+
+    return tuner.Study(
+        space=searched,
+        spec=spec,
+        store=store,
+        assigned=assigned,
+        images=lambda: fitting.images(builder, spec.size, spec.resize),
+        protocol=_PROTOCOL.value,
+        objective=_OBJECTIVE.value,
+        executions=_EXECUTIONS.value,
+        seed=_SEED.value,
+        policy=policy,
+    )
+
+
 def _prepared(
     searched: "space.Space",
     hyperparameters: "keras_tuner.HyperParameters",
     policy: DevicePolicy,
 ) -> "tuple[RunDirectory, tuner.Study]":
     """Prepares images, roles, features and directory; a chief, or who is alone, describes them."""
-    from finetune.search import place, scoring, steps, tuner
+    from finetune.search import place, scoring, steps
     from replication.learning import features
-    from replication.runs import description, fitting
+    from replication.runs import description
     from tfds_pap import leak_audit, pipeline
 
-    base = searched.base
-    spec = features.feature_spec(
-        base.backbone,
-        source=_WEIGHTS.value,
-        protocol=_PROTOCOL.value,
-        size=base.size,
-        views=searched.views(hyperparameters),
-        precision=policy.precision,
-    )
+    spec = _feature_spec(searched, hyperparameters, policy, _WEIGHTS.value)
     builder = stage2_flags.prepare()
     index = pipeline.read_index(builder)
     audits = {builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort())}
@@ -282,18 +361,8 @@ def _prepared(
             protocol=_PROTOCOL.value,
             images=stage2_flags.images(),
         )
-    return run, tuner.Study(
-        space=searched,
-        spec=spec,
-        store=features.extract_features(builder, spec, stage2_flags.features_dir(), policy=policy),
-        assigned=assigned,
-        images=lambda: fitting.images(builder, spec.size, spec.resize),
-        protocol=_PROTOCOL.value,
-        objective=_OBJECTIVE.value,
-        executions=_EXECUTIONS.value,
-        seed=_SEED.value,
-        policy=policy,
-    )
+    store = features.extract_features(builder, spec, stage2_flags.features_dir(), policy=policy)
+    return run, _study(searched, spec, store, assigned, builder, policy)
 
 
 def _identity() -> dict[str, object]:

@@ -220,6 +220,17 @@ def _slide(path: Path) -> str:
     return next((row["group"] for _, row in rows if names.find(row["file"])), "")
 
 
+def is_finished(directory: Path, path: str, truth: Path | None) -> bool:
+    """Tells whether a scan directory holds what a field's file says today.
+
+    Args:
+        directory: Of the scan; need not exist.
+        path: Of the field.
+        truth: As in `scan`.
+    """
+    return _finished(directory / "fields" / field_id(path), path, truth)
+
+
 def _finished(folder: Path, path: str, truth: Path | None) -> bool:
     done = folder / "field.json"
     if not done.exists():

@@ -98,6 +98,16 @@ def epochs(default: int | None, help_text: str) -> flags.FlagHolder[int | None]:
     return flags.DEFINE_integer("epochs", default, help_text, lower_bound=1)
 
 
+def dry_run(what: str) -> flags.FlagHolder[bool]:
+    """Defines --dry_run; `what` is told, such as "fits, epochs"."""
+    return flags.DEFINE_bool(
+        "dry_run",
+        False,
+        f"Print {what}, minutes (from a short measurement on this machine) and disk, write "
+        "nothing, and end (default: off).",
+    )
+
+
 def csv(help_text: str) -> flags.FlagHolder[str | None]:
     """Defines --csv."""
     return path_flags.define("csv", None, help_text, path_flags.NEW_FILE)

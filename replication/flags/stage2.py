@@ -62,6 +62,17 @@ def name() -> str:
     return folder_flags.name() if folder_flags.given() else source()
 
 
+def builder() -> Any:
+    """Returns the builder of DB_4, or of the tree that is given instead, prepared or not."""
+    import tensorflow_datasets.public_api as tfds
+
+    from tfds_pap import pipeline
+
+    if folder_flags.given():
+        return pipeline.listing_builder(folder_flags.listing(), _DATA_DIR.value)
+    return tfds.builder(f"pap_db4/{source()}", data_dir=_DATA_DIR.value)
+
+
 def prepare() -> Any:
     """Returns the prepared builder of DB_4, or of the tree that is given instead.
 

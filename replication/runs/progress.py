@@ -57,8 +57,10 @@ class Fit:
         """
         if recipe.features is not None:
             return cls(label, recipe.epochs, None)
-        # Both gradients of a convolution cost as much as the convolution itself.
-        step = 3 * models.gflops(recipe.build(recipe.size))
+        model = recipe.build(recipe.size)
+        first = next(layer for layer in models.leaf_layers(model) if layer.weights)
+        # Both gradients of a convolution cost as much as itself; a frozen one has none.
+        step = (3 if first.trainable else 1) * models.gflops(model)
         return cls(label, recipe.epochs, step * images * recipe.epochs)
 
 

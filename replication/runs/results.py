@@ -16,13 +16,16 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replication.measures import evaluation, one_class, published
+from replication.measures import one_class
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
     import keras
+
+    # They import scikit-learn and statsmodels, for which a wrong --seed need not wait.
+    from replication.measures import evaluation, published
 
 #: The published figure that each stage's accuracy is set beside where the fit names none.
 _PUBLISHED_KEYS = {1: "P1.accuracy", 2: "P2.accuracy"}
@@ -43,8 +46,10 @@ class Fit:
     info: dict[str, Any]
 
     @functools.cached_property
-    def predictions(self) -> evaluation.Predictions:
+    def predictions(self) -> "evaluation.Predictions":
         """Its predictions on the tune and test roles."""
+        from replication.measures import evaluation
+
         return evaluation.Predictions.read(self.directory / "predictions.csv")
 
     @property
@@ -146,19 +151,21 @@ class Row:
     stage: int
     name: str
     protocol: str
-    published: published.Published
-    summary: dict[str, evaluation.SeedSummary]
+    published: "published.Published"
+    summary: "dict[str, evaluation.SeedSummary]"
     verdict: str
     remarks: tuple[str, ...] = ()
 
 
-def summary_rows(fits: list[Fit], source: published.Source) -> list[Row]:
+def summary_rows(fits: list[Fit], source: "published.Source") -> list[Row]:
     """Sets every stage and protocol of a run beside the published figure.
 
     Args:
         fits: From `read_fits`.
         source: Where the images come from; only the authors' own can replicate a figure.
     """
+    from replication.measures import evaluation, published
+
     rows = []
     for stage, protocol in dict.fromkeys((fit.stage, fit.protocol) for fit in fits):
         same = [fit for fit in fits if (fit.stage, fit.protocol) == (stage, protocol)]

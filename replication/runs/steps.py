@@ -1,7 +1,7 @@
 """The order of a run: data of a stage, its fits, and the report after each of them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ import tensorflow_datasets.public_api as tfds
 
 from replication.flags import audit as audit_flags
 from replication.learning import training
-from replication.runs import description, fitting, publication, results
+from replication.runs import description, dry_run, fitting, publication, results
 from replication.runs import progress as run_progress
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, leak_audit, pipeline, roles
+from replication.runs.sources import Sources
+from tfds_pap import files, leak_audit, pipeline
 
 
 @dataclasses.dataclass
@@ -22,10 +23,7 @@ class Steps:
 
     Attributes:
         path: Of the run directory.
-        source: "phantom", "original" or "folders".
-        prepare_stage: Returns the prepared builder of a stage.
-        phantom_images: Images that a stage trains on where they are drawn, which are counted before
-            they are; None elsewhere.
+        sources: Of the images.
         images: Whose images these are, as declared.
         policy: The device policy in force.
         identity: Everything that results depend on, but for the data.
@@ -37,9 +35,7 @@ class Steps:
     """
 
     path: Path
-    source: str
-    prepare_stage: Callable[[int], tfds.core.DatasetBuilder]
-    phantom_images: Callable[[int], int] | None
+    sources: Sources
     images: Any
     policy: DevicePolicy
     identity: Mapping[str, Any]
@@ -95,10 +91,30 @@ class Steps:
             fits, run_progress.measure_speed(self.policy), ending=ending
         )
 
+    def dry_run(self, seeds: Sequence[int], stages: Sequence[int], *, ending: bool) -> None:
+        """Prints what is missing, how long it takes and what it writes; writes nothing.
+
+        Args:
+            seeds: One model each.
+            stages: To train.
+            ending: Whether fields are read at the end.
+        """
+        missing = self.missing(seeds, stages)
+        counted = {
+            stage: dry_run.images(self.sources.builder(stage), self.sources.manual_dir)
+            for stage in stages
+        }
+        lines, parts = dry_run.training(
+            self.planned, missing, counted, policy=self.policy, ending=ending
+        )
+        parts = {
+            "images": sum(each.bytes_to_prepare for each in counted.values()),
+            **parts,
+        }
+        dry_run.report(self.path, lines, parts)
+
     def _train_images(self, stage: int) -> int:
-        if self.phantom_images is not None:
-            return self.phantom_images(stage)
-        return roles.count_train(self.builders[stage])
+        return self.sources.train_images(stage, self.builders.get(stage))
 
     def prepare(self, stages: Sequence[int]) -> None:
         """Prepares the data of these stages, each once, and opens the run directory for them.
@@ -114,7 +130,7 @@ class Steps:
         if not new:
             return
         for stage in new:
-            self.builders[stage] = self.prepare_stage(stage)
+            self.builders[stage] = self.sources.prepare(stage)
         data = {
             f"data of stage {stage}": pipeline.identity(builder)
             for stage, builder in self.builders.items()
@@ -155,7 +171,7 @@ class Steps:
             "accuracy"
         ]
         name = fitting.label(stage, protocol, seed)
-        line = f"{progress.place()} done: {name}: {_accuracy(accuracy, self.source)}"
+        line = f"{progress.place()} done: {name}: {_accuracy(accuracy, self.sources.kind)}"
         print("; ".join(filter(None, [line, progress.left()])), flush=True)
 
         # The last fit's is written with heat maps, once fields are read.

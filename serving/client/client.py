@@ -75,6 +75,7 @@ class Client:
         self._signature = signature
         self._batch_size = batch_size
         self._retrying = transport.Retrying(retries, timeout)
+        self._first = transport.Retrying(0, timeout)
         self._transport: transport.Transport
         if rest:
             from serving.client.over_rest import RestTransport
@@ -131,10 +132,12 @@ class Client:
     def check(self) -> ModelMetadata:
         """Returns the metadata, if the signature takes images and names what is on them.
 
+        It is asked for once: where nobody listens, a mistyped address is told without a wait.
+
         Raises:
             ClientError: As `metadata`; or FAILED_PRECONDITION, naming what is missing.
         """
-        metadata = self.metadata()
+        metadata = self._first.call(lambda timeout: self._transport.metadata(self._target, timeout))
         signature = metadata.signatures.get(self._signature)
         if signature is None:
             expected = ", ".join(sorted(metadata.signatures))

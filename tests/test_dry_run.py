@@ -1,0 +1,96 @@
+"""`--dry_run`: what is missing, minutes, disk; and nothing is written."""
+
+import numpy as np
+import pytest
+from conftest import save_image
+
+from replication.learning import features, recipes
+from replication.learning.knobs import HeadRecipe
+from replication.runs import device, dry_run
+from replication.runs import steps as run_steps
+from tfds_pap.pap_db3 import pap_db3_dataset_builder as pap_db3
+from tfds_pap.pap_db4 import pap_db4_dataset_builder as pap_db4
+from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
+
+SMALL = features.feature_spec("mobilenetv2_035", source="none", size=32)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return device.configure()
+
+
+def contents(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+def test_a_run_tells_its_fits_minutes_and_disk_and_writes_nothing(
+    tmp_path, policy, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    steps = run_steps.Steps(
+        path=tmp_path / "run",
+        source="phantom",
+        manual_dir=None,
+        data_dir=str(tmp_path / "data"),
+        images=None,
+        policy=policy,
+        identity={},
+        planned={("clean", stage): recipes.plan("clean", stage, phantoms=True) for stage in (1, 2)},
+    )
+    steps.dry_run([0, 1], [1, 2], ending=True)
+    told = capsys.readouterr().out
+    assert told.startswith("Plan: 4 fits, at most ") and " on this processor\n" in told
+    assert "images " in told and "are free at" in told
+    assert told.endswith(f"nothing was written; without it results go to {tmp_path / 'run'}\n")
+    assert contents(tmp_path) == []
+
+
+def test_drawn_images_are_counted_before_they_are_drawn(tmp_path):
+    for builder, count, train in (
+        (pap_db3.Builder(config="phantom", data_dir=tmp_path), 800, 600),
+        (pap_db4.Builder(config="phantom", data_dir=tmp_path), 880, 640),
+    ):
+        images = dry_run.images(builder, None)
+        assert (len(images.index.ids), images.train) == (count, train)
+        assert images.bytes_to_prepare > 1000 * count
+        assert all(np.bincount(images.index.labels) == count / len(builder.class_names))
+    assert contents(tmp_path) == []
+
+
+def test_images_of_a_tree_are_counted_where_they_lie(tmp_path):
+    for label, count in (("NILM", 3), ("HSIL", 2)):
+        for number in range(count):
+            save_image(tmp_path / "tree" / label / f"{number}.png", number)
+    size = sum(path.stat().st_size for path in (tmp_path / "tree").rglob("*.png"))
+    builder = pap_folders.Builder(config=pap_folders.config(tmp_path / "tree"), data_dir=tmp_path)
+    images = dry_run.images(builder, None)
+    assert images.bytes_to_prepare == size and images.index.class_names == ("NILM", "HSIL")
+    assert sorted(images.index.labels) == [0, 0, 0, 1, 1]
+
+
+def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = dry_run.images(pap_db4.Builder(config="phantom", data_dir=tmp_path), None).index
+    said = []
+    lines, parts = dry_run.comparison(
+        {"a": SMALL},
+        index,
+        fits=3,
+        recipe=HeadRecipe(epochs=2),
+        protocol="clean",
+        policy=policy,
+        say=said.append,
+    )
+    assert lines[0].startswith("Plan: 1 backbone, 880 images, 3 fits of heads, at most 6 epochs, ")
+    assert parts["features"] == 880 * 1280 * 4
+    assert len(said) == 1 and said[0].startswith("a: ")
+    assert contents(tmp_path) == []
+
+
+def test_weights_that_would_be_downloaded_are_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert dry_run.at_hand("mobilenetv2", "imagenet") == "none"
+    assert dry_run.download_bytes("mobilenetv2", "imagenet") == 4 * 2_257_984
+    assert dry_run.at_hand("mobilenetv2", "file.h5") == "file.h5"
+    assert dry_run.download_bytes("mobilenetv2", "none") == 0
