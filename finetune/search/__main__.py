@@ -348,7 +348,7 @@ def _prepared(
             **device_flags.identity(policy),
         },
         flag="search_dir",
-        alone=not (place.is_worker() or place.is_chief()),
+        alone=not place.is_worker(),
     )
     if not place.is_worker():
         description.audit(run, [builder], audit_flags.effort(), audit_flags.note)

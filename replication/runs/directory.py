@@ -39,8 +39,8 @@ class RunDirectory:
             path: The directory.
             identity: Every flag and data fingerprint that results depend on; JSON values.
             flag: That names the directory, for messages.
-            alone: Whether this process alone may work there until it ends; False for those of a
-                cluster, which share a directory.
+            alone: Whether this process alone may work there until it ends; False for the workers
+                of a search, which share the directory of their chief.
 
         Raises:
             PapError: If the directory holds something else, or was made with another identity

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tfds_pap.layouts.listing import ListedFile, Walk, label_of
+from tfds_pap import images
+from tfds_pap.layouts.listing import TABLES, ListedFile, Walk, label_of
 from tfds_pap.tree_files import AmbiguousTreeError, TreeError
 
 #: What people call the parts of a split, and what they are called here.
@@ -118,11 +119,11 @@ def read(walk: Walk, layout: str) -> tuple[list[ListedFile], list[str], bool]:
 
 def _outside(walk: Walk, path: Path) -> None:
     """A file beside class folders or splits: one that is no picture does no harm."""
-    if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}:
+    if path.suffix.lower() in images.FORMATS:
         walk.offenders.setdefault(
             walk.relative(path), "unexpected picture outside the class folders"
         )
-    elif path.name.lower() not in {"groups.csv", "splits.csv", "classes.csv"}:
+    elif path.name.lower() not in TABLES:
         walk.pass_over(path, "no picture")
 
 
