@@ -45,18 +45,26 @@ def answer(audits: Sequence[leak_audit.Audit]) -> Answer:
     Args:
         audits: What was found in each data set, at least one.
     """
-    figures = [_figure(found) for found in audits]
     looked = [found for found in audits if found.effort != "off"]
-    apart = {found.dataset: sum(bool(why(pair)) for pair in found.pairs) for found in looked}
-    each = " and ".join(f"{count:,} in {name}" for name, count in apart.items() if count)
-    sentence = f"Yes, pairs that show the same thing and lie apart: {each}." if each else "No such "
-    sentence += "" if each else "pair was found." if looked else "pair was looked for."
+    parts = []
+    for found in looked:
+        pairs, groups = sum(bool(why(pair)) for pair in found.pairs), len(found.shared_groups)
+        if pairs:
+            parts.append(f"{pairs:,} pair{'s' if pairs > 1 else ''} apart in {found.dataset}")
+        if groups:
+            parts.append(
+                f"{groups:,} group{'s' if groups > 1 else ''} on both sides of {found.dataset}"
+            )
+    if parts:
+        sentence = f"Yes: {', '.join(parts)}."
+    else:
+        sentence = "No, none was found." if looked else "No picture was compared."
     limits = list(dict.fromkeys(found.blindness() for found in audits))
     return Answer(
-        "Does the same picture lie on both sides of a split, or under two labels or groups?",
+        "Does the same picture, or group, lie on both sides of a split, or under two labels?",
         sentence,
-        figures,
-        f"{' '.join(limits)}.",
+        [_figure(found) for found in audits],
+        f"{'. '.join(limits)}.",
     )
 
 
