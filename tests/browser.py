@@ -12,6 +12,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -185,6 +186,11 @@ class Tab:
         """Writes the whole page as PNG."""
         found = self.send("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(found["data"]))
+
+    def printed(self):
+        """How many pages it prints on."""
+        found = self.send("Page.printToPDF", printBackground=True)
+        return len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(found["data"])))
 
     def logged(self):
         """Errors and warnings of the page so far."""

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from pages import Page, needs_browser, on_a_phone
+from pages import Page, needs_browser, on_a_phone, opening
 from PIL import Image
 
 from replication.comparison import figures as comparison_figures
@@ -374,8 +374,28 @@ def test_embedded_pictures_are_whole(page):
         assert svg.rstrip().endswith("</svg>") and "<script" not in svg
 
 
+def test_it_opens_with_the_leak(page, both_cuts):
+    box = opening(page)
+    leak = both_cuts.leaks[0]
+    assert leak.name == both_cuts.winner
+    assert "How much of the accuracy is leak between images of one slide" in box["question"]
+    part = leak.control.leak["accuracy"]
+    (size,) = [figure for what, figure in box["figures"].items() if what.startswith("leak")]
+    assert size.startswith(f"{100 * part.value:+.1f} points [".replace("-", "−"))
+    assert box["lead"].count("%") == 2 and "fine-tuned they may rank otherwise" in box["not"]
+
+
+def test_without_a_second_cut_it_opens_with_the_choice(tmp_path):
+    box = opening(written(tmp_path / "run", compared(candidates=candidates(3))))
+    assert box["question"] == "Which frozen backbone is best?"
+    assert box["lead"].startswith("resnet152 was chosen, and ")
+    (figure,) = box["figures"].values()
+    assert re.fullmatch(r"[\d.]+ % \[[\d.]+, [\d.]+\]", figure)
+
+
 @needs_browser
 def test_browser_shows_it_on_a_phone_without_sideways_scrolling(page, tmp_path):
     found, logged = on_a_phone(page, tmp_path)
+    assert found.pop("silent") == 0
     assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
     assert "CONSOLE" not in logged

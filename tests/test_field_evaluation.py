@@ -22,6 +22,7 @@ from replication.fields.judge.evaluation import evaluate
 from replication.fields.judge.results import NOT_FOUND
 from replication.fields.judge.truth import LABELS, Nuclei
 from replication.fields.show import figures as field_figures
+from replication.fields.show import truth_layer
 from replication.measures import shares
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
@@ -118,6 +119,24 @@ def near_a_roi(field):
     rows, columns = np.indices((lattice.rows, lattice.columns)).reshape(2, -1)
     x, y = (axis[:, None] * field.scale for axis in lattice.centres(rows, columns))
     return (np.hypot(x - field.nuclei.x, y - field.nuclei.y) <= RADIUS * field.scale).any(axis=0)
+
+
+def test_the_viewers_layer_of_truth_is_the_matching_of_the_figures(fields, tmp_path):
+    for field in fields:
+        truth_layer.write(tmp_path, field, 0.5, None)
+        text = (tmp_path / truth_layer.NAME).read_text()
+        name, data = json.loads("[" + text.removeprefix("annotated(").removesuffix(");\n") + "]")
+        assert name == tmp_path.name
+        read = [
+            (LABELS[label], NOT_FOUND if cell < 0 else field.cells.labels[cell])
+            for label, cell in zip(data["label"], data["cell"], strict=True)
+        ]
+        assert read == outcomes(field)
+        hits = [cell for cell in data["cell"] if cell >= 0]
+        counts = field_counts.field_counts(field, 0.5, None)
+        assert len(hits) == len(set(hits)) == counts.found.sum() < len(read)
+        assert sum(data["reachable"]) == counts.reachable.sum()
+        assert np.allclose(data["x"], field.nuclei.x, atol=0.06)
 
 
 def test_figures_are_what_a_loop_over_nuclei_finds(fields, evaluation):

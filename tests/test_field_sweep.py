@@ -10,6 +10,7 @@ from concurrent import futures
 import keras
 import numpy as np
 import pytest
+from pages import opening
 
 from replication.fields.find import scanner
 from replication.fields.find.dense import Stage1
@@ -19,7 +20,7 @@ from replication.fields.judge.counts import AnnotatedField, Detections
 from replication.fields.judge.evaluation import evaluate
 from replication.fields.judge.truth import Nuclei
 from replication.fields.read.field import ArrayField
-from replication.fields.show import sweep_figure
+from replication.fields.show import sweep_figure, sweep_page
 from replication.learning import models
 from replication.measures import decisions
 from tfds_pap import phantom
@@ -180,3 +181,15 @@ def test_a_field_without_cells(stages, pool):
     assert math.isnan(found.precision)
     assert not found.precision_reliable
     assert sweep.table([found]).splitlines()[1].startswith("25,50,0.5,0,nan,nan,")
+
+
+def test_the_page_opens_with_the_setting_that_finds_most(tmp_path):
+    settings = [row(25, 50.0, 0.5, 80.0, 0.7), row(10, 30.0, 0.1, 400.0, 0.9)]
+    page = sweep_page.write(tmp_path, settings, 3, "Drawings.", complete=False).read_text()
+    box = opening(page)
+    assert box["lead"].startswith("stride 10 px, radius 30 px, threshold 0.1 finds most")
+    assert "the default (stride 25 px, radius 50 px, threshold 0.5)" in box["lead"]
+    assert list(box["figures"].values()) == ["90.0 % [85.0, 95.0]", "70.0 % [65.0, 75.0]"]
+    assert "chosen on these fields" in box["not"] and "3 fields" in box["not"]
+    assert "Precision is not reliable" in box["not"]
+    assert page.count("<tr>") == 3 and "Drawings." in page

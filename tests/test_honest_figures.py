@@ -10,7 +10,8 @@ from test_effects import additive, points, searched, trial
 
 from finetune.report import effect_figures, figure_parts
 from finetune.report.effects import marginal_effects
-from replication.drawing import figures
+from replication.drawing import figures, palette
+from replication.measures.predictions import Predictions
 
 NAMES = {
     2: ("background", "cell"),
@@ -73,9 +74,31 @@ def test_every_cell_has_its_count_and_its_percentage_inside(drawn, names):
     figures.confusion_matrix(np.full((count, count), 1200), names)
     axes = drawn[-1].axes[0]
     percentages = [text for text in axes.texts if text.get_text().endswith(" %")]
-    assert len(percentages) == count**2
+    # Of many classes, counts alone are large enough to be read.
+    assert len(percentages) == (count**2 if count < figures.MANY else 0)
+    assert sum(text.get_text() == "1,200" for text in axes.texts) == count**2
     left, right = axes.transData.transform([(0, 0), (1, 0)])[:, 0]
     assert all(text.get_window_extent().width < right - left for text in axes.texts)
+
+
+@pytest.mark.parametrize("curves", [figures.roc_curves, figures.precision_recall_curves])
+@pytest.mark.parametrize("names", NAMES.values(), ids=map(str, NAMES))
+def test_a_legend_hides_no_curve_and_names_each(drawn, curves, names):
+    labels = np.arange(100) % len(names)
+    odds = np.eye(len(names))[labels] + np.random.default_rng(0).random((100, len(names)))
+    ids = [f"{i}.png" for i in range(100)]
+    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    curves([Predictions(ids, [""] * 100, ["test"] * 100, labels, probabilities, names)])
+    (legend,), (axes,) = drawn[-1].legends, drawn[-1].axes
+    assert not axes.get_legend()
+    extent = legend.get_window_extent()
+    assert not extent.overlaps(axes.get_window_extent())
+    assert len(legend.texts) == len(names) - (curves is figures.roc_curves and len(names) == 2)
+    # All of it, and the axis below, is on the picture.
+    box = drawn[-1].bbox
+    for part in (extent, axes.get_tightbbox()):
+        assert min(part.x0, part.y0) >= -1
+        assert part.x1 <= box.x1 + 1 and part.y1 <= box.y1 + 1
 
 
 def effect_panel(drawn, trials, paper):
@@ -103,4 +126,6 @@ def test_the_papers_choice_has_a_mark_only_at_a_score_that_was_measured(drawn):
     handles = figure_parts.handles(search, True)
     assert "the paper's choice" not in handles
     assert "the paper's value, without a score" in handles
-    assert all(any(line.get_color() == "#D55E00" for line in axes.lines) for axes in figure.axes)
+    assert all(
+        any(line.get_color() == palette.VERMILION for line in axes.lines) for axes in figure.axes
+    )

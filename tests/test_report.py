@@ -1,6 +1,7 @@
 """The page is looked at as a reader gets it: parsed, in a browser, and with parts missing."""
 
 import base64
+import dataclasses
 import html
 import html.parser
 import re
@@ -8,12 +9,15 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from pages import Page, needs_browser, on_a_phone
+from browser import Browser
+from pages import Page, needs_browser, on_a_phone, opening
+from PIL import Image
 
 from replication.drawing import figures
 from replication.measures import triage
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
+from replication.report import answer
 from replication.report import page as report
 from replication.runs import results
 from replication.runs.directory import RunDirectory
@@ -170,7 +174,7 @@ def test_page_holds_every_section_and_figure_of_both_protocols(full):
     page = Page(full)
     assert page.text.count(AT_CLASS_SHARES) == 4
     ids = page.values("id")
-    order = ["summary", "stage1", "stage1-paper", "stage1-clean"]
+    order = ["answer", "summary", "stage1", "stage1-paper", "stage1-clean"]
     order += ["stage2", "stage2-paper", "stage2-clean", "data", "manifest", "limits"]
     assert ids == order
     pictures = [a for tag, a in page.tags if tag == "img"]
@@ -445,8 +449,70 @@ def test_learning_curves_without_history_and_many_classes():
     xml.etree.ElementTree.fromstring(figures.confusion_matrix(many, [f"c{i}" for i in range(9)]))
 
 
+def test_it_opens_with_the_accuracies_and_what_they_do_not_mean(full):
+    box = opening(full)
+    assert "defects of the published code" in box["question"]
+    figures_of = box["figures"]
+    assert list(figures_of) == [
+        f"accuracy, stage {stage}, {protocol} protocol"
+        for stage in (1, 2)
+        for protocol in ("paper", "clean")
+    ]
+    for figure in figures_of.values():
+        value, interval = figure.split(" % ")
+        low, high = map(float, interval.strip("[]").split(", "))
+        assert low <= float(value) <= high
+        assert f"{value} %" in box["lead"]
+    assert "drawings" in box["not"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("lower (measured 0.5 to 0.6, published 0.7 to 0.8)", "is lower than published"),
+        ("agrees (intervals overlap)", "agrees with the published figure"),
+        ("no verdict (measured no interval)", "cannot be set beside a published interval"),
+    ],
+)
+def test_on_the_authors_images_the_box_says_the_verdict(tmp_path, verdict, words):
+    run = make_full(tmp_path / "run", seeds=1)
+    rows = results.summary_rows(results.read_fits(run), "original")
+    box = answer.answer([dataclasses.replace(row, verdict=verdict) for row in rows], "original")
+    assert box.answer.count(words) == 4 and "Intervals that overlap" in box.limit
+
+
+def test_a_run_without_a_fit_says_so_in_its_box(tmp_path):
+    run = RunDirectory.open(tmp_path / "run", {})
+    run.update_manifest(**manifest_values())
+    box = opening(report.write(run, fake_pixels).read_text("utf-8"))
+    assert box["lead"] == "No model has been trained in this run yet."
+
+
+@needs_browser
+def test_two_protocols_print_on_eight_pages_at_most_and_light(full, tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text(full, "utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        tab = browser.open(page.as_uri(), dark=True)
+        assert 3 <= tab.printed() <= 8
+        # Its figures are dark where the screen is.
+        tab.run("document.querySelector('#summary img').scrollIntoView()")
+        tab.screenshot(tmp_path / "dark.png")
+        x, y = tab.run(
+            "(({x, y}) => [x + 12, y + scrollY + 12])"
+            "(document.querySelector('#summary img').getBoundingClientRect())"
+        )
+        with Image.open(tmp_path / "dark.png") as picture:
+            assert max(picture.convert("RGB").getpixel((round(x), round(y)))) < 60
+        # What a reader opened is printed.
+        folded = tab.printed()
+        tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert tab.printed() > folded
+
+
 @needs_browser
 def test_browser_shows_it_on_a_phone_without_sideways_scrolling(full, tmp_path):
     found, logged = on_a_phone(full, tmp_path)
+    assert found.pop("silent") == 0
     assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
     assert "CONSOLE" not in logged

@@ -9,13 +9,15 @@ import time
 import numpy as np
 import pytest
 from browser import Browser
-from pages import Page, needs_browser
+from pages import Page, needs_browser, opening
 
 from replication.fields.find import summary
 from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
+from replication.fields.judge.counts import AnnotatedField, Detections
+from replication.fields.judge.truth import Nuclei
 from replication.fields.read.field import ArrayField
-from replication.fields.show import pictures, scan_report
+from replication.fields.show import answer, pictures, scan_report, truth_layer
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, phantom
 
@@ -39,6 +41,13 @@ def scan(tmp_path_factory):
         folder = run.path / "fields" / f"field-{number}"
         pictures.write_pictures(folder, field, lattice, scores, cells, threshold=0.5)
         cells.write(folder / "cells.csv")
+        if number:
+            # The first cell is a nucleus; another nucleus, at the edge, is no cell.
+            nuclei = Nuclei.of([405.0, 20.0], [395.0, 900.0], ["HSIL", "LSIL"])
+            known = AnnotatedField(
+                name, Detections(*places.T, cells.scores), nuclei, lattice, 2.0, cells
+            )
+            truth_layer.write(folder, known, 0.5, None)
         info = {"id": folder.name, "name": name, "path": name, "width": 2400, "height": 1600}
         info |= {"scale": 2.0, "mpp": 0.125, "rois": lattice.rois, "detections": 9, "notes": []}
         info |= {"seconds": {"stage1": 0.1, "stage2": 0.2}, "truth": None}
@@ -73,6 +82,66 @@ def test_what_the_page_says(scan):
     for link in links:
         assert not link.startswith(("http", "/", "data:image/jpeg"))
         assert (scan[0].path / link).exists(), link
+
+
+def test_it_opens_with_what_was_found_and_then_the_viewer(scan):
+    text = scan[1].read_text()
+    box = opening(text)
+    assert box["lead"].startswith("8 cells in 2 fields; the most severe class")
+    assert "nothing here says how many cells were missed" in box["not"]
+    assert "diagnosis" in box["not"]
+    places = [text.index(part) for part in ('id="answer"', 'id="viewer"', "<table")]
+    assert places == sorted(places)
+
+
+def test_with_truth_it_opens_with_recall():
+    shares = {"recall": 0.75, "precision": 0.5, "sensitivity HSIL+": None}
+    evaluation = {
+        "fields": 3,
+        "figures": [
+            {
+                "name": name,
+                "words": name,
+                "value": value,
+                "low": None if value is None else value - 0.1,
+                "high": None if value is None else value + 0.1,
+                "count": 40,
+                "reliable": name != "precision",
+            }
+            for name, value in shares.items()
+        ],
+    }
+    box = answer.of_scan([], evaluation)
+    assert "30 of 40 known nuclei were found" in box.answer
+    assert [(one.value, one.interval) for one in box.figures] == [
+        ("75.0\xa0%", "[65.0, 85.0]"),
+        ("50.0\xa0%", "[40.0, 60.0]"),
+        ("not defined", ""),
+    ]
+    assert "not reliable" in box.figures[1].words and "3 annotated fields" in box.limit
+
+
+@needs_browser
+def test_stepping_through_what_was_missed(browser, scan):
+    tab = browser.open(scan[1].as_uri() + "#field=field-1")
+    tab.wait_for("!document.getElementById('truths').hidden")
+    assert [tab.text(f"#{name}") for name in ("hits", "missed", "extra")] == [
+        "1 hit",
+        "1 missed",
+        "3 extra, or not annotated",
+    ]
+    assert tab.text("#miss_list") == "LSIL at 20, 900"
+    tab.click("#next_miss")
+    assert "Missed: LSIL at 20, 900 px. No ROI can be centred on it" in tab.text("#miss")
+    tab.click("#next")
+    assert tab.run("document.getElementById('miss').hidden")
+    assert "Hit: a nucleus annotated as HSIL" in tab.text("#against")
+    tab.click("#next")
+    assert "Extra: no known nucleus lies here" in tab.text("#against")
+    # The first field has no truth: nothing of the other one's is left.
+    tab.run("(($) => { $.selectedIndex = 0; $.onchange(); })(document.getElementById('field'))")
+    tab.wait_for("document.getElementById('truths').hidden")
+    assert tab.run("document.getElementById('misses').hidden") and tab.logged() == []
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rich.console
-from pages import Page, needs_browser, on_a_phone
+from pages import Page, needs_browser, on_a_phone, opening
 from PIL import Image
 
 from finetune.report import effect_figures, effects
@@ -384,8 +384,17 @@ def test_labels_of_panels_do_not_overlap(monkeypatch):
     assert len(overlapping) == 5 and not any(overlapping)
 
 
+def test_it_opens_with_the_best_found_and_the_papers_choice(page):
+    box = opening(page)
+    assert "can it be told from the paper's choice" in box["question"]
+    assert box["lead"].startswith("Best found: ") and "the paper's choice" in box["lead"]
+    assert any("of the best found" in what for what in box["figures"])
+    assert "flatters" in box["not"]
+
+
 @needs_browser
 def test_browser_shows_it_on_a_phone_without_sideways_scrolling(page, tmp_path):
     found, logged = on_a_phone(page, tmp_path)
+    assert found.pop("silent") == 0
     assert found == {"width": 360, "scroll": 360, "wide": [], "tables": 0, "broken": 0}
     assert "CONSOLE" not in logged

@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from replication.drawing import tensorboard
 from replication.learning import training
@@ -211,11 +213,21 @@ def test_tensorboard_holds_scalars_graph_and_images(store, tmp_path):
     logs = tmp_path / "logs"
     fit(store, tmp_path / "fit", recipe, callbacks=tensorboard.callbacks(logs, store, assigned))
 
+    def events(folder):
+        return event_accumulator.EventAccumulator(str(folder)).Reload()
+
     def tags(folder):
-        return event_accumulator.EventAccumulator(str(folder)).Reload().Tags()
+        return events(folder).Tags()
 
     assert {"epoch_loss", "epoch_accuracy"} <= set(tags(logs / "train")["tensors"])
     assert tags(logs / "pictures")["graph"]
     assert "epoch_loss" in tags(logs / "validation")["tensors"]
     assert "confusion matrix (rows true)" in tags(logs / "pictures")["tensors"]
-    assert "misclassified cells" in tags(logs / "pictures")["tensors"]
+    last = events(logs / "pictures").Tensors("misclassified cells")[-1]
+    assert last.step == 1
+    _, _, png, *_ = last.tensor_proto.string_val
+    picture = np.asarray(Image.open(io.BytesIO(png)))
+    # Below the cell stands in black on white what it is, and what it was called.
+    below = picture[-42:].mean(axis=-1)
+    assert np.median(below) == 255 and (below < 100).sum() > 100
+    assert picture[:-42].std() > 5

@@ -45,18 +45,26 @@ def answer(audits: Sequence[leak_audit.Audit]) -> Answer:
     Args:
         audits: What was found in each data set, at least one.
     """
-    figures = [_figure(audit) for audit in audits]
     looked = [audit for audit in audits if audit.effort != "off"]
-    apart = {audit.dataset: sum(bool(why(pair)) for pair in audit.pairs) for audit in looked}
-    each = " and ".join(f"{count:,} in {name}" for name, count in apart.items() if count)
-    sentence = f"Yes, pairs that show the same thing and lie apart: {each}." if each else "No such "
-    sentence += "" if each else "pair was found." if looked else "pair was looked for."
+    parts = []
+    for audit in looked:
+        pairs, groups = sum(bool(why(pair)) for pair in audit.pairs), len(audit.shared_groups)
+        if pairs:
+            parts.append(f"{pairs:,} pair{'s' if pairs > 1 else ''} apart in {audit.dataset}")
+        if groups:
+            parts.append(
+                f"{groups:,} group{'s' if groups > 1 else ''} on both sides of {audit.dataset}"
+            )
+    if parts:
+        sentence = f"Yes: {', '.join(parts)}."
+    else:
+        sentence = "No, none was audit." if looked else "No picture was compared."
     limits = list(dict.fromkeys(audit.blindness() for audit in audits))
     return Answer(
-        "Does the same picture lie on both sides of a split, or under two labels or groups?",
+        "Does the same picture, or group, lie on both sides of a split, or under two labels?",
         sentence,
-        figures,
-        f"{' '.join(limits)}.",
+        [_figure(audit) for audit in audits],
+        f"{'. '.join(limits)}.",
     )
 
 

@@ -136,7 +136,7 @@ def legend_height(labels: Sequence[str], width: float = _WIDTH) -> float:
     """
     columns = max(1, int(width // (0.6 + 0.065 * min(_LINE, max(map(len, labels), default=0)))))
     lines = sum(math.ceil(len(label) / _LINE) for label in labels)
-    return 0.2 * math.ceil(lines / columns)
+    return 0.3 + 0.2 * math.ceil(lines / columns)
 
 
 def learning_curves(

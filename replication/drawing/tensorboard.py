@@ -80,7 +80,9 @@ class Pictures(keras.callbacks.Callback):
                     captioned(cell, names[truth[i]], names[named[i]], probabilities[i, named[i]])
                     for cell, i in zip(cells, mistaken, strict=True)
                 ]
-                tf.summary.image("misclassified cells", shown, max_outputs=_SHOWN_MISTAKES)
+                tf.summary.image(
+                    "misclassified cells", np.stack(shown), max_outputs=_SHOWN_MISTAKES
+                )
         writer.close()
 
     def _confusion(self, truth: np.ndarray, named: np.ndarray) -> tf.Tensor:
