@@ -174,6 +174,9 @@ def _check_flags(argv: list[str]) -> None:
     flag_values.no_arguments(argv)
     if _FOLDERS.value and stage2_flags.manual_dir():
         raise app.UsageError("--folders and --manual_dir: give one of them")
+    for source in _weights().values():
+        if not path_flags.is_word_or_path(source, shared.WEIGHTS):
+            raise app.UsageError(f"--weights={source}: {shared.NO_WEIGHTS}")
     stage2_flags.images()
     if _FOLDERS.value and _FOLDS.value == 0:
         raise app.UsageError("--folds=0 needs published folders, which --folders has not")

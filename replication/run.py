@@ -18,7 +18,7 @@ from replication.flags import images as image_flags
 from replication.flags import shared
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
-from tfds_pap import commands
+from tfds_pap import commands, path_flags
 
 if TYPE_CHECKING:
     from replication.learning import training
@@ -47,11 +47,13 @@ _STAGE2 = flags.DEFINE_enum(
     ["cnn", "resnet50"],
     "Model of the second stage: the original CNN (P2, default) or a frozen ResNet50 (P3).",
 )
-_WEIGHTS = flags.DEFINE_string(
+_WEIGHTS = path_flags.define_word_or_path(
     "weights",
     "imagenet",
     "Of the ResNet50: imagenet (default; Keras's download and cache), none, or the path of a .h5 "
     "or .keras file or of a directory of them.",
+    shared.WEIGHTS,
+    shared.NO_WEIGHTS,
 )
 _EPOCHS = shared.epochs(
     None, "Epochs at most for every model (default: the paper's 100; phantoms: see --budget)."
