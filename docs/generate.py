@@ -1,10 +1,11 @@
-"""Writes what the documentation takes from elsewhere: flags, drawn cells, and README as first page.
+"""Writes what the docs take from elsewhere: flags, drawn cells, README, the notebook as a page.
 
 python docs/generate.py            # part of `make docs`
 """
 
 import concurrent.futures
 import html
+import json
 import re
 import subprocess
 import sys
@@ -13,12 +14,17 @@ from pathlib import Path
 
 import cv2
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import notebook
+
 from replication import pap
 from tfds_pap import phantom, taxonomy
 
 DOCS = Path(__file__).resolve().parent
 FLAGS = DOCS / "reference" / "flags.md"
 FIRST_PAGE = DOCS / "index.md"
+#: Not committed: it holds the pictures of the notebook once more.
+TUTORIAL = DOCS / "tutorial.md"
 
 _HEAD = """# Every flag of every command
 
@@ -28,10 +34,11 @@ one as `--name` or `--noname`. Flags of absl itself (`--flagfile`, logging) are 
 
 
 def main() -> None:
-    """Writes all three."""
+    """Writes all four."""
     FIRST_PAGE.write_text(first_page())
     FLAGS.parent.mkdir(exist_ok=True)
     FLAGS.write_text(flag_reference())
+    TUTORIAL.write_text(notebook.page(json.loads(notebook.NOTEBOOK.read_text())))
     for path, picture in pictures():
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

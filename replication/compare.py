@@ -166,6 +166,9 @@ def main(argv: list[str]) -> None:
 
 def _check_flags(argv: list[str]) -> None:
     commands.no_arguments(argv)
+    for source in _weights().values():
+        if not path_flags.is_word_or_path(source, shared.WEIGHTS):
+            raise app.UsageError(f"--weights={source}: {shared.NO_WEIGHTS}")
     stage2_flags.images()
     if _FOLDS.value == 1:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")

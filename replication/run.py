@@ -70,11 +70,13 @@ _STAGE2 = flags.DEFINE_enum(
     ["cnn", "resnet50"],
     "Model of the second stage: the original CNN (P2, default) or a frozen ResNet50 (P3).",
 )
-_WEIGHTS = flags.DEFINE_string(
+_WEIGHTS = path_flags.define_word_or_path(
     "weights",
     "imagenet",
     "Of the ResNet50: imagenet (default; Keras's download and cache), none, or the path of a .h5 "
     "or .keras file or of a directory of them.",
+    shared.WEIGHTS,
+    shared.NO_WEIGHTS,
 )
 _EPOCHS = shared.epochs(
     None, "Epochs at most for every model (default: the paper's 100; phantoms: see --budget)."
@@ -121,10 +123,10 @@ flags.adopt_module_key_flags(folder_flags)
 def main(argv: list[str]) -> None:
     """Prepares the data, trains both stages in both protocols, reads fields, writes the report."""
     commands.no_arguments(argv)
-    stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
-    protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     source = _source()
     _check_flags(source)
+    stages, seeds = _stages(), flag_values.seeds(_SEEDS.value)
+    protocols = ("paper", "clean") if _PROTOCOL.value == "both" else (_PROTOCOL.value,)
     images = image_flags.declared(_MANUAL_DIR.value)
     folder_flags.announce()
     start = time.perf_counter()
@@ -178,6 +180,7 @@ def _source() -> str:
 
 
 def _check_flags(source: str) -> None:
+    folder_flags.check()
     if _BUDGET.value and (source != "phantom" or _EPOCHS.value):
         raise app.UsageError("--budget is for drawn images, without --epochs or other images")
     further = {"backgrounds": _BACKGROUNDS.value, "annotated_fields": _ANNOTATED_FIELDS.value}

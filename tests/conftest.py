@@ -60,6 +60,9 @@ SLOW = frozenset(
         "test_trials",
         "test_tuning",
         "test_weights",
+        "test_dry_run",
+        "test_tutorial",
+        "test_wheel",
         "test_publish",
     ]
 )

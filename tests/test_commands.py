@@ -162,6 +162,8 @@ RUN_DIR_FAULT = "--run_dir=/proc/version/x: /proc/version is no folder"
         (["replication.run", "--manual_dir=NONE"], "--manual_dir=NONE: no such folder"),
         (["tfds_pap.audit", "--folders=NONE"], "--folders=NONE: no such folder"),
         (["replication.compare", "--folders=NONE"], "--folders=NONE: no such folder"),
+        (["replication.compare", "--weights=NONE"], "--weights=NONE: no such file or folder, and"),
+        (["finetune.search", "--space=NONE.py"], "--space=NONE.py: expected paper, extended, or"),
         (["finetune.search", "--manual_dir=~/NONE"], "--manual_dir=~/NONE: no such folder"),
         (["replication.scan", "--stage1=NONE", "x"], "--stage1=NONE: not a run directory"),
         (["replication.predict", "--run_dir=NONE", "x"], "--run_dir=NONE: not a run directory"),

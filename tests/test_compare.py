@@ -144,7 +144,7 @@ def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path
     ("arguments", "message"),
     [
         (["--backbones=resnt152"], "did you mean resnet152"),
-        (["--weights=/nowhere", "--backbones=vgg16"], "--weights=/nowhere: no file"),
+        (["--weights=/nowhere", "--backbones=vgg16"], "--weights=/nowhere: no such file"),
         (["--seeds=a"], "--seeds=a: expected whole numbers"),
         (["--folds=1"], "--folds=1: expected 0"),
         (["--folders={folders}", "--folds=40"], "class NILM has 16 images, fewer than --folds=40"),

@@ -61,7 +61,7 @@ def test_drawn_images_are_counted_before_they_are_drawn(tmp_path):
 def test_images_of_a_tree_are_counted_where_they_lie(tmp_path):
     for label, count in (("NILM", 3), ("HSIL", 2)):
         for number in range(count):
-            save_image(tmp_path / "tree" / label / f"{number}.png", number)
+            save_image(tmp_path / "tree" / label / f"{number}.png", 10 * count + number)
     size = sum(path.stat().st_size for path in (tmp_path / "tree").rglob("*.png"))
     builder = pap_folders.Builder(config=pap_folders.config(tmp_path / "tree"), data_dir=tmp_path)
     images = dry_run.images(builder, None)
@@ -71,8 +71,12 @@ def test_images_of_a_tree_are_counted_where_they_lie(tmp_path):
 
 def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    index = dry_run.images(pap_db4.Builder(config="phantom", data_dir=tmp_path), None).index
-    said = []
+    rows = [
+        (f"{split}/{number}", "", "NILM" if number % 2 else "SCC", split)
+        for split, count in (("train", 20), ("validation", 8))
+        for number in range(count)
+    ]
+    index, said = dry_run._index(rows, ("NILM", "SCC")), []
     lines, parts = dry_run.comparison(
         {"a": SMALL},
         index,
@@ -82,8 +86,8 @@ def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch):
         policy=policy,
         say=said.append,
     )
-    assert lines[0].startswith("Plan: 1 backbone, 880 images, 3 fits of heads, at most 6 epochs, ")
-    assert parts["features"] == 880 * 1280 * 4
+    assert lines[0].startswith("Plan: 1 backbone, 28 images, 3 fits of heads, at most 6 epochs, ")
+    assert parts["features"] == 28 * 1280 * 4
     assert len(said) == 1 and said[0].startswith("a: ")
     assert contents(tmp_path) == []
 

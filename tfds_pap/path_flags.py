@@ -4,7 +4,7 @@ It is looked for while flags are parsed, before anything slow is imported.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -48,6 +48,39 @@ class _PathParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "path"
+
+
+class _WordOrPathParser(flags.ArgumentParser):
+    def __init__(self, words: Collection[str], fault: str) -> None:
+        self._words, self._fault = words, fault
+
+    def parse(self, argument: str) -> str:
+        if not is_word_or_path(argument, self._words):
+            raise ValueError(self._fault)
+        return argument
+
+    def flag_type(self) -> str:
+        return "word or path"
+
+
+def is_word_or_path(value: str, words: Collection[str]) -> bool:
+    """Tells whether a value is one of `words`, or a file or folder that is there."""
+    return value in words or Path(value).expanduser().exists()
+
+
+def define_word_or_path(
+    name: str, default: str, help_text: str, words: Collection[str], fault: str
+) -> flags.FlagHolder[str]:
+    """Defines a flag whose value is one of a few words, or the path of what is there.
+
+    Args:
+        name: Of the flag.
+        default: Its value where it is not given.
+        help_text: States the default.
+        words: Of which it may be one.
+        fault: What is said where it is neither.
+    """
+    return flags.DEFINE(_WordOrPathParser(words, fault), name, default, help_text)
 
 
 def define(

@@ -42,11 +42,13 @@ _TUNER = flags.DEFINE_enum(
     ["hyperband", "bayesian", "random", "grid"],
     "Which points are tried (default: hyperband).",
 )
-_SPACE = flags.DEFINE_string(
+_SPACE = path_flags.define_word_or_path(
     "space",
     "paper",
     "paper (default): the 162 points of P5. extended: optimizer, schedule, regularisation, views, "
     "unfrozen blocks. Or a Python file with a function space(hp).",
+    ("paper", "extended"),
+    "expected paper, extended, or a Python file with a function space(hp)",
 )
 _BACKBONE = flags.DEFINE_string(
     "backbone",

@@ -13,6 +13,9 @@ flags.disclaim_key_flags()
 
 PROTOCOLS = ("paper", "clean")
 
+#: What --weights may be beside a path, and what is said where it is neither.
+WEIGHTS, NO_WEIGHTS = ("imagenet", "none"), "no such file or folder, and not imagenet or none"
+
 
 def protocol(
     help_text: str, *, default: str = "clean", further: Sequence[str] = ()
@@ -68,11 +71,13 @@ def data_dir() -> flags.FlagHolder[str | None]:
 
 def weights(ending: str = "") -> flags.FlagHolder[str]:
     """Defines --weights of one backbone, see `weights.find`; `ending` is what a command adds."""
-    return flags.DEFINE_string(
+    return path_flags.define_word_or_path(
         "weights",
         "imagenet",
         "imagenet (default; Keras's download and cache), none, or the path of a file or directory "
         f"of .h5 or .keras files{ending}.",
+        WEIGHTS,
+        NO_WEIGHTS,
     )
 
 
