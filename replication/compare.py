@@ -23,7 +23,7 @@ from replication.flags import values as flag_values
 from replication.learning.knobs import HeadRecipe
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, folder_flags
+from tfds_pap import commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
     import tensorflow_datasets.public_api as tfds

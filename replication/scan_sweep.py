@@ -63,8 +63,9 @@ def main(argv: list[str]) -> None:
     device.configure(precision="float32")
     models = whole_fields.Models(**field_flags.models())
     complete = field_flags.complete_truth() or _PHANTOM.value
-    annotated = _annotated(_fields(argv[1:], output))
     stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
+    decision = stages[strides[0]].stage2.decision
+    annotated = _annotated(_fields(argv[1:], output), decision.classes)
     with (
         futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm.tqdm(total=len(annotated), unit="field") as bar,
@@ -121,7 +122,7 @@ def _fields(arguments: Sequence[str], output: Path) -> list[str]:
     return reader.expand_fields(arguments)
 
 
-def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
+def _annotated(paths: Sequence[str], classes: Any) -> list[tuple[str, Any]]:
     """Returns the fields that have truth, with it."""
     from replication.fields import scan_directory
     from replication.fields.judge import truth
@@ -132,7 +133,7 @@ def _annotated(paths: Sequence[str]) -> list[tuple[str, Any]]:
     for path in paths:
         table = field_flags.truth() or Path(path).parent / scan_directory.TRUTH
         if table not in tables:
-            tables[table] = truth.read_nuclei(table)
+            tables[table] = truth.read_nuclei(table, classes)
         name = bare_name(Path(path).name)
         if name in tables[table]:
             annotated.append((path, tables[table][name]))

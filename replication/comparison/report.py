@@ -91,7 +91,11 @@ def write(run: RunDirectory, result: Comparison) -> Path:
 
 
 def _shown_metrics(result: Comparison) -> dict[str, str]:
-    return {name: head for name, head in names.SHARES.items() if name in result.ranked[0].summary}
+    best = result.ranked[0]
+    classes = best.runs[0].classes
+    return {
+        name: names.metric(name, classes).words for name in names.SHARES if name in best.summary
+    }
 
 
 def _untrained(result: Comparison) -> list[str]:

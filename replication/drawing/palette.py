@@ -9,10 +9,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-#: RGB of NILM, LSIL, HSIL and SCC. Each comes with its letter, for those who see no colour.
-COLOURS = ((0, 114, 178), (230, 159, 0), (213, 94, 0), (160, 32, 120))
+from tfds_pap.classes import Classes
+from tfds_pap.taxonomy import STAGE2_CLASSES
 
-LETTERS = ("N", "L", "H", "S")
+#: RGB of NILM, LSIL, HSIL and SCC.
+COLOURS = ((0, 114, 178), (230, 159, 0), (213, 94, 0), (160, 32, 120))
 
 #: Of lines, bars and marks.
 BLUE, GREEN, VERMILION, BLACK = "#0072b2", "#009e73", "#d55e00", "#000000"
@@ -106,16 +107,71 @@ def with_dark_twin(svg: str) -> str:
     return svg.replace("</defs>", f"{style}</defs>", 1)
 
 
-def is_light(class_id: int) -> bool:
+def colour(class_id: int, classes: Classes) -> tuple[int, int, int]:
+    """Returns the RGB of a class in pictures of fields, the same wherever it stands.
+
+    The papers' four have colours of their own. Of other classes neighbours differ in hue, and from
+    the eighth on in lightness as well; the letters of `letters` tell all apart without colour.
+
+    Args:
+        class_id: Position among the classes.
+        classes: What is known of them.
+
+    Example:
+        >>> from tfds_pap.classes import Classes
+        >>> lab = Classes.known([f"class {n}" for n in range(20)])
+        >>> len({colour(n, lab) for n in range(20)})
+        20
+    """
+    name = classes.names[class_id]
+    if set(classes.names) == set(STAGE2_CLASSES):
+        return COLOURS[STAGE2_CLASSES.index(name)]
+    hues = [rgb for rgb in LINES if rgb != BLACK]
+    turn, place = divmod(class_id, len(hues))
+    base = np.array([int(hues[place][n : n + 2], 16) for n in (1, 3, 5)])
+    shade = (base, base * 0.55, base + 0.55 * (255 - base), base * 0.3)[turn]
+    red, green, blue = (int(value) for value in shade.round())
+    return red, green, blue
+
+
+def hexadecimal(class_id: int, classes: Classes) -> str:
+    """Returns `colour` as CSS and matplotlib take it."""
+    return "#{:02x}{:02x}{:02x}".format(*colour(class_id, classes))
+
+
+def letters(classes: Classes) -> tuple[str, ...]:
+    """Returns a mark of one to three characters for each class, no two alike.
+
+    Initials where they differ, else numbers from 1.
+
+    Args:
+        classes: What is known of them.
+
+    Example:
+        >>> from tfds_pap.classes import Classes
+        >>> letters(Classes.known(("NILM", "LSIL", "HSIL", "SCC")))
+        ('N', 'L', 'H', 'S')
+        >>> letters(Classes.known(("Mild dysplasia", "Moderate dysplasia")))
+        ('1', '2')
+    """
+    initials = tuple(name[:1].upper() for name in classes.shown)
+    if len(set(initials)) == len(initials) and all(letter.isascii() for letter in initials):
+        return initials
+    return tuple(str(number + 1) for number in range(len(initials)))
+
+
+def is_light(class_id: int, classes: Classes) -> bool:
     """Returns whether letters on the colour of a class should be dark.
 
     Args:
-        class_id: Position in `STAGE2_CLASSES`.
+        class_id: Position among the classes.
+        classes: What is known of them.
 
     Example:
-        >>> [is_light(class_id) for class_id in range(4)]
+        >>> from tfds_pap.classes import Classes
+        >>> [is_light(n, Classes.known(("NILM", "LSIL", "HSIL", "SCC"))) for n in range(4)]
         [False, True, False, False]
     """
-    red, green, blue = COLOURS[class_id]
+    red, green, blue = colour(class_id, classes)
     # Luma of ITU-R BT.601.
     return 0.299 * red + 0.587 * green + 0.114 * blue > 150

@@ -42,7 +42,7 @@ def evaluate_scan(
         if path is None:
             continue
         if path not in truths:
-            truths[path] = read_nuclei(Path(path))
+            truths[path] = read_nuclei(Path(path), one.classes)
         nuclei = truths[path].get(tables.bare_name(one.info["name"]))
         if nuclei is not None:
             annotated = _annotated(one, nuclei, settings["threshold"], settings["radius"])

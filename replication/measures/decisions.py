@@ -104,7 +104,8 @@ def scored(fit: results.Fit) -> list[str]:
     by_name, test = metrics(fit), fit.predictions.select("test")
     figures = [
         # Runs of before named the interval by group apart.
-        f"{names.SHARES[key]} {_figure(by_name.get(f'{key}_by_group') or by_name[key])}"
+        f"{names.metric(key, test.classes).words} "
+        f"{_figure(by_name.get(f'{key}_by_group') or by_name[key])}"
         for key in _TOLD
         if key in by_name
     ]

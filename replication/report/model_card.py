@@ -19,7 +19,7 @@ from replication.drawing import pages
 from replication.drawing.pages import UNKNOWN, mapping, memory, whole_number
 from replication.drawing.shown import number
 from replication.measures import class_figures, published
-from replication.measures.names import METRICS
+from replication.measures.names import METRICS, metric
 from replication.report.answer import answer
 from replication.runs import results
 from replication.runs.directory import RunDirectory
@@ -107,6 +107,7 @@ def _context(run: RunDirectory) -> dict[str, Any]:
             )
         ),
         "at_class_shares": class_figures.AT_CLASS_SHARES,
+        "positive": _text(rows[-1].positive if rows else "HSIL+"),
         "caveats": _caveats(source, studies),
         "commit": _plain(environment.get("git_commit")),
         "time": _plain(environment.get("time")),
@@ -134,6 +135,7 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
     triage = mapping(metrics.get("triage"))
     per_class = mapping(metrics.get("per_class"))
     shown = [name for name in METRICS if name in row.summary]
+    classes = first.predictions.classes
     accuracy = row.summary["accuracy"]
     return {
         "name": _text(row.name),
@@ -162,7 +164,7 @@ def _study(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "images": accuracy.count,
         "overall": [
             {
-                "name": METRICS[name].words,
+                "name": _text(metric(name, classes).words),
                 "method": _text(row.summary[name].method),
                 "value": _over_seeds(row.summary[name], METRICS[name].percent),
                 "spread": _spread(row.summary[name], METRICS[name].percent),

@@ -24,7 +24,7 @@ from replication.drawing.shown import (
     svg,
 )
 from replication.measures import class_figures, evaluation, published
-from replication.measures.names import METRICS
+from replication.measures.names import METRICS, metric
 from replication.measures.predictions import ROLES
 from replication.report import fields_section, triage_section
 from replication.report.answer import answer
@@ -176,6 +176,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
     seeds = ", ".join(str(fit.seed) for fit in fits)
     support = {name: int(figures["support"]) for name, figures in first["per_class"].items()}
     names = [name for name in METRICS if name in row.summary]
+    classes = tests[0].classes
     return {
         "row": row,
         "anchor": f"stage{row.stage}-{row.protocol}",
@@ -185,14 +186,14 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
         "baseline": estimate(first["majority_baseline"]),
         "metrics": [
             {
-                "name": METRICS[name].words,
-                "what": METRICS[name].meaning,
+                "name": metric(name, classes).words,
+                "what": metric(name, classes).meaning,
                 **_over_seeds(row, name),
             }
             for name in names
         ],
         "methods": methods(
-            {METRICS[name].words: row.summary[name].method for name in names}
+            {metric(name, classes).words: row.summary[name].method for name in names}
             | {
                 f"{name} by class": figure.method
                 for per_class in first["per_class"].values()

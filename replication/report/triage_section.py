@@ -9,6 +9,7 @@ from replication.measures.abstention import Abstention
 from replication.measures.calibration import Calibration, Scores
 from replication.measures.predictions import Predictions
 from replication.report import triage_figures
+from tfds_pap.classes import Classes
 
 #: What is shown where there is no threshold, or no image to count.
 _NONE = "not defined"
@@ -38,22 +39,28 @@ def section(predictions: Predictions, prevalence: float | None = None) -> dict[s
         ),
         "note": calibration.note,
         "binning": calibration.binning,
-        "measures": _measures(calibration),
+        "measures": _measures(calibration, predictions.classes),
         "methods": _methods(assessed),
         "points": _points(assessed.operating_points),
         "abstaining": _abstaining(assessed.risk_coverage),
-        "figures": _figures(assessed),
+        "figures": _figures(assessed, predictions.classes.positive_name),
     }
 
 
-def _measures(calibration: Calibration) -> list[dict[str, Any]]:
+def _measures(calibration: Calibration, classes: Classes) -> list[dict[str, Any]]:
+    positive, members = classes.positive_name, " or ".join(classes.positive)
     hsil_plus = calibration.hsil_plus_before, calibration.hsil_plus_after
     top_label = calibration.before, calibration.after
     lines = [
         _measure("ECE of the named class", "confidence against images right", "ece", *top_label),
-        _measure("ECE of HSIL+", "probability of HSIL or SCC against the truth", "ece", *hsil_plus),
+        _measure(
+            f"ECE of {positive}",
+            f"probability of {members} against the truth",
+            "ece",
+            *hsil_plus,
+        ),
         _measure("Brier score", "all classes, 0 (perfect) to 2", "brier", *top_label),
-        _measure("Brier score of HSIL+", "0 (perfect) to 1", "brier", *hsil_plus),
+        _measure(f"Brier score of {positive}", "0 (perfect) to 1", "brier", *hsil_plus),
         _measure("log loss", "0 is perfect", "log_loss", *top_label),
     ]
     return [line for line in lines if line]
@@ -144,7 +151,7 @@ def _abstaining(abstention: Abstention) -> dict[str, Any]:
     }
 
 
-def _figures(assessed: triage.Assessment) -> list[dict[str, str]]:
+def _figures(assessed: triage.Assessment, positive: str) -> list[dict[str, str]]:
     calibration, points = assessed.calibration, assessed.operating_points
     scaled = calibration.after is not None
     before_after = " before and after the temperature" if scaled else ""
@@ -172,13 +179,13 @@ def _figures(assessed: triage.Assessment) -> list[dict[str, str]]:
                     triage_figures.reliability_diagram(
                         calibration.hsil_plus_before,
                         calibration.hsil_plus_after,
-                        "probability of HSIL+",
-                        "images that are HSIL+",
+                        f"probability of {positive}",
+                        f"images that are {positive}",
                     )
                 ),
-                "alt": f"Reliability diagram of HSIL+{before_after}",
-                "caption": f"Reliability of the probability of HSIL+{before_after}. Below the grey "
-                "line HSIL+ is called more probable than it is.",
+                "alt": f"Reliability diagram of {positive}{before_after}",
+                "caption": f"Reliability of the probability of {positive}{before_after}. Below the "
+                f"grey line {positive} is called more probable than it is.",
             }
         )
     if points and points.points:

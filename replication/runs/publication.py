@@ -204,10 +204,12 @@ def print_summary(
 
 
 def _severe_lines(row: results.Row) -> list[str]:
-    """HSIL+ sensitivity beside its specificity, where the classes are those of stage 2."""
+    """Sensitivity to what is looked for beside its specificity, where classes say what it is."""
     figures = []
     for name in ("sensitivity", "specificity"):
         if summary := row.summary.get(f"hsil_plus_{name}"):
             cell = shown.shown(summary.mean, summary.low, summary.high)
             figures.append(f"{name} {cell.value} {cell.interval}".rstrip())
-    return [f"{row.name}, {row.protocol} protocol: HSIL+ {', '.join(figures)}"] if figures else []
+    if not figures:
+        return []
+    return [f"{row.name}, {row.protocol} protocol: {row.positive} {', '.join(figures)}"]

@@ -146,6 +146,7 @@ class Row:
         summary: Mean, spread and interval of every summary metric over the seeds.
         verdict: The intervals compared, in words.
         remarks: Of each seed that gives one class to nearly every test image, a sentence.
+        positive: What is looked for, such as 'HSIL+'.
     """
 
     stage: int
@@ -155,6 +156,7 @@ class Row:
     summary: "dict[str, evaluation.SeedSummary]"
     verdict: str
     remarks: tuple[str, ...] = ()
+    positive: str = "HSIL+"
 
 
 def summary_rows(fits: list[Fit], source: "published.Source") -> list[Row]:
@@ -179,5 +181,6 @@ def summary_rows(fits: list[Fit], source: "published.Source") -> list[Row]:
             for fit, test in zip(same, tests, strict=True)
             if (remark := one_class.remark(test.predicted, test.class_names, test.labels))
         )
-        rows.append(Row(stage, same[0].info["name"], protocol, figure, summary, verdict, remarks))
+        name, positive = same[0].info["name"], tests[0].classes.positive_name
+        rows.append(Row(stage, name, protocol, figure, summary, verdict, remarks, positive))
     return rows

@@ -51,6 +51,7 @@ def describe(run: RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any
             "feature_layer": graph.feature_layer,
         },
         "labels": list(info["class_names"]),
+        "classes": test.classes.to_json(),
         "calibration": {key: triage["calibration"][key] for key in ("temperature", "note")},
         "abstention": {
             key: triage["risk_coverage"][key] for key in ("threshold", "target", "note")

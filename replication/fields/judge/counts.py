@@ -9,9 +9,9 @@ from replication.fields.find import suppression
 from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.judge import matching
-from replication.fields.judge.truth import LABELS, Nuclei
+from replication.fields.judge.truth import Nuclei, labels_of
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Farthest that a nucleus may lie from the middle of the ROI that found it, pixels as read. Half
 #: the diagonal between ROIs at the default stride of 25 px is 17.7 px, so far off is the best ROI
@@ -137,10 +137,11 @@ class FieldCounts:
         detections: Matched or not.
         megapixels: Area.
         covered: Share of the area within the radius of a detection.
-        annotated: Nuclei of each of `LABELS`, int64 `[6]`.
-        reachable: Of these, within the radius of the middle of some ROI, int64 `[6]`.
-        found: Of these, matched to a detection, int64 `[6]`.
-        named: Of these, by the class that they were named, int64 `[6, 4]`; None without stage 2.
+        annotated: Nuclei of each of `labels_of` the classes, int64 `[l]`.
+        reachable: Of these, within the radius of the middle of some ROI, int64 `[l]`.
+        found: Of these, matched to a detection, int64 `[l]`.
+        named: Of these, by the class that they were named, int64 `[l, k]`; None without stage 2.
+        classes: Of stage 2.
     """
 
     detections: int
@@ -150,6 +151,7 @@ class FieldCounts:
     reachable: np.ndarray
     found: np.ndarray
     named: np.ndarray | None
+    classes: Classes
 
 
 def field_counts(field: AnnotatedField, threshold: float, radius: float | None) -> FieldCounts:
@@ -160,22 +162,28 @@ def field_counts(field: AnnotatedField, threshold: float, radius: float | None) 
         threshold: Score of a detection at least.
         radius: Of a match at most, pixels of the file; None takes `MATCH_RADIUS`.
     """
-    labels = field.nuclei.label_ids
+    labels, classes = field.nuclei.label_ids, field.nuclei.classes
+    count = len(labels_of(classes))
+
+    def by_label(some: np.ndarray) -> np.ndarray:
+        return np.bincount(some, minlength=count)
+
     kept = _kept(field, threshold)
     places, reach = _places(kept.x, kept.y), field.radius(radius)
     pairs = matched(field, threshold, radius)
     named = None
     if field.cells is not None:
-        named = np.zeros((len(LABELS), len(STAGE2_CLASSES)), np.int64)
+        named = np.zeros((count, len(classes.names)), np.int64)
         np.add.at(named, (labels[pairs.nuclei], field.cells.class_ids[pairs.detections]), 1)
     return FieldCounts(
         detections=len(kept),
         megapixels=field.megapixels,
         covered=_covered(field, places, reach),
-        annotated=_by_label(labels),
-        reachable=_by_label(labels[reachable(field, reach)]),
-        found=_by_label(labels[pairs.nuclei]),
+        annotated=by_label(labels),
+        reachable=by_label(labels[reachable(field, reach)]),
+        found=by_label(labels[pairs.nuclei]),
         named=named,
+        classes=classes,
     )
 
 
@@ -246,10 +254,6 @@ def _covered(field: AnnotatedField, places: np.ndarray, radius: float) -> float:
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     nearest, _ = KDTree(places).query(grid, distance_upper_bound=np.nextafter(radius, np.inf))
     return float(np.isfinite(nearest).mean())
-
-
-def _by_label(labels: np.ndarray) -> np.ndarray:
-    return np.bincount(labels, minlength=len(LABELS))
 
 
 def _places(x: np.ndarray, y: np.ndarray) -> np.ndarray:

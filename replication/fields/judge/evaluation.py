@@ -27,11 +27,11 @@ from replication.fields.judge.results import (
     Figure,
     plural,
 )
-from replication.fields.judge.truth import LABELS
+from replication.fields.judge.truth import labels_of
 from replication.measures import shares
 from replication.measures.intervals import Interval, percentile_bootstrap
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: False positives per field at which recall is read off. LUNA16's 1/8 to 8 suit scans with one
 #: nodule or two; a field of a smear holds tens of nuclei.
@@ -44,10 +44,6 @@ _BAND = np.geomspace(0.1, 1000, 81)
 _NO_INTERVAL = {
     "average_precision": "no interval: too little is known of how often one would hold",
 }
-
-#: HSIL and SCC in `STAGE2_CLASSES`, and so in `LABELS`; then NILM and LSIL.
-_SEVERE = slice(STAGE2_CLASSES.index("HSIL"), len(STAGE2_CLASSES))
-_MILD = slice(0, _SEVERE.start)
 
 
 def evaluate(
@@ -81,6 +77,7 @@ def evaluate(
     if match_radius is not None and not match_radius > 0:
         raise PapError(f"match radius {match_radius:g}: expected pixels above 0")
     counts = [field_counts(field, threshold, match_radius) for field in fields]
+    classes, labels = counts[0].classes, labels_of(counts[0].classes)
     at_threshold = figures_at_threshold(counts, complete=complete, resamples=resamples, seed=seed)
     over_thresholds, curve = _over_thresholds(
         fields, counts, match_radius, complete=complete, resamples=resamples, seed=seed
@@ -93,12 +90,13 @@ def evaluate(
         fields=len(fields),
         megapixels=sum(one.megapixels for one in counts),
         detections=sum(one.detections for one in counts),
-        annotated=dict(zip(LABELS, _sum(one.annotated for one in counts).tolist(), strict=True)),
+        annotated=dict(zip(labels, _sum(one.annotated for one in counts).tolist(), strict=True)),
         figures=(*at_threshold, *over_thresholds),
-        rows=LABELS,
-        columns=(*STAGE2_CLASSES, NOT_FOUND),
+        rows=labels,
+        columns=(*classes.names, NOT_FOUND),
         confusion=_confusion(counts),
         curve=curve,
+        classes=classes,
     )
 
 
@@ -205,6 +203,8 @@ def _at_threshold(
     megapixels = np.array([one.megapixels for one in counts])
     by_chance = np.array([one.covered * one.annotated.sum() for one in counts])
     matrices = _named(counts)
+    classes = counts[0].classes
+    severe, mild = _looked_for(classes)
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         by_label, found_by_label = weights @ annotated, weights @ found
@@ -218,19 +218,28 @@ def _at_threshold(
             "false_positives_per_field": ratio(kept - hits, weights.sum(1)),
             "false_positives_per_megapixel": ratio(kept - hits, weights @ megapixels),
         }
-        for i, label in enumerate(LABELS):
+        for i, label in enumerate(labels_of(classes)):
             figures[f"found {label}"] = ratio(found_by_label[:, i], by_label[:, i])
         if matrices is not None:
             matrix = np.tensordot(weights, matrices, axes=1)
-            for i, label in enumerate(STAGE2_CLASSES):
+            for i, label in enumerate(classes.names):
                 figures[f"sensitivity {label}"] = ratio(matrix[:, i, i], by_label[:, i])
-            severe = matrix[:, _SEVERE, _SEVERE].sum((1, 2))
-            figures["sensitivity HSIL+"] = ratio(severe, by_label[:, _SEVERE].sum(1))
-            mild = matrix[:, _MILD]
-            figures["specificity HSIL+"] = ratio(mild[:, :, _MILD].sum((1, 2)), mild.sum((1, 2)))
+            if severe:
+                name = classes.positive_name
+                right = matrix[:, severe][:, :, severe].sum((1, 2))
+                figures[f"sensitivity {name}"] = ratio(right, by_label[:, severe].sum(1))
+                others = matrix[:, mild]
+                right = others[:, :, mild].sum((1, 2))
+                figures[f"specificity {name}"] = ratio(right, others.sum((1, 2)))
         return figures
 
     return statistic
+
+
+def _looked_for(classes: Classes) -> tuple[list[int], list[int]]:
+    """Positions of the classes that are looked for, and of the others; none where nobody said."""
+    severe = classes.severe
+    return severe, [n for n in range(len(classes.names)) if severe and n not in severe]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,28 +292,39 @@ def _described_at_threshold(counts: Sequence[FieldCounts]) -> Iterable[_Describe
     for unit, count in (("field", len(counts)), ("megapixel", 0)):
         name, words = f"false_positives_per_{unit}", f"False positives per {unit}"
         yield _Described(name, words, count, unit=f"per {unit}", counts_false_positives=True)
-    for label, count, sizes in zip(LABELS, annotated.tolist(), by_label.T, strict=True):
+    classes = counts[0].classes
+    for label, count, sizes in zip(labels_of(classes), annotated.tolist(), by_label.T, strict=True):
         yield _Described(f"found {label}", f"{label} nuclei found", count, sizes=sizes)
     if (named := _named(counts)) is not None:
-        for label, count, sizes in zip(
-            STAGE2_CLASSES, annotated.tolist(), by_label.T, strict=False
-        ):
+        for label, count, sizes in zip(classes.names, annotated.tolist(), by_label.T, strict=False):
             words = f"{label} nuclei found and named {label}"
             yield _Described(f"sensitivity {label}", words, count, sizes=sizes)
-        yield _Described(
-            "sensitivity HSIL+",
-            "HSIL and SCC nuclei found and named HSIL or SCC",
-            int(annotated[_SEVERE].sum()),
-            sizes=by_label[:, _SEVERE].sum(axis=1),
-        )
-        # Of found ones alone: a nucleus that nobody saw was not named rightly.
-        yield _Described(
-            "specificity HSIL+",
-            "NILM and LSIL nuclei named neither HSIL nor SCC, of those found",
-            int(named[:, _MILD].sum()),
-            missing="no NILM or LSIL nucleus was found",
-            sizes=named[:, _MILD].sum(axis=(1, 2)),
-        )
+        yield from _described_looked_for(classes, by_label, named)
+
+
+def _described_looked_for(
+    classes: Classes, by_label: np.ndarray, named: np.ndarray
+) -> Iterable[_Described]:
+    severe, mild = _looked_for(classes)
+    if not severe:
+        return
+    looked_for, others = (
+        [classes.names[number] for number in members] for members in (severe, mild)
+    )
+    yield _Described(
+        f"sensitivity {classes.positive_name}",
+        f"{' and '.join(looked_for)} nuclei found and named {' or '.join(looked_for)}",
+        int(by_label[:, severe].sum()),
+        sizes=by_label[:, severe].sum(axis=1),
+    )
+    # Of found ones alone: a nucleus that nobody saw was not named rightly.
+    yield _Described(
+        f"specificity {classes.positive_name}",
+        f"{' and '.join(others)} nuclei named neither {' nor '.join(looked_for)}, of those found",
+        int(named[:, mild].sum()),
+        missing=f"no {' or '.join(others)} nucleus was found",
+        sizes=named[:, mild].sum(axis=(1, 2)),
+    )
 
 
 def _described_over_thresholds(nuclei: int) -> Iterable[_Described]:

@@ -7,7 +7,7 @@ from typing import Any
 from replication.drawing import shown
 from replication.fields.judge.truth import ATYPICAL
 from replication.measures.predictions import jsonable
-from tfds_pap.taxonomy import STAGE2_CLASSES
+from tfds_pap.classes import Classes
 
 #: Last column of the confusion matrix.
 NOT_FOUND = "not found"
@@ -98,6 +98,7 @@ class Evaluation:
         columns: The classes, then 'not found'.
         confusion: Nuclei, rows true; None without stage 2.
         curve: Over all thresholds; None where there is no nucleus.
+        classes: Of stage 2.
     """
 
     complete: bool
@@ -113,6 +114,7 @@ class Evaluation:
     columns: tuple[str, ...]
     confusion: list[list[int]] | None
     curve: Curve | None
+    classes: Classes
 
     @property
     def nuclei(self) -> int:
@@ -130,6 +132,11 @@ class Evaluation:
         """
         return {figure.name: figure for figure in self.figures}[name]
 
+    @property
+    def looked_for(self) -> str | None:
+        """What is looked for, such as 'HSIL+'; None where nobody said."""
+        return self.classes.positive_name if self.classes.severe else None
+
     def json(self) -> dict[str, Any]:
         """Returns what evaluation.json holds: all of this, and the sentences under "lines"."""
         return jsonable(self) | {"lines": self.lines()}
@@ -142,24 +149,31 @@ class Evaluation:
             caveat = "" if figure.reliable else f". Not reliable: {UNANNOTATED}"
             lines.append(f"{figure.words}: {figure}{caveat}.")
         if self.confusion is not None:
-            named = [self.figure(f"sensitivity {name}") for name in (*STAGE2_CLASSES, "HSIL+")]
+            named = [one for one in self.figures if one.name.startswith("sensitivity ")]
             readings = [
                 f"{figure.name.removeprefix('sensitivity ')} {figure} of {figure.count:,}"
                 for figure in named
                 if figure.count
             ]
             if readings:
-                specificity = self.figure("specificity HSIL+")
-                lines.append(
-                    f"Found and named right: {'; '.join(readings)}. HSIL+ specificity, among the "
-                    f"{specificity.count:,} NILM and LSIL nuclei found: {specificity}."
-                )
+                sentence = f"Found and named right: {'; '.join(readings)}."
+                if (positive := self.looked_for) is not None:
+                    specificity = self.figure(f"specificity {positive}")
+                    sentence += (
+                        f" {positive} specificity, among the {specificity.count:,} other nuclei "
+                        f"found: {specificity}."
+                    )
+                lines.append(sentence)
         if self.fields == 1:
             lines.append("One field alone gives no interval.")
         return lines
 
     def _subject(self) -> str:
-        atypical = [f"{self.annotated[name]} {name}" for name in ATYPICAL if self.annotated[name]]
+        atypical = [
+            f"{self.annotated[name]} {name}"
+            for name in ATYPICAL
+            if self.annotated.get(name) and name not in self.columns
+        ]
         line = (
             f"{plural(self.fields, 'field')}, {self.megapixels:.1f} megapixels, "
             f"{plural(self.nuclei, 'annotated nucleus', 'annotated nuclei')}"

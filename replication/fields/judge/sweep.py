@@ -6,6 +6,7 @@ settings keep it.
 
 import collections
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
@@ -19,6 +20,7 @@ from replication.fields.find.lattice import Lattice
 from replication.fields.find.stages import Stages
 from replication.fields.judge.counts import AnnotatedField, Detections, FieldCounts, field_counts
 from replication.fields.judge.evaluation import figures_at_threshold
+from replication.fields.judge.results import Figure
 from replication.fields.judge.truth import Nuclei
 from replication.fields.read.field import Field
 
@@ -213,8 +215,11 @@ class _Sweeper:
     def _row(self, setting: Setting, each: float, complete: bool) -> Row:
         counts = self._counts[setting]
         figures = {one.name: one for one in figures_at_threshold(counts, complete=complete)}
-        recall, severe = figures["recall"], figures["sensitivity HSIL+"]
-        mild = figures["specificity HSIL+"]
+        recall = figures["recall"]
+        positive = counts[0].classes.positive_name
+        severe, mild = (
+            figures.get(f"{what} {positive}", _NOTHING) for what in ("sensitivity", "specificity")
+        )
         kept = float(np.mean([one.detections for one in counts]))
         return Row(
             **dataclasses.asdict(setting),
@@ -235,6 +240,10 @@ class _Sweeper:
             specificity_low=mild.low,
             specificity_high=mild.high,
         )
+
+
+#: In place of figures of what nobody looks for.
+_NOTHING = Figure("", "", "share", math.nan, math.nan, math.nan, 0, True, "", "")
 
 
 def _places(detections: Detections) -> list[tuple[float, float]]:

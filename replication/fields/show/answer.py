@@ -8,7 +8,6 @@ from replication.drawing.shown import plural, shown
 from replication.fields.judge.sweep import DEFAULT, Row
 from replication.fields.scanned import ScannedField
 from tfds_pap.answer import Answer, Figure
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 _LIMIT = (
     "No slide-level score was validated, and a cell that is not marked was not cleared: nothing "
@@ -28,7 +27,13 @@ def of_scan(fields: Sequence[ScannedField], evaluation: Mapping[str, Any] | None
     """
     infos = [one.info for one in fields]
     cells = sum(info["cells"] for info in infos)
-    severe = [name for name in STAGE2_CLASSES if any(info["counts"][name] for info in infos)]
+    classes = fields[0].classes if fields else None
+    named = {name for info in infos for name, count in info["counts"].items() if count}
+    severe = [
+        classes.names[number]
+        for number in (classes.severity if classes else None) or ()
+        if classes and classes.names[number] in named
+    ]
     sentence = f"{plural(cells, 'cell')} in {plural(len(infos), 'field')}"
     if severe:
         worst = severe[-1]

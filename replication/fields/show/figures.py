@@ -15,7 +15,6 @@ from replication.drawing import figures, palette
 from replication.fields.judge import results as field_results
 from replication.fields.judge.results import Evaluation
 from replication.fields.judge.truth import ATYPICAL
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 _CURVE, _CHOSEN, _FAINT = palette.BLUE, palette.VERMILION, palette.FAINT
 # Keywords of matplotlib, which differ in type.
@@ -127,9 +126,13 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     """For each label, how many nuclei were found and how many of them named right."""
     axes = figure.subplots()
     matrix = dict(zip(evaluation.rows, np.array(evaluation.confusion), strict=True))
-    matrix["HSIL+"] = matrix["HSIL"] + matrix["SCC"]
-    named = (*STAGE2_CLASSES, "HSIL+")
-    counts = {label: matrix[label] for label in (*named, *ATYPICAL) if matrix[label].sum()}
+    looked_for, names = evaluation.looked_for, evaluation.columns[:-1]
+    named = list(names)
+    if looked_for is not None:
+        matrix[looked_for] = sum(matrix[name] for name in evaluation.classes.positive)
+        named.append(looked_for)
+    atypical = [name for name in ATYPICAL if name in matrix and name not in names]
+    counts = {label: matrix[label] for label in (*named, *atypical) if matrix[label].sum()}
     missed = evaluation.columns.index(field_results.NOT_FOUND)
     for place, row in enumerate(counts.values()):
         axes.barh(place, 1 - row[missed] / row.sum(), height=0.68, color=_FAINT)
@@ -147,8 +150,13 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set(
         xlim=(0, 1.005),
-        xlabel="annotated nuclei\nHSIL+ specificity among found NILM and LSIL: "
-        f"{evaluation.figure('specificity HSIL+')}",
+        xlabel="annotated nuclei"
+        + (
+            f"\n{looked_for} specificity among the other nuclei found: "
+            f"{evaluation.figure(f'specificity {looked_for}')}"
+            if looked_for
+            else ""
+        ),
     )
     axes.xaxis.set_major_formatter(figures.percent_tick)
     axes.grid(True, axis="x")

@@ -8,10 +8,9 @@ import json
 import uuid
 from pathlib import Path
 
-from replication.drawing.palette import COLOURS
+from replication.drawing import palette
 from replication.fields.find.cells import Cells
 from tfds_pap import files
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Of the ids of cells, so that the same cell has the same id in every scan.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "pap-two-stage/cell")
@@ -40,8 +39,12 @@ def _feature(cells: Cells, number: int, class_id: int, side: float, name: str) -
     left, right, top, bottom = (round(end, 3) for end in (x - half, x + half, y - half, y + half))
     # The y axis of pictures points down: this ring is RFC 7946's right-hand one by its numbers.
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    label = STAGE2_CLASSES[class_id]
-    probabilities = zip(STAGE2_CLASSES, cells.probabilities[number], strict=True)
+    classes = cells.classes
+    label = classes.shown[class_id]
+    probabilities = zip(classes.shown, cells.probabilities[number], strict=True)
+    positive = {}
+    if classes.severe:
+        positive[classes.positive_name] = round(float(cells.hsil_plus[number]), 6)
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, f"{name} {x:.3f} {y:.3f}")),
@@ -49,11 +52,11 @@ def _feature(cells: Cells, number: int, class_id: int, side: float, name: str) -
         "properties": {
             "objectType": "detection",
             "name": f"{label} {number + 1}",
-            "classification": {"name": label, "color": list(COLOURS[class_id])},
+            "classification": {"name": label, "color": list(palette.colour(class_id, classes))},
             "measurements": {
                 "stage-1 score": round(float(cells.scores[number]), 6),
                 **{f"probability {c}": round(float(value), 6) for c, value in probabilities},
-                "HSIL+": round(float(cells.hsil_plus[number]), 6),
+                **positive,
                 "abstained": int(cells.abstain[number]),
             },
         },

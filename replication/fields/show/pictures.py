@@ -1,18 +1,20 @@
 """What is seen of one scanned field: overlay, heat map, tiles, single cells, GeoJSON."""
 
+import dataclasses
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from replication.drawing.palette import COLOURS, LETTERS, is_light
+from replication.drawing import palette
 from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.read.field import Field
 from replication.fields.show import geojson, pyramid
 from tfds_pap import files
-from tfds_pap.taxonomy import STAGE2_CLASSES
+from tfds_pap.classes import Classes
 
 #: Longer side of the overlay and the heat map, pixels.
 _LONGEST = 2048
@@ -85,17 +87,19 @@ def overlay(picture: np.ndarray, field: Field, roi: int, cells: Cells) -> np.nda
     half = shrink * roi / 4
     small = half < _POINT * max(1, unit)
     draw = _point if small else _box
+    marks = [Mark.of(number, cells.classes) for number in range(len(cells.classes.names))]
     class_ids = cells.class_ids.tolist()
     # The most suspicious last, so that nothing covers them.
     for number in range(len(cells) - 1, -1, -1):
         middle = tuple(shrink * axis[number] / field.scale for axis in (cells.x, cells.y))
-        draw(drawn, middle, half, unit, class_ids[number], abstain=bool(cells.abstain[number]))
+        mark, dashed = marks[class_ids[number]], bool(cells.abstain[number])
+        draw(drawn, middle, half, unit, mark, abstain=dashed)
     if field.mpp is not None:
         _scale_bar(drawn, field.mpp / shrink, unit)
-    counts = np.bincount(cells.class_ids, minlength=len(STAGE2_CLASSES))
+    counts = np.bincount(cells.class_ids, minlength=len(marks))
     texts = [
-        (f"{name} ({letter}) {counts[i]}", COLOURS[i])
-        for i, (name, letter) in enumerate(zip(STAGE2_CLASSES, LETTERS, strict=True))
+        (f"{_ascii(name)} ({mark.letter}) {count}", mark.colour)
+        for name, mark, count in zip(cells.classes.shown, marks, counts, strict=True)
     ]
     if cells.abstain.any():
         look = "hollow" if small else "dashed"
@@ -103,11 +107,50 @@ def overlay(picture: np.ndarray, field: Field, roi: int, cells: Cells) -> np.nda
     return np.vstack([drawn, _legend(drawn.shape[1], texts, unit)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """How the cells of a class are drawn.
+
+    Attributes:
+        colour: RGB.
+        letter: Stands above a box; of the least severe class none does.
+        light: Whether the letter is dark, as its ground is light.
+        plain: Whether it is the least severe class, which does not stand out.
+    """
+
+    colour: tuple[int, int, int]
+    letter: str
+    light: bool
+    plain: bool
+
+    @classmethod
+    def of(cls, class_id: int, classes: Classes) -> "Mark":
+        """Returns the mark of a class.
+
+        Args:
+            class_id: Position among the classes.
+            classes: What is known of them.
+        """
+        plain = classes.severity is not None and classes.severity[0] == class_id
+        return cls(
+            palette.colour(class_id, classes),
+            palette.letters(classes)[class_id],
+            palette.is_light(class_id, classes),
+            plain,
+        )
+
+
+def _ascii(text: str) -> str:
+    """OpenCV draws no other letters."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return plain or "class"
+
+
 _SQUARE = ((-1, -1), (1, -1), (1, 1), (-1, 1))
 
 
 def _box(
-    picture: np.ndarray, middle: tuple, half: float, unit: float, class_id: int, *, abstain: bool
+    picture: np.ndarray, middle: tuple, half: float, unit: float, mark: Mark, *, abstain: bool
 ) -> None:
     width = max(1, round(1.6 * unit))
     corners = np.array(middle) + half * np.array(_SQUARE)
@@ -116,33 +159,33 @@ def _box(
         sides = np.linspace(corners, np.roll(corners, -1, axis=0), 8, axis=1)
         # The first of each two of the seven parts of a side.
         lines = list(sides.reshape(-1, 2, 2).round().astype(np.int32))
-    colour = COLOURS[class_id]
-    if class_id:
+    colour = mark.colour
+    if not mark.plain:
         # What is not NILM stands out by a light rim: stained cells have colours of their own.
         cv2.polylines(picture, lines, not abstain, _HALO, 3 * width, cv2.LINE_AA)
     cv2.polylines(picture, lines, not abstain, colour, width, cv2.LINE_AA)
-    if class_id:
+    if not mark.plain:
         left, bottom = map(int, lines[0][0])
-        text, size, edge = LETTERS[class_id], 0.45 * unit, 2 * width
+        text, size, edge = mark.letter, 0.45 * unit, 2 * width
         (wide, high), _ = cv2.getTextSize(text, _FONT, size, width)
         cv2.rectangle(
             picture, (left, bottom - high - 2 * edge), (left + wide + 2 * edge, bottom), colour, -1
         )
-        ink = _INK if is_light(class_id) else _HALO
+        ink = _INK if mark.light else _HALO
         cv2.putText(
             picture, text, (left + edge, bottom - edge), _FONT, size, ink, width, cv2.LINE_AA
         )
 
 
 def _point(
-    picture: np.ndarray, middle: tuple, half: float, unit: float, class_id: int, *, abstain: bool
+    picture: np.ndarray, middle: tuple, half: float, unit: float, mark: Mark, *, abstain: bool
 ) -> None:
     radius = max(2, round(max(2.5 * unit, half)))
     place = tuple(map(round, middle))
     if abstain:
         cv2.circle(picture, place, radius, _HALO, -1, cv2.LINE_AA)
     width = max(1, round(unit)) if abstain else -1
-    cv2.circle(picture, place, radius, COLOURS[class_id], width, cv2.LINE_AA)
+    cv2.circle(picture, place, radius, mark.colour, width, cv2.LINE_AA)
 
 
 def _legend(width: int, texts: list[tuple[str, tuple]], unit: float) -> np.ndarray:
@@ -295,7 +338,8 @@ def _write_data(
         "y": (cells.y / field.scale).round(1).tolist(),
         "score": thousandths(cells.scores),
         "probabilities": thousandths(cells.probabilities),
-        "hsil": thousandths(cells.hsil_plus),
+        # Nothing where nobody said which classes are looked for.
+        "hsil": thousandths(cells.hsil_plus) if cells.classes.severe else None,
         "abstain": cells.abstain.astype(int).tolist(),
     }
     # The name is that of a folder that was made safe; the rest is numbers.

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from replication.drawing import pages
-from replication.drawing.palette import COLOURS, LETTERS, is_light
+from replication.drawing import pages, palette
 from replication.fields.scanned import EVALUATION, ScannedField, remarks, scanned_fields
 from replication.fields.show import answer, truth_layer
 from replication.fields.show.figures import NAMES
 from replication.fields.show.pictures import THUMBNAILS
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
+from tfds_pap.classes import Classes
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Cells of the gallery.
@@ -44,6 +44,9 @@ def write_report(run: RunDirectory) -> Path:
     manifest, fields = run.manifest(), scanned_fields(run)
     measured = run.path / EVALUATION
     evaluation = files.read_json(measured) if measured.exists() else None
+    classes = fields[0].classes if fields else Classes.known(STAGE2_CLASSES)
+    numbers = range(len(classes.names))
+    marks = palette.letters(classes)
     page = pages.template("replication.fields.show", "scan_report.html.j2").render(
         announcement=pages.announcement(manifest),
         answer=answer.of_scan(fields, evaluation),
@@ -56,13 +59,16 @@ def write_report(run: RunDirectory) -> Path:
         gallery=_gallery(fields),
         classes=[
             {
-                "name": name,
-                "letter": LETTERS[i],
-                "colour": "rgb({}, {}, {})".format(*COLOURS[i]),
-                "light": is_light(i),
+                "name": classes.names[n],
+                "shown": classes.shown[n],
+                "letter": marks[n],
+                "colour": palette.hexadecimal(n, classes),
+                "light": palette.is_light(n, classes),
             }
-            for i, name in enumerate(STAGE2_CLASSES)
+            for n in numbers
         ],
+        positive=" or ".join(classes.positive),
+        positive_name=classes.positive_name,
         evaluation=evaluation,
         figures={
             name: _FIGURES[name]
@@ -82,10 +88,12 @@ def write_report(run: RunDirectory) -> Path:
                 for one in fields
             ],
             "complete": bool(evaluation and evaluation["complete"]),
-            "classes": STAGE2_CLASSES,
-            "letters": LETTERS,
-            "colours": COLOURS,
-            "light": [is_light(i) for i in range(len(STAGE2_CLASSES))],
+            "classes": classes.shown,
+            "letters": marks,
+            "colours": [palette.colour(n, classes) for n in numbers],
+            "light": [palette.is_light(n, classes) for n in numbers],
+            "plain": classes.severity[0] if classes.severity else -1,
+            "severity": classes.severity or list(numbers),
         },
     )
     path = run.path / "report.html"
@@ -118,18 +126,18 @@ def _gallery(fields: Sequence[ScannedField]) -> list[dict[str, Any]]:
                     "name": one.info["name"],
                     "number": number,
                     "picture": f"fields/{quote(one.info['id'])}/thumbnails/{number}.jpg",
-                    "label": STAGE2_CLASSES[class_id],
+                    "label": cells.classes.shown[class_id],
                     "class_id": class_id,
                     "abstain": bool(cells.abstain[number]),
-                    "hsil_plus": float(cells.hsil_plus[number]),
+                    "hsil_plus": float(cells.hsil_plus[number]) if cells.classes.severe else None,
                     "score": float(cells.scores[number]),
                     "probabilities": [
                         {"name": name, "percent": f"{100 * p:.1f}", "top": i == class_id}
                         for i, (name, p) in enumerate(
-                            zip(STAGE2_CLASSES, cells.probabilities[number], strict=True)
+                            zip(cells.classes.shown, cells.probabilities[number], strict=True)
                         )
                     ],
                 }
             )
-    tiles.sort(key=lambda cell: -cell["hsil_plus"])
+    tiles.sort(key=lambda cell: (-(cell["hsil_plus"] or 0.0), -cell["score"]))
     return tiles[:_GALLERY]

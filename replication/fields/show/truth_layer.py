@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from replication.fields.judge.counts import AnnotatedField, matched, reachable
-from replication.fields.judge.truth import LABELS
+from replication.fields.judge.truth import labels_of
 from tfds_pap import files
 
 #: Beside the `cells.js` of a field.
@@ -26,7 +26,7 @@ def write(folder: Path, field: AnnotatedField, threshold: float, radius: float |
     for nucleus, cell in zip(pairs.nuclei.tolist(), pairs.detections.tolist(), strict=True):
         cells[nucleus] = cell
     data = {
-        "labels": LABELS,
+        "labels": labels_of(nuclei.classes),
         # Pixels as read, as those of the cells.
         "x": (nuclei.x / field.scale).round(1).tolist(),
         "y": (nuclei.y / field.scale).round(1).tolist(),

@@ -60,7 +60,7 @@ def describe(manager: "Manager", spec: model_pb2.ModelSpec) -> dict[str, Any]:
         "detects": detects and facts.get("detection") is not None,
         "samples": [
             {"label": SAMPLES[n], "url": f"page/samples/{n}.png"}
-            for n in offered or range(len(STAGE2_CLASSES))
+            for n in offered or (() if facts["labels"] else range(len(STAGE2_CLASSES)))
         ],
         **facts,
     }

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from replication.drawing import shown
+from replication.drawing import palette, shown
 from replication.measures import names
+from tfds_pap.classes import Classes
 
 _METADATA = Path("assets.extra") / "metadata.json"
 _FORMAT = 1
@@ -24,10 +25,6 @@ MEANINGS = {
     "SCC": "squamous cell carcinoma",
 }
 
-_METRICS = {
-    key: words[0].upper() + words[1:] for key, words in names.SHARES.items() if key != "macro_f1"
-}
-
 
 def read(version: Path) -> dict[str, Any]:
     """Returns what is known of a version, ready for JSON.
@@ -38,7 +35,9 @@ def read(version: Path) -> dict[str, Any]:
     Returns:
         `unknown`: why nothing is known, "" where something is. Then `title`, `details`, `labels`,
         `metrics` (each with `name`, `value`, `low`, `high`, `count` and the rounded `text`),
-        `methods` (of the intervals), `test_images` (by class), `temperature`, `threshold`,
+        `classes` (each with `name`, `shown`, `colour` and `letter`), `positive` (what is looked
+        for: `name` and `members`), `methods` (of the intervals), `test_images` (by class),
+        `temperature`, `threshold`,
         `margin` (within which the two highest probabilities decide nothing), `remarks`,
         `detection` (None where whole fields are not read; else `roi` in pixels, `words`), `notes`,
         `limits`, `announcement`, `intended_use`, `audit` and `exported`; of an unknown version only
@@ -69,11 +68,12 @@ def _unknown(reason: str) -> dict[str, Any]:
 def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
     model, metrics = metadata["model"], metadata["metrics"]
     calibration, abstention = metadata["calibration"], metadata["abstention"]
+    classes = _classes(metadata)
     rows = [
         # Runs of before named the interval by group apart.
-        _metric(title, metrics.get(f"{key}_by_group") or metrics[key])
-        for key, title in _METRICS.items()
-        if metrics.get(key)
+        _metric(_title(key, classes), metrics.get(f"{key}_by_group") or metrics[key])
+        for key in names.SHARES
+        if metrics.get(key) and key != "macro_f1"
     ]
     per_class = metrics.get("per_class", {})
     for label, of in per_class.items():
@@ -93,6 +93,16 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
             f"images are resized to {size} × {size} px ({model['resize']})."
         ),
         "labels": [str(label) for label in metadata["labels"]],
+        "classes": [
+            {
+                "name": name,
+                "shown": classes.shown[number],
+                "colour": palette.hexadecimal(number, classes),
+                "letter": palette.letters(classes)[number],
+            }
+            for number, name in enumerate(classes.names)
+        ],
+        "positive": {"name": classes.positive_name, "members": _members(classes)},
         "metrics": rows,
         "methods": shown.methods({row["name"]: row["method"] for row in rows}),
         "test_images": {label: int(of["support"]) for label, of in per_class.items()},
@@ -114,6 +124,23 @@ def _facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "audit": [str(line) for line in metadata["audit"]],
         "exported": str(metadata["exported"]["time"]),
     }
+
+
+def _classes(metadata: Mapping[str, Any]) -> Classes:
+    """What is known of the classes; versions from before said their names alone."""
+    if declared := metadata.get("classes"):
+        return Classes.from_json(declared)
+    return Classes.known([str(label) for label in metadata["labels"]])
+
+
+def _members(classes: Classes) -> str:
+    shown_names = dict(zip(classes.names, classes.shown, strict=True))
+    return " or ".join(shown_names[name] for name in classes.positive)
+
+
+def _title(key: str, classes: Classes) -> str:
+    words = names.metric(key, classes).words
+    return words[0].upper() + words[1:]
 
 
 def _margin(metrics: Mapping[str, Any], calibrated: bool) -> float:
