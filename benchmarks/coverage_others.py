@@ -10,6 +10,7 @@ from finetune.report import effects, selection
 from finetune.search.trials import Answers, Trial
 from replication.fields.judge.curves import Curves
 from replication.measures import intervals, shares
+from tfds_pap.classes import Classes
 
 #: Resamples of each interval that has some; the project takes 2,000, whose ends lie farther out.
 _RESAMPLES = 200
@@ -154,7 +155,7 @@ def searches(world: str, groups: int, seed: int) -> Sampler:
             trials,
             labels,
             tuple(f"group {one:04}" for one in field),
-            ("background", "cell"),
+            Classes.known(("background", "cell")),
             np.where(right, labels, 1 - labels),
             np.zeros((30, n)),
         )

@@ -217,5 +217,5 @@ def test_features_are_put_into_the_order_of_the_images(tmp_path):
 
 def test_a_class_folder_alone_is_refused(tmp_path):
     (tmp_path / "one" / "NILM").mkdir(parents=True)
-    with pytest.raises(folders.TreeError, match="with two or more class folders, got 1"):
+    with pytest.raises(folders.TreeError, match="with 2 to 20 class folders, got 1"):
         pipeline.prepare_folders(tmp_path / "one", tmp_path)

@@ -92,6 +92,10 @@ def test_values_and_statistics_of_resamples_equal_scikit_learn(names, seed):
         values = _values(some)
         for name, value in expected.items():
             assert fast[name][0] == pytest.approx(value, abs=1e-12), name
+            if name == "quadratic_kappa" and names not in (FOUR, TWO):
+                # Nobody said that these classes have an order.
+                assert name not in values
+                continue
             assert values[name] == pytest.approx(value, abs=1e-12), name
         for c in range(k):
             of_class = {
@@ -158,7 +162,7 @@ def test_textbook_quadratic_kappa():
     # margins (3,4,3) and (3,4,3): (4 * 12 * 1 + 2 * 9 * 4) / 10 = 12. Kappa = 1 - 6 / 12.
     labels = [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
     named = [0, 0, 1, 1, 1, 1, 2, 0, 2, 2]
-    results = evaluate(sure(labels, named, ("mild", "moderate", "severe")), resamples=50)
+    results = evaluate(sure(labels, named, ("NILM", "LSIL", "HSIL")), resamples=50)
     assert results["quadratic_kappa"].value == pytest.approx(0.5, abs=1e-12)
 
 

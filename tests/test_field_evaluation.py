@@ -20,16 +20,19 @@ from replication.fields.judge.counts import AnnotatedField, Detections
 from replication.fields.judge.curves import Curves
 from replication.fields.judge.evaluation import evaluate
 from replication.fields.judge.results import NOT_FOUND
-from replication.fields.judge.truth import LABELS, Nuclei
+from replication.fields.judge.truth import Nuclei, labels_of
 from replication.fields.show import figures as field_figures
 from replication.fields.show import truth_layer
 from replication.measures import shares
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 RADIUS = 32.0
+
+LABELS = labels_of(Classes.known(STAGE2_CLASSES))
 
 
 def places(of):

@@ -92,7 +92,7 @@ def write(run: RunDirectory, result: Comparison) -> Path:
 
 def _shown_metrics(result: Comparison) -> dict[str, str]:
     best = result.ranked[0]
-    classes = best.runs[0].classes
+    classes = best.candidate.runs[0].classes
     return {
         name: names.metric(name, classes).words for name in names.SHARES if name in best.summary
     }

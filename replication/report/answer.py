@@ -57,7 +57,7 @@ def _accuracy(row: results.Row) -> tuple[str, str]:
 
 
 def _sentence(rows: Sequence[results.Row], source: Source) -> str:
-    parts = []
+    parts: list[str] = []
     for protocol, words in (("clean", "Without the defects"), ("paper", "With the defects")):
         of = [row for row in rows if row.protocol == protocol]
         if not of:

@@ -61,6 +61,7 @@ class Nuclei:
         x: Sequence[float],
         y: Sequence[float],
         labels: Sequence[str],
+        *,
         classes: Classes = _PAPERS,
     ) -> "Nuclei":
         """Returns nuclei from any sequences.
@@ -105,7 +106,10 @@ def read_nuclei(path: Path, classes: Classes = _PAPERS) -> dict[str, Nuclei]:
         rows.setdefault(field, []).append((x, y, label))
     if not rows:
         raise PapError(f"{path}: expected a line for each annotated nucleus, got none")
-    return {field: Nuclei.of(*zip(*nuclei, strict=True), classes) for field, nuclei in rows.items()}
+    return {
+        field: Nuclei.of(*zip(*nuclei, strict=True), classes=classes)
+        for field, nuclei in rows.items()
+    }
 
 
 def _rows(path: Path, classes: Classes) -> Iterator[tuple[int, tuple[str, float, float, str]]]:
