@@ -19,9 +19,9 @@ from finetune.report.selection import (
     selection_optimism,
 )
 from finetune.search.trials import Answers, Search, Trial
+from tfds_pap.classes import Classes
 
 POINT = {"head": "64", "dropout": 0.2, "rate": 0.01, "batch": 16}
-from tfds_pap.classes import Classes
 
 
 def trial(order, values, score, status="completed", **fields):

@@ -18,6 +18,7 @@ from replication.measures import one_class
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
 from tfds_pap.classes import Classes
+from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Of a run of `replication.run`: where its scan lies, followed by "_" and the protocol.
 FOLDER = "scan"
@@ -42,7 +43,10 @@ class ScannedField:
     def classes(self) -> Classes:
         """What is known of the classes of stage 2."""
         declared = self.info.get("classes")
-        return Classes.from_json(declared) if declared else Classes.known(self.info["counts"])
+        if declared:
+            return Classes.from_json(declared)
+        # A scan of before says the papers' names alone.
+        return Classes.known(self.info.get("counts", STAGE2_CLASSES))
 
     @property
     def cells(self) -> Cells:

@@ -159,9 +159,10 @@ class Evaluation:
                 sentence = f"Found and named right: {'; '.join(readings)}."
                 if (positive := self.looked_for) is not None:
                     specificity = self.figure(f"specificity {positive}")
+                    others = [n for n in self.classes.names if n not in self.classes.positive]
                     sentence += (
-                        f" {positive} specificity, among the {specificity.count:,} other nuclei "
-                        f"found: {specificity}."
+                        f" {positive} specificity, among the {specificity.count:,} "
+                        f"{' and '.join(others)} nuclei found: {specificity}."
                     )
                 lines.append(sentence)
         if self.fields == 1:
