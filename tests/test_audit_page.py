@@ -29,7 +29,10 @@ def test_it_says_what_lies_on_both_sides_and_what_it_cannot_see():
 
 def test_nothing_found_is_not_nothing_looked_for():
     clean = dataclasses.replace(AUDIT, pairs=(), groups={})
-    assert audit_page.answer([clean]).answer == "No, none was found."
+    within = dataclasses.replace(PAIR, splits=("train", "train"), groups=("s1", "s1"))
+    kept = audit_page.answer([dataclasses.replace(clean, pairs=(within,))])
+    assert kept.answer == "No: of 1 pairs that show the same thing none lies apart."
+    assert audit_page.answer([clean]).answer.startswith("No: of 0 pairs")
     off = audit_page.answer([dataclasses.replace(clean, effort="off")])
     assert off.answer == "No picture was compared." and off.figures[0].value == "not looked"
 

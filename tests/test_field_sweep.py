@@ -187,7 +187,7 @@ def test_the_page_opens_with_the_setting_that_finds_most(tmp_path):
     settings = [row(25, 50.0, 0.5, 80.0, 0.7), row(10, 30.0, 0.1, 400.0, 0.9)]
     page = sweep_page.write(tmp_path, settings, 3, "Drawings.", complete=False).read_text()
     box = opening(page)
-    assert box["lead"].startswith("stride 10 px, radius 30 px, threshold 0.1 finds most")
+    assert box["lead"].startswith("Stride 10 px, radius 30 px, threshold 0.1 finds most")
     assert "the default (stride 25 px, radius 50 px, threshold 0.5)" in box["lead"]
     assert list(box["figures"].values()) == ["90.0 % [85.0, 95.0]", "70.0 % [65.0, 75.0]"]
     assert "chosen on these fields" in box["not"] and "3 fields" in box["not"]

@@ -10,7 +10,7 @@ from test_effects import additive, points, searched, trial
 
 from finetune.report import effect_figures, figure_parts
 from finetune.report.effects import marginal_effects
-from replication.drawing import figures, palette
+from replication.drawing import confusion, figures, palette
 from replication.measures.predictions import Predictions
 
 NAMES = {
@@ -27,7 +27,7 @@ def drawn(monkeypatch):
     """The matplotlib figure that a drawing function made last, laid out."""
     made = []
 
-    def draw_only(height, draw, form="svg", width=figures._WIDTH, dpi=None):
+    def draw_only(height, draw, form="svg", width=figures.WIDTH, dpi=None):
         with matplotlib.rc_context(figures.STYLE):
             made.append(Figure(figsize=(width, height), layout="constrained"))
             draw(made[-1])
@@ -51,7 +51,7 @@ def test_a_tick_is_printed_where_it_stands(drawn, value, text):
 @pytest.mark.parametrize("names", NAMES.values(), ids=map(str, NAMES))
 def test_class_names_of_a_confusion_matrix_stand_apart_at_their_cells(drawn, names):
     count = len(names)
-    figures.confusion_matrix(np.full((count, count), 1200) + np.eye(count, dtype=int), names)
+    confusion.confusion_matrix(np.full((count, count), 1200) + np.eye(count, dtype=int), names)
     axes = drawn[-1].axes[0]
     for axis in (axes.xaxis, axes.yaxis):
         labels = axis.get_ticklabels()
@@ -71,11 +71,11 @@ def test_class_names_of_a_confusion_matrix_stand_apart_at_their_cells(drawn, nam
 @pytest.mark.parametrize("names", NAMES.values(), ids=map(str, NAMES))
 def test_every_cell_has_its_count_and_its_percentage_inside(drawn, names):
     count = len(names)
-    figures.confusion_matrix(np.full((count, count), 1200), names)
+    confusion.confusion_matrix(np.full((count, count), 1200), names)
     axes = drawn[-1].axes[0]
     percentages = [text for text in axes.texts if text.get_text().endswith(" %")]
     # Of many classes, counts alone are large enough to be read.
-    assert len(percentages) == (count**2 if count < figures.MANY else 0)
+    assert len(percentages) == (count**2 if count < confusion.MANY else 0)
     assert sum(text.get_text() == "1,200" for text in axes.texts) == count**2
     left, right = axes.transData.transform([(0, 0), (1, 0)])[:, 0]
     assert all(text.get_window_extent().width < right - left for text in axes.texts)

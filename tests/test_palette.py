@@ -56,6 +56,7 @@ def test_colours_stand_out_from_a_dark_ground():
     dark = palette.DARK[palette.GROUND]
     assert min(contrast(palette.DARK[one], dark) for one in palette.LINES) > 4.5
     assert contrast(palette.DARK[palette.INK], dark) > 7
+    assert min(contrast(palette.DARK[one], dark) for one in palette.shades(5)) > 3
 
 
 def test_twenty_lines_are_told_apart():

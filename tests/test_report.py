@@ -13,7 +13,7 @@ from browser import Browser
 from pages import Page, needs_browser, on_a_phone, opening
 from PIL import Image
 
-from replication.drawing import figures
+from replication.drawing import confusion, figures
 from replication.measures import triage
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
@@ -446,7 +446,7 @@ def test_curves_of_any_classes(draw, stage, absent):
 def test_learning_curves_without_history_and_many_classes():
     xml.etree.ElementTree.fromstring(figures.learning_curves([[]], [None]))
     many = np.eye(9, dtype=int)
-    xml.etree.ElementTree.fromstring(figures.confusion_matrix(many, [f"c{i}" for i in range(9)]))
+    xml.etree.ElementTree.fromstring(confusion.confusion_matrix(many, [f"c{i}" for i in range(9)]))
 
 
 def test_it_opens_with_the_accuracies_and_what_they_do_not_mean(full):

@@ -58,7 +58,10 @@ def answer(audits: Sequence[leak_audit.Audit]) -> Answer:
     if parts:
         sentence = f"Yes: {', '.join(parts)}."
     else:
-        sentence = "No, none was audit." if looked else "No picture was compared."
+        pairs = sum(len(audit.pairs) for audit in looked)
+        sentence = f"No: of {pairs:,} pairs that show the same thing none lies apart."
+        if not looked:
+            sentence = "No picture was compared."
     limits = list(dict.fromkeys(audit.blindness() for audit in audits))
     return Answer(
         "Does the same picture, or group, lie on both sides of a split, or under two labels?",

@@ -96,7 +96,7 @@ def _panel(axes: Axes, search: Search, effects: Effects, effect: Effect) -> None
         done = [seen[t.trial_id] for t in members if t.status == "completed"]
         if done:
             axes.plot(
-                *zip(*done, strict=True), "o", color=figure_parts.TRIAL, alpha=0.35, ms=3.2, mew=0
+                *zip(*done, strict=True), "o", color=figure_parts.TRIAL, alpha=0.5, ms=3.4, mew=0
             )
         lost = [x for x, t in zip(places, members, strict=True) if t.status == "diverged"]
         edge = [figure_parts.EDGE[search.direction]] * len(lost)

@@ -17,7 +17,7 @@ from replication.comparison.differences import COMPARED
 from replication.comparison.leaks import Leak
 from replication.comparison.pairs import Pair
 from replication.comparison.ranking import COSTS, Comparison
-from replication.drawing import figures, pages, shown, terminal
+from replication.drawing import confusion, pages, shown, terminal
 from replication.measures import class_figures, names, one_class
 from replication.measures.evaluation import SeedSummary
 from replication.measures.intervals import Estimate
@@ -52,8 +52,8 @@ def write(run: RunDirectory, result: Comparison) -> Path:
     if result.leaks:
         for metric in COMPARED[:2]:
             pictures[f"leak_{metric}"] = comparison_figures.leak(result, metric)
-    confusion, class_names = _confusion(result)
-    pictures["confusion"] = figures.confusion_matrix(confusion, class_names)
+    matrix, class_names = _confusion(result)
+    pictures["confusion"] = confusion.confusion_matrix(matrix, class_names)
     shown_pairs, shown_title = _shown_pairs(result)
     page = pages.template("replication.comparison", "report.html.j2").render(
         result=result,
@@ -69,9 +69,9 @@ def write(run: RunDirectory, result: Comparison) -> Path:
         tests=list(dict.fromkeys(pair.method for pair in result.pairs)),
         figures={name: shown.svg(picture) for name, picture in pictures.items()},
         fronts={cost: result.front(cost) for cost in COSTS},
-        confusion_words=shown.confusion_words(confusion, class_names),
+        confusion_words=shown.confusion_words(matrix, class_names),
         extent=shown.extent(result.images, result.groups, result.unit),
-        many=len(class_names) >= figures.MANY,
+        many=len(class_names) >= confusion.MANY,
         headline=_headline(result),
         remarks=_remarks(result),
         leak_facts=leak_facts(result.leaks[0], result.unit) if result.leaks else "",

@@ -36,8 +36,8 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 
 _STEPS = 16
 
 
-def _steps(name: str) -> list[str]:
-    colours = matplotlib.colormaps[name](np.linspace(0.12, 1, _STEPS))
+def _steps(name: str, first: float) -> list[str]:
+    colours = matplotlib.colormaps[name](np.linspace(first, 1, _STEPS))
     return [matplotlib.colors.to_hex(colour) for colour in colours]
 
 
@@ -54,8 +54,8 @@ DARK = {
     GROUND: "#1d2125",
     GRID: "#3a4147",
     FAINT: "#32536a",
-    # From light to dark becomes from dark to light: more is what stands out.
-    **dict(zip(_steps("cividis_r"), reversed(_steps("cividis_r")), strict=True)),
+    # From light to dark becomes from grey to light: more is what stands out.
+    **dict(zip(_steps("cividis_r", 0.12), _steps("cividis", 0.45), strict=True)),
 }
 
 #: From nothing to much, laid on any ground; not quite `BLUE`, which changes on a dark one.
@@ -85,7 +85,7 @@ def shades(count: int) -> list[str]:
         count: 1 to 16.
     """
     places = np.linspace(0, _STEPS - 1, count).round().astype(int)
-    return [_steps("cividis_r")[place] for place in places]
+    return [_steps("cividis_r", 0.12)[place] for place in places]
 
 
 def with_dark_twin(svg: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn import metrics
 from tensorboard.plugins.hparams import api as hparams
 
-from replication.drawing import figures
+from replication.drawing import confusion
 from replication.learning import training
 from tfds_pap import pipeline, roles
 
@@ -89,7 +89,7 @@ class Pictures(keras.callbacks.Callback):
         """The figure of the report, uint8 `[1, h, w, 3]`."""
         names = self._store.index.class_names
         matrix = metrics.confusion_matrix(truth, named, labels=range(len(names)))
-        png = figures.confusion_matrix(matrix, names, form="png")
+        png = confusion.confusion_matrix(matrix, names, form="png")
         return tf.io.decode_png(png, channels=3)[None]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replication.drawing import figures, pages
+from replication.drawing import confusion, figures, pages
 from replication.drawing.pages import UNKNOWN, mapping, memory, whole_number
 from replication.drawing.shown import (
     NO_IMAGE,
@@ -205,7 +205,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
             }
         ),
         "per_class": _per_class(first["per_class"]),
-        "many": len(support) >= figures.MANY,
+        "many": len(support) >= confusion.MANY,
         "absent": [name for name, count in support.items() if not count],
         "kept": _kept(infos[0]),
         "chose_epoch": infos[0].get("kept") == "best",
@@ -218,7 +218,7 @@ def _section(row: results.Row, fits: Sequence[results.Fit]) -> dict[str, Any]:
                 )
             ),
             "confusion": svg(
-                figures.confusion_matrix(first["confusion_matrix"], first["class_names"])
+                confusion.confusion_matrix(first["confusion_matrix"], first["class_names"])
             ),
             "roc": svg(figures.roc_curves(tests)),
             "pr": svg(figures.precision_recall_curves(tests)),

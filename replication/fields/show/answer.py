@@ -86,7 +86,7 @@ def of_sweep(rows: Sequence[Row], fields: int, *, complete: bool) -> Answer:
     most = max(rows, key=lambda row: row.recall if math.isfinite(row.recall) else -1.0)
     default = next((row for row in rows if row.setting == DEFAULT), None)
     cost = f"{most.kept_per_field:.1f} ROIs a field that stage 2 names"
-    sentence = f"{_setting(most)} finds most, for {cost}"
+    sentence = f"S{_setting(most)[1:]} finds most, for {cost}"
     if default and default is not most:
         sentence += f"; the default ({_setting(default)}) names {default.kept_per_field:.1f}"
     figures = [_recall(most, "the setting that finds most")]
