@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,13 +212,7 @@ def _computing() -> Iterator[Fact]:
     policy = device.configure()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Fact("ok", "processor", f"{device.processor()}, {cores} cores for this process")
-    one_dnn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1") != "0"
-    yield Fact(
-        "ok" if one_dnn else "note",
-        "oneDNN",
-        f"{'on' if one_dnn else 'off'}; instructions: {_instructions()}",
-        "" if one_dnn else "unset TF_ENABLE_ONEDNN_OPTS, unless results must match another machine",
-    )
+    yield one_dnn(os.environ, _instructions())
     gpus = tf.config.list_physical_devices("GPU")
     device_nodes = [path for path in ("/dev/nvidia0", "/dev/kfd") if Path(path).exists()]
     if gpus:
@@ -235,6 +229,28 @@ def _computing() -> Iterator[Fact]:
     xla = "on" if policy.jit_compile else "off"
     words = f"backend {keras.backend.backend()}, {policy.precision}, XLA {xla}"
     yield Fact("ok", "policy", words)
+
+
+def one_dnn(environment: Mapping[str, str], offered: str) -> Fact:
+    """Says what TensorFlow's convolutions use of the processor.
+
+    Args:
+        environment: Variables that TensorFlow and oneDNN read.
+        offered: Vector instructions of the processor.
+    """
+    if environment.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false"):
+        return Fact(
+            "note",
+            "oneDNN",
+            f"off by TF_ENABLE_ONEDNN_OPTS; the processor offers {offered}",
+            "unset it, unless results must match another machine: training is slower without",
+        )
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        held = environment.get(name, "")
+        if held and held.upper() not in ("ALL", "DEFAULT"):
+            words = f"on, held to {held} by {name}; the processor offers {offered}"
+            return Fact("note", "oneDNN", words, "unset it for all that the processor offers")
+    return Fact("ok", "oneDNN", f"on; the processor offers {offered}")
 
 
 def _instructions() -> str:

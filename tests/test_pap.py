@@ -86,3 +86,28 @@ def test_the_doctor_tries_ports_and_places(tmp_path):
     file.write_text("")
     barred = doctor._writable(file / "below")
     assert barred.state == "bad" and "not a directory" in barred.words
+
+
+@pytest.mark.parametrize(
+    ("environment", "state", "said"),
+    [
+        ({}, "ok", "on; the processor offers avx2"),
+        ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "note", "off by TF_ENABLE_ONEDNN_OPTS; the processor"),
+        ({"TF_ENABLE_ONEDNN_OPTS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"}, "note", "on, held to AVX2"),
+        ({"DNNL_MAX_CPU_ISA": "ALL"}, "ok", "on; "),
+    ],
+)
+def test_the_doctor_says_what_tensorflow_uses_of_the_processor(environment, state, said):
+    fact = doctor.one_dnn(environment, "avx2")
+    assert fact.state == state and fact.words.startswith(said)
+    assert (fact.mend == "") == (state == "ok")
+
+
+def test_a_command_whose_packages_are_not_there_says_so_in_a_line(monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'sklearn.metrics'", name="sklearn.metrics")
+
+    monkeypatch.setattr(sys, "argv", ["pap", "run"])
+    monkeypatch.setattr(pap.runpy, "run_module", missing)
+    with pytest.raises(SystemExit, match="pap run: sklearn is not installed; pap doctor says"):
+        pap.main()

@@ -210,3 +210,18 @@ def test_phantoms_are_drawn_once_and_announced(two_stage_run, tmp_path):
     assert manifest["announcement"].startswith("The fields are drawings made by this package.")
     assert manifest["source"] == "phantom"
     assert "phantom_00.jpg" in done.stdout
+
+
+def test_a_dry_run_says_what_is_left_and_writes_nothing(two_stage_run, fields, tmp_path):
+    done = command(
+        "replication.scan",
+        f"--stage1={two_stage_run}",
+        f"--stage2={two_stage_run}",
+        f"--scan_dir={tmp_path / 'scan'}",
+        "--dry_run",
+        fields,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fields finished before\nPlan: " in done.stdout and "megapixels" in done.stdout
+    assert "--dry_run: nothing was written" in done.stdout
+    assert not (tmp_path / "scan").exists()

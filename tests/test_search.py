@@ -66,6 +66,23 @@ def test_the_command_says_what_it_will_do_and_what_it_found(undisturbed):
     assert "val_loss" in (directory / "report.html").read_text() or "loss" in words
 
 
+def test_a_dry_run_tells_trials_minutes_and_disk_and_writes_nothing(places, tmp_path):
+    root, where = places
+    done = command(
+        "finetune.search",
+        *FLAGS,
+        f"--space={root / 'points.py'}",
+        *where,
+        f"--search_dir={tmp_path / 'search'}",
+        f"--features_dir={tmp_path / 'features'}",
+        "--dry_run",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\nPlan: " in done.stdout and "ms a step of" in done.stdout
+    assert "--dry_run: nothing was written" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
     directory, _, arguments = undisturbed
     root, _ = places
