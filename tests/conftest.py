@@ -123,6 +123,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of a page's words: its figures, which take most of its time, are empty."""
+    from replication.drawing import figures
+
+    monkeypatch.setattr(figures, "drawn", lambda *_, **__: b"<svg></svg>")
+
+
+@pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
     """A backbone in the table that builds and runs in milliseconds: two convolutions, BatchNorm."""
     import keras

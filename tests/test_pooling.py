@@ -13,7 +13,7 @@ import tensorflow as tf
 from replication.learning import models, pooling
 
 
-def trained(build, *, compiled, steps=3, batches=(8, 3)):
+def trained(build, *, compiled, steps=2, batches=(4, 3)):
     """A model after a few steps of batches of two sizes."""
     keras.utils.set_random_seed(0)
     model = build()
@@ -68,7 +68,7 @@ def test_only_large_windows_of_two_by_two_are_replaced():
 
 
 def test_what_is_saved_is_plain_keras(tmp_path):
-    model = trained(lambda: models.stage2_cnn("clean", 190), compiled=True, steps=1)
+    model = trained(lambda: models.stage2_cnn("clean", 190), compiled=True, steps=1, batches=(2,))
     models.save_model(model, tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as saved:
         config = json.loads(saved.read("config.json"))
@@ -89,7 +89,7 @@ images, labels = np.zeros((32, 190, 190, 3), np.uint8), np.zeros(32, np.int64)
 for _ in range(2):
     model.train_on_batch(images, labels)
 before = resource.getrusage(resource.RUSAGE_SELF)
-for _ in range(3):
+for _ in range(2):
     model.train_on_batch(images, labels)
 after = resource.getrusage(resource.RUSAGE_SELF)
 system, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime

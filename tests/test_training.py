@@ -2,13 +2,12 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from commands import command
 
 from replication.drawing import tensorboard
 from replication.learning import training
@@ -165,7 +164,7 @@ def test_loss_that_is_not_finite_is_one_line(store, tmp_path):
 
 
 def test_two_replicas_train_and_share_even_batches_only(data_dir, manual_dir, tmp_path):
-    # Devices can only be divided before TensorFlow starts, hence the process of its own.
+    # Devices can only be divided before TensorFlow computes, hence the process of its own.
     script = f"""
 import dataclasses, pathlib, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -187,9 +186,7 @@ try:
 except PapError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=200
-    )
+    done = command("-c", script)
     assert done.returncode == 0, done.stderr
     expected = "--batch_size=7 must divide by the 2 devices of --strategy=mirrored\n"
     assert done.stdout.endswith(expected)
