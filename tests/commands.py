@@ -16,21 +16,21 @@ from pathlib import Path
 _LOCK = threading.Lock()
 
 
-def command(module, *arguments, timeout=280, extra=None, **options):
+def command(module, *arguments, timeout=280, **options):
     """Returns the finished process of `python -m module arguments`, or of `python -c` with "-c".
 
-    It is forked from one that has imported TensorFlow, which saves the seconds of that. `extra`
-    adds variables to its environment that nothing reads when imported; a command with another
-    `env` is a process of its own, as TensorFlow may read that.
+    It is forked from one that has imported TensorFlow, which saves the seconds of that; see
+    `start` for the options. A command with another `env` is a process of its own, as TensorFlow
+    may read that.
     """
     typed = [sys.executable, *([] if module == "-c" else ["-m"]), module, *map(str, arguments)]
-    if options.keys() - {"cwd"}:
+    if "env" in options:
         return subprocess.run(
             typed, capture_output=True, text=True, timeout=timeout, check=False, **options
         )
     with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as err:
         places = {"stdout": out.name, "stderr": err.name}
-        started = start(module, *arguments, extra=extra, **places, **options)
+        started = start(module, *arguments, **places, **options)
         try:
             status = started.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -39,8 +39,20 @@ def command(module, *arguments, timeout=280, extra=None, **options):
         return subprocess.CompletedProcess(typed, status, out.read(), err.read())
 
 
-def start(module, *arguments, stdout=os.devnull, stderr=os.devnull, extra=None, cwd=None):
-    """Starts `python -m module arguments` as `command` does; `stdout` and `stderr` are files."""
+def start(
+    module, *arguments, stdout=os.devnull, stderr=os.devnull, extra=None, cwd=None, draws=True
+):
+    """Starts `python -m module arguments` as `command` does.
+
+    Args:
+        module: Or "-c".
+        *arguments: Of the command.
+        stdout: A file, to which it appends.
+        stderr: Likewise.
+        extra: Variables of its environment, which nothing reads when imported.
+        cwd: Its folder.
+        draws: Whether its figures are drawn, which takes most of a page's time, or empty.
+    """
     line = {
         "module": str(module),
         "arguments": [*map(str, arguments)],
@@ -48,6 +60,7 @@ def start(module, *arguments, stdout=os.devnull, stderr=os.devnull, extra=None, 
         "environment": {**os.environ, **(extra or {})},
         "stdout": str(stdout),
         "stderr": str(stderr),
+        "draws": draws,
     }
     return Started(_ask(line))
 

@@ -3,9 +3,9 @@
 Importing TensorFlow, Keras and the rest takes some five seconds of processor time, more than most
 commands of the tests. Nothing is computed before the fork, so it loses no thread of TensorFlow.
 Each line of standard input is JSON. A command has `module` (or "-c"), `arguments`, `folder`,
-`environment` and the files `stdout` and `stderr`; the answer is its process id. `poll` has one; the
-answer is the status with which it ended, or null while it runs. What still runs at the end of input
-is killed.
+`environment`, the files `stdout` and `stderr`, and whether it `draws` figures; the answer is its
+process id. `poll` has one; the answer is the status with which it ended, or null while it runs.
+What still runs at the end of input is killed.
 """
 
 import json
@@ -72,6 +72,10 @@ def _run(command: dict) -> None:
     sys.path[0] = str(Path.cwd())
     status = 1
     try:
+        if not command["draws"]:
+            from replication.drawing import figures
+
+            figures.drawn = lambda *_, **__: b"<svg></svg>"
         if command["module"] == "-c":
             exec(sys.argv.pop(1), {"__name__": "__main__"})
         else:

@@ -95,6 +95,7 @@ def test_the_same_command_again_trains_nothing(finished, manual_dir, data_dir):
         f"--data_dir={data_dir}",
         f"--run_dir={run_dir}",
         *FLAGS,
+        draws=False,
     )
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished before") == 2
@@ -107,7 +108,7 @@ def test_a_run_is_widened_by_stage_and_seed(finished, manual_dir, data_dir, tmp_
     places = (f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", f"--run_dir={run_dir}")
     for wider in (("--stages=2", "--protocol=paper"), ("--seeds=0,1",)):
         # Of a flag that is given twice, the second counts.
-        done = command("replication.run", *places, *FLAGS, *wider)
+        done = command("replication.run", *places, *FLAGS, *wider, draws=False)
         assert done.returncode == 0, done.stderr
     assert "stage-2 original CNN (P2)" in done.stdout
     assert "(2 seeds)" in done.stdout
@@ -128,7 +129,7 @@ def test_killed_run_ends_with_the_same_weights_and_metrics(
         *FLAGS,
     ]
     log = tmp_path / "log"
-    process = start("replication.run", *arguments, stdout=log, stderr=log)
+    process = start("replication.run", *arguments, stdout=log, stderr=log, draws=False)
     # Killed at the first sign of training: the state of an epoch has just been written.
     deadline = time.monotonic() + 200
     while not list((tmp_path / "killed").glob("stage1/paper/seed_0/state.npz")):
@@ -138,7 +139,7 @@ def test_killed_run_ends_with_the_same_weights_and_metrics(
     process.kill()
     process.wait()
     assert not list((tmp_path / "killed").glob("stage1/*/*/fit.json"))
-    done = command("replication.run", *arguments)
+    done = command("replication.run", *arguments, draws=False)
     assert done.returncode == 0, done.stderr
     assert weights_digest(tmp_path / "killed") == weights_digest(whole)
     for protocol in ("paper", "clean"):

@@ -69,7 +69,7 @@ def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
     killed = root / "killed"
     ended = []
     for wanted in (1, 4):
-        process = start("finetune.search", *arguments, f"--search_dir={killed}")
+        process = start("finetune.search", *arguments, f"--search_dir={killed}", draws=False)
         deadline = time.monotonic() + 120
         while len(list(killed.glob("trials/*/execution_0/result.json"))) < wanted:
             assert process.poll() is None and time.monotonic() < deadline
@@ -77,7 +77,7 @@ def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
         process.kill()
         process.wait()
         ended.append({p: p.stat().st_mtime_ns for p in killed.glob("trials/*/*/result.json")})
-    done = command("finetune.search", *arguments, f"--search_dir={killed}")
+    done = command("finetune.search", *arguments, f"--search_dir={killed}", draws=False)
     assert done.returncode == 0, done.stderr
     assert "Resuming: " in done.stdout
     for before in ended:
@@ -92,7 +92,7 @@ def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
 def test_the_same_command_again_trains_nothing(undisturbed):
     directory, output, arguments = undisturbed
     before = {p: p.stat().st_mtime_ns for p in directory.glob("trials/*/*/result.json")}
-    again = command("finetune.search", *arguments, f"--search_dir={directory}")
+    again = command("finetune.search", *arguments, f"--search_dir={directory}", draws=False)
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_mtime_ns for p in directory.glob("trials/*/*/result.json")} == before
     best = [line for line in output.splitlines() if line.startswith("Best found")]
@@ -146,7 +146,7 @@ def test_workers_side_by_side_survive_their_chief(places):
         f"--search_dir={directory}",
         "--workers=2",
     )
-    chief = start("finetune.search", *arguments)
+    chief = start("finetune.search", *arguments, draws=False)
     deadline = time.monotonic() + 120
     while not list(directory.glob("trials/*/execution_0/result.json")):
         assert chief.poll() is None and time.monotonic() < deadline
@@ -157,7 +157,7 @@ def test_workers_side_by_side_survive_their_chief(places):
     chief.wait()
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert len(gone) == 2 and not alive
-    done = command("finetune.search", *arguments)
+    done = command("finetune.search", *arguments, draws=False)
     assert done.returncode == 0, done.stderr
     found = collect.read_trials(directory)
     assert len({tuple(trial.values.items()) for trial in found}) == len(found) == 6
@@ -175,6 +175,7 @@ def test_the_best_trial_is_trained_for_good(undisturbed, places):
         f"--run_dir={root / 'final'}",
         "--seeds=0,1",
         "--train_on=train_and_tune",
+        draws=False,
     )
     assert done.returncode == 0, done.stderr
     assert "2 models" in done.stdout and "as on stored features" in done.stdout
@@ -206,6 +207,7 @@ def test_a_second_phase_trains_blocks(places):
         "--second_phase_blocks=1",
         "--second_phase_learning_rate=0.1",
         "--second_phase_epochs=2",
+        draws=False,
     )
     assert done.returncode == 0, done.stderr
     folder = root / "second" / "stage2" / "clean" / "seed_0"
