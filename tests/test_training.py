@@ -113,6 +113,16 @@ def test_resumed_fit_equals_an_undisturbed_one(store, undisturbed, tmp_path, kee
     assert again["best_epoch"] == outcome["best_epoch"]
 
 
+def test_a_step_is_traced_once(store, tmp_path, monkeypatch):
+    """Tracing takes most of a short fit's time; variables made in the first step double it."""
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(
+        keras.Model, "train_step", lambda model, data: traced.append(model) or step(model, data)
+    )
+    fit(store, tmp_path, dataclasses.replace(RECIPE, epochs=1))
+    assert len(traced) == 1
+
+
 def test_best_weights_are_those_of_the_lowest_tune_loss(store, undisturbed):
     model, outcome = undisturbed["best"]
     losses = [epoch["val_loss"] for epoch in outcome["history"]]
