@@ -4,54 +4,103 @@ import atexit
 import functools
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
-#: One command at a time is forked; threads of a test that run several start processes.
+#: Questions to the process that forks, and their answers, come in pairs.
 _LOCK = threading.Lock()
 
 
 def command(module, *arguments, timeout=280, **options):
-    """Returns the finished process of `python -m module arguments`.
+    """Returns the finished process of `python -m module arguments`, or of `python -c` with "-c".
 
-    It is forked from one that has imported TensorFlow, which saves the seconds of that. A command
-    with another environment is a process of its own, as TensorFlow may read it when imported.
+    It is forked from one that has imported TensorFlow, which saves the seconds of that; see
+    `start` for the options. A command with another `env` is a process of its own, as TensorFlow
+    may read that.
     """
-    typed = [sys.executable, "-m", module, *map(str, arguments)]
-    if options.keys() <= {"cwd"} and _LOCK.acquire(blocking=False):
-        try:
-            return _forked(typed, timeout, options.get("cwd"))
-        finally:
-            _LOCK.release()
-    return subprocess.run(
-        typed, capture_output=True, text=True, timeout=timeout, check=False, **options
-    )
-
-
-def _forked(typed, timeout, folder):
-    parent = _parent()
+    typed = [sys.executable, *([] if module == "-c" else ["-m"]), module, *map(str, arguments)]
+    if "env" in options:
+        return subprocess.run(
+            typed, capture_output=True, text=True, timeout=timeout, check=False, **options
+        )
     with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as err:
-        line = {
-            "module": typed[2],
-            "arguments": typed[3:],
-            "folder": str(folder or Path.cwd()),
-            "environment": dict(os.environ),
-            "stdout": out.name,
-            "stderr": err.name,
-        }
-        print(json.dumps(line), file=parent.stdin, flush=True)
-        process = int(parent.stdout.readline())
-        if not select.select([parent.stdout], [], [], timeout)[0]:
-            os.killpg(process, signal.SIGKILL)
-            parent.stdout.readline()
-            raise subprocess.TimeoutExpired(typed, timeout, out.read(), err.read())
-        status = int(parent.stdout.readline())
+        places = {"stdout": out.name, "stderr": err.name}
+        started = start(module, *arguments, **places, **options)
+        try:
+            status = started.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(typed, timeout, out.read(), err.read()) from None
         return subprocess.CompletedProcess(typed, status, out.read(), err.read())
+
+
+def start(
+    module, *arguments, stdout=os.devnull, stderr=os.devnull, extra=None, cwd=None, draws=True
+):
+    """Starts `python -m module arguments` as `command` does.
+
+    Args:
+        module: Or "-c".
+        *arguments: Of the command.
+        stdout: A file, to which it appends.
+        stderr: Likewise.
+        extra: Variables of its environment, which nothing reads when imported.
+        cwd: Its folder.
+        draws: Whether its figures are drawn, which takes most of a page's time, or empty.
+    """
+    line = {
+        "module": str(module),
+        "arguments": [*map(str, arguments)],
+        "folder": str(cwd or Path.cwd()),
+        "environment": {**os.environ, **(extra or {})},
+        "stdout": str(stdout),
+        "stderr": str(stderr),
+        "draws": draws,
+    }
+    return Started(_ask(line))
+
+
+class Started:
+    """A forked command, with what the tests need of `subprocess.Popen`."""
+
+    def __init__(self, pid):
+        self.pid, self.returncode = pid, None
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = _ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout=280):
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number):
+        # Its number is its own until `poll` has told its end.
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+
+def _ask(question):
+    with _LOCK:
+        parent = _parent()
+        print(json.dumps(question), file=parent.stdin, flush=True)
+        return json.loads(parent.stdout.readline())
 
 
 @functools.cache

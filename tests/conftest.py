@@ -22,57 +22,63 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-#: Whole commands, fits, kills, servers, browsers and searches; `make check` leaves them out.
-SLOW = frozenset(
-    [
-        "test_audit",
-        "test_client_and_server",
-        "test_cluster",
-        "test_commands",
-        "test_compare",
-        "test_detection",
-        "test_docs",
-        "test_comparison_report",
-        "test_export",
-        "test_field_sweep",
-        "test_gradcam",
-        "test_hostile",
-        "test_hot_swap",
-        "test_library",
-        "test_near_duplicates",
-        "test_pooling",
-        "test_recipes",
-        "test_report",
-        "test_run",
-        "test_same_everywhere",
-        "test_scan",
-        "test_scan_report",
-        "test_scan_sweep",
-        "test_search",
-        "test_search_report",
-        "test_search_tuner",
-        "test_servables",
-        "test_soak",
-        "test_server_life",
-        "test_serving_page_browser",
-        "test_serving_predict",
-        "test_training",
-        "test_trials",
-        "test_tuning",
-        "test_weights",
-        "test_dry_run",
-        "test_tutorial",
-        "test_wheel",
-        "test_publish",
-    ]
+#: Whole commands, fits, kills, servers, browsers and searches; `make check` leaves them out. They
+#: come first, the longest before all, so that two workers end at about the same time.
+SLOW = (
+    "test_search",
+    "test_run",
+    "test_search_tuner",
+    "test_pooling",
+    "test_compare",
+    "test_report",
+    "test_server_life",
+    "test_training",
+    "test_soak",
+    "test_hot_swap",
+    "test_hostile",
+    "test_detection",
+    "test_commands",
+    "test_weights",
+    "test_gradcam",
+    "test_same_everywhere",
+    "test_cluster",
+    "test_comparison_report",
+    "test_recipes",
+    "test_tuning",
+    "test_export",
+    "test_scan",
+    "test_publish",
+    "test_library",
+    "test_scan_report",
+    "test_serving_predict",
+    "test_docs",
+    "test_field_sweep",
+    "test_audit",
+    "test_search_report",
+    "test_serving_page_browser",
+    "test_client_and_server",
+    "test_near_duplicates",
+    "test_scan_sweep",
+    "test_servables",
+    "test_trials",
+    "test_dry_run",
+    "test_tutorial",
+    "test_wheel",
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps xdist from beginning with the files of most tests instead."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the files that `make check` leaves out."""
+    """Marks the files that `make check` leaves out, and puts them first."""
+    rank = {name: number for number, name in enumerate(SLOW)}
     for item in items:
-        if item.path.stem in SLOW:
+        if item.path.stem in rank:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def save_image(path: Path, seed: int, size: int = 32) -> None:
@@ -123,6 +129,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real stand-in images (CRIC, Mendeley LBC) are not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of a page's words: its figures, which take most of its time, are empty."""
+    from replication.drawing import figures
+
+    monkeypatch.setattr(figures, "drawn", lambda *_, **__: b"<svg></svg>")
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
 Importing TensorFlow, Keras and the rest takes some five seconds of processor time, more than most
 commands of the tests. Nothing is computed before the fork, so it loses no thread of TensorFlow.
-Each line of standard input is a command in JSON: `module`, `arguments`, `folder`, `environment` and
-the files `stdout` and `stderr`. The answer is a line with its process id, and one with its status.
+Each line of standard input is JSON. A command has `module` (or "-c"), `arguments`, `folder`,
+`environment`, the files `stdout` and `stderr`, and whether it `draws` figures; the answer is its
+process id. `poll` has one; the answer is the status with which it ended, or null while it runs.
+What still runs at the end of input is killed.
 """
 
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -29,31 +32,54 @@ def main() -> None:
     import statsmodels.stats.proportion  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
+    running = set()
     while line := sys.stdin.readline():
-        process = os.fork()
-        if not process:
-            _run(json.loads(line))
-        print(process, flush=True)
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(status, flush=True)
+        question = json.loads(line)
+        if "poll" in question:
+            answer = _ended(question["poll"], running)
+        elif not (answer := os.fork()):
+            _run(question)
+        else:
+            running.add(answer)
+        print(json.dumps(answer), flush=True)
+    for process in running:
+        os.killpg(process, signal.SIGKILL)
+
+
+def _ended(process: int, running: set[int]) -> int | None:
+    found, status = os.waitpid(process, os.WNOHANG)
+    if not found:
+        return None
+    running.remove(process)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _run(command: dict) -> None:
     """Becomes the command; never returns."""
     os.setsid()
+    # A suite that a shell runs in the background ignores it, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(command["folder"])
     os.environ.clear()
     os.environ.update(command["environment"])
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    files = [os.open(command[name], os.O_WRONLY) for name in ("stdout", "stderr")]
+    append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    files = [os.open(command[name], append) for name in ("stdout", "stderr")]
     for number, file in enumerate((nowhere, *files)):
         os.dup2(file, number)
-    # What `python -m` does, with the arguments where it puts them.
+    # What `python -m` and `python -c` do, with the arguments where they put them.
     sys.argv = [command["module"], *command["arguments"]]
     sys.path[0] = str(Path.cwd())
     status = 1
     try:
-        runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+        if not command["draws"]:
+            from replication.drawing import figures
+
+            figures.drawn = lambda *_, **__: b"<svg></svg>"
+        if command["module"] == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         if isinstance(end.code, str):

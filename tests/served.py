@@ -4,17 +4,20 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
+import typing
+from pathlib import Path
 
 
 @dataclasses.dataclass
 class Served:
     """A running server."""
 
-    process: subprocess.Popen
+    process: typing.Any
     grpc_port: int
     rest_port: int
 
@@ -43,15 +46,19 @@ def free_port():
         return found.getsockname()[1]
 
 
+def process(module, *arguments, stdout=os.devnull, stderr=os.devnull):
+    """Starts `python -m module arguments`, which writes to files; `commands.start` is quicker."""
+    typed = [sys.executable, "-m", module, *map(str, arguments)]
+    with Path(stdout).open("ab") as out, Path(stderr).open("ab") as err:
+        return subprocess.Popen(typed, stdout=out, stderr=err)
+
+
 @contextlib.contextmanager
-def served(serving_dir, *arguments, seconds=90, log=subprocess.DEVNULL):
+def served(serving_dir, *arguments, seconds=90, log=os.devnull, start=process):
     """Starts a server, waits for its first version, stops it at the end."""
     ports = free_port(), free_port()
-    command = [
-        *(sys.executable, "-m", "serving.server", f"--serving_dir={serving_dir}"),
-        *(f"--port={ports[0]}", f"--rest_api_port={ports[1]}", *map(str, arguments)),
-    ]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    flags = (f"--serving_dir={serving_dir}", f"--port={ports[0]}", f"--rest_api_port={ports[1]}")
+    process = start("serving.server", *flags, *arguments, stdout=log, stderr=log)
     server = Served(process, *ports)
     try:
         end = time.monotonic() + seconds

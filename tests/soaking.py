@@ -23,7 +23,7 @@ import hostile
 import hostile_images
 import numpy as np
 import psutil
-from served import Served, free_port
+from served import Served, free_port, process
 from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
@@ -56,12 +56,22 @@ class Soak:
         large: Whether hostile images of megabytes are among them.
         hostile_share: Of the requests, once the attack has begun.
         seed: Of everything drawn.
+        start: Starts a command.
     """
 
     def __init__(
-        self, serving_dir, *, clients, think, large=True, hostile_share=HOSTILE_SHARE, seed=0
+        self,
+        serving_dir,
+        *,
+        clients,
+        think,
+        large=True,
+        hostile_share=HOSTILE_SHARE,
+        seed=0,
+        start=process,
     ):
         self.serving_dir, self.clients, self.think = serving_dir, clients, think
+        self._start_process = start
         self.hostile_share = hostile_share
         rng = np.random.default_rng(seed)
         self.small = list(hostile_images.corpus(rng))
@@ -147,13 +157,9 @@ class Soak:
     # -- The server ------------------------------------------------------------------------------
 
     def _start(self):
-        command = [
-            *(sys.executable, "-m", "serving.server", f"--serving_dir={self.serving_dir}"),
-            *(f"--port={self.ports[0]}", f"--rest_api_port={self.ports[1]}", *_FLAGS),
-        ]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        ports = (f"--port={self.ports[0]}", f"--rest_api_port={self.ports[1]}")
+        flags = (f"--serving_dir={self.serving_dir}", *ports, *_FLAGS)
+        self.process = self._start_process("serving.server", *flags)
         self.server, self.born = Served(self.process, *self.ports), time.monotonic()
         while True:
             with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """A chief and its workers on loopback: killed, started again, late, alone."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief, oracle_client
 
 from finetune.search import cluster, oracles, place
+from tfds_pap import files
 from tfds_pap.errors import PapError
 
 SCORE = keras_tuner.Objective("score", "max")
@@ -72,11 +74,21 @@ def build(tuner="grid"):
 
 
 def run(tuner_id, port, directory, tuner="grid", held=None):
-    """One process of a search."""
+    """One process of a search; leases run by a clock that the test sets, however busy the machine.
+
+    The chief writes at which time of that clock it last heard of whom.
+    """
     environment(os.environ.__setitem__, tuner_id, port)
-    made = Tuner(build(tuner), directory, held)
+    oracle = build(tuner)
+    oracle.clock = lambda: float((directory / "clock").read_text())
+    made = Tuner(oracle, directory, held)
     if place.is_chief():
-        cluster.serve(made.oracle, lease_seconds=LEASE_SECONDS)
+
+        def note():
+            content = json.dumps(oracle._heard)
+            files.write_atomically(directory / "heard.json", content)
+
+        cluster.serve(oracle, lease_seconds=LEASE_SECONDS, on_tick=note)
     else:
         cluster.wait_for_chief()
         made.search()
@@ -88,7 +100,7 @@ def environment(put, tuner_id, port):
     put("KERASTUNER_ORACLE_PORT", str(port))
 
 
-def wait_until(true, seconds=30):
+def wait_until(true, seconds=120):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "nothing happened"
@@ -115,6 +127,7 @@ def start(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["finetune.search.oracles"])
     found, processes = free_port(), []
+    set_clock(tmp_path, 0)
 
     def start(tuner_id, **options):
         process = context.Process(target=run, args=(tuner_id, found, tmp_path), kwargs=options)
@@ -128,6 +141,17 @@ def start(tmp_path):
         process.join()
 
 
+def set_clock(directory, seconds):
+    files.write_atomically(directory / "clock", str(seconds))
+
+
+def heard_of(directory, seconds, *names):
+    """Whether the chief has heard of these since its clock was set."""
+    path = directory / "heard.json"
+    heard = json.loads(path.read_text()) if path.exists() else {}
+    return all(heard.get(name) == seconds for name in names)
+
+
 def began(directory):
     """Who began which trial."""
     path = directory / "began.txt"
@@ -137,7 +161,7 @@ def began(directory):
 
 def ended(*processes):
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=120)
     return [process.exitcode for process in processes]
 
 
@@ -180,8 +204,10 @@ def test_neither_a_killed_worker_nor_a_killed_chief_loses_the_search(start, tmp_
     chief.join()
     chief, quick = start("chief", tuner="hyperband"), start("quick")
     # The lease of the lost one runs out; the slow one keeps its trial for longer than a lease.
+    for seconds in (1.0, 2.5, 4.0):
+        set_clock(tmp_path, seconds)
+        wait_until(lambda now=seconds: heard_of(tmp_path, now, "slow", "quick"))
     wait_until(lambda: ("quick", "0000") in began(tmp_path))
-    time.sleep(LEASE_SECONDS)
     held.unlink()
     assert ended(slow, quick, chief) == [0, 0, 0]
     names = [trial_id for _, trial_id in began(tmp_path)]
@@ -205,7 +231,7 @@ class Alone:
             self.error = error
 
     def end(self):
-        self.thread.join(timeout=10)
+        self.thread.join(timeout=60)
         assert not self.thread.is_alive()
         if self.error:
             raise self.error

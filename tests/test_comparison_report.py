@@ -191,7 +191,7 @@ def test_beside_every_leak_stand_slides_a_class_majority_and_whether_it_can_be_t
     assert table["majority"][0] == pytest.approx(most) and table["groups of SCC"][0] == counts[3]
 
 
-def test_without_the_control_nobody_says_leak(tmp_path):
+def test_without_the_control_nobody_says_leak(undrawn, tmp_path):
     two = compared(candidates=candidates(2), by_image=candidates(2, gain=1.0))
     (first, *_) = two.leaks
     assert first.control is None
@@ -216,7 +216,7 @@ def test_pareto_marks_of_the_cost_table(page, both_cuts):
     assert marks == sum(len(both_cuts.front(cost)) for cost in COSTS) > len(COSTS)
 
 
-def test_a_manifest_that_names_no_source_is_no_replication(tmp_path):
+def test_a_manifest_that_names_no_source_is_no_replication(undrawn, tmp_path):
     one = compared(candidates=candidates(1))
     text = written(tmp_path / "unknown", one, source=None, announcement="")
     assert "It is not known whose images these are." in text
@@ -235,7 +235,7 @@ def test_one_backbone_one_seed_two_classes_and_no_groups(tmp_path):
     assert not list(folder.glob("figures/leak*"))
 
 
-def test_markup_in_names_is_shown_and_not_obeyed(tmp_path, capsys):
+def test_markup_in_names_is_shown_and_not_obeyed(undrawn, tmp_path, capsys):
     odd = compared(candidates=candidates(2), unit="<b>[red]slide[/x]", by_image=candidates(2))
     text = written(tmp_path / "run", odd)
     assert "<b>[red]" not in text and "&lt;b&gt;[red]slide[/x]" in text

@@ -13,6 +13,7 @@ import hostile
 import numpy as np
 import psutil
 import pytest
+from commands import start
 from served import served
 from tensorflow_serving.apis import predict_pb2
 
@@ -34,7 +35,8 @@ CLEAN_STATUSES = {400, 404, 405, 413, 414, 429, 431, 501}
 
 @pytest.fixture(scope="module")
 def server(exported_tiny):
-    with served(exported_tiny, "--enable_batching", "--max_request_bytes=2000000") as running:
+    flags = ("--enable_batching", "--max_request_bytes=2000000")
+    with served(exported_tiny, *flags, start=start) as running:
         yield running
 
 

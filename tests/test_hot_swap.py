@@ -8,9 +8,6 @@ import functools
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import serving_models
 import tensorflow as tf
+from commands import start
 from served import served
 from serving_clients import eventually
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -106,7 +104,7 @@ def test_hot_swap_under_load(tmp_path, pytestconfig, batching):
 
     publish_next(1)
     arguments = ["--file_system_poll_wait_seconds=0.2"] + ["--enable_batching"] * batching
-    with served(serving_dir, *arguments) as server:
+    with served(serving_dir, *arguments, start=start) as server:
         with Clients(server, linear_over_grpc, linear_over_rest) as clients:
             for version in range(2, versions + 1):
                 time.sleep(pause)
@@ -127,19 +125,16 @@ def test_kills_of_the_publisher_reach_no_client(
     serving_dir = tmp_path / "pap_stage2"
     shutil.copytree(exported_tiny, serving_dir)
     image = hostile.images(np.random.default_rng(0))[0]
-    command = [
-        *(sys.executable, "-m", "serving.export", f"--run_dir={tiny_run}", "--check_images=2"),
-        *(f"--serving_dir={serving_dir}", f"--data_dir={data_dir}"),
-    ]
+    places = (f"--run_dir={tiny_run}", f"--serving_dir={serving_dir}", f"--data_dir={data_dir}")
 
     def export():
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return start("serving.export", *places, "--check_images=2")
 
     moments = random.Random(0)
     if thorough:
-        start = time.monotonic()
+        began = time.monotonic()
         assert export().wait() == 0
-        duration = time.monotonic() - start
+        duration = time.monotonic() - began
 
     def await_the_moment():
         if thorough:
@@ -159,12 +154,12 @@ def test_kills_of_the_publisher_reach_no_client(
         assert status == 200, text
         return json.loads(text)["predictions"][0]["probabilities"]
 
-    with served(serving_dir, "--file_system_poll_wait_seconds=0.1") as server:
+    with served(serving_dir, "--file_system_poll_wait_seconds=0.1", start=start) as server:
         with Clients(server, over_grpc, over_rest, threads=1) as clients:
             for _ in range(kills):
                 process = export()
                 await_the_moment()
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait()
                 if not thorough:
                     # It was killed between the first file and the rename.

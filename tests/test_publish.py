@@ -2,13 +2,10 @@
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from commands import command
+from commands import command, start
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -22,6 +19,7 @@ def write(folder):
     (folder / "variables").mkdir()
     for number in range(20):
         (folder / "variables" / str(number)).write_text(str(number) * 100)
+        print("file", number, flush=True)
         time.sleep(0.003)
     (folder / "saved_model.pb").write_text("20")
     print("written", flush=True)
@@ -31,12 +29,18 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def publisher(serving_dir, count=1):
-    return subprocess.Popen(
-        [sys.executable, "-c", PUBLISHER, str(serving_dir), str(count)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def publisher(serving_dir, name="log", count=1):
+    """A process, and the file beside the directory into which it prints."""
+    log = serving_dir.with_name(name)
+    log.write_text("")
+    return start("-c", PUBLISHER, serving_dir, count, stdout=log), log
+
+
+def wait_for(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.001)
 
 
 def broken(serving_dir):
@@ -82,42 +86,45 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_no_broken_version_after_any_of_fifty_kills(tmp_path):
+    serving_dir = tmp_path / "model"
+    serving_dir.mkdir()
     moments = random.Random(0)
     whole = 0
     for _ in range(50):
-        process = publisher(tmp_path)
-        assert process.stdout.readline() == "started\n"
-        time.sleep(moments.uniform(0, 0.12))
-        process.send_signal(signal.SIGKILL)
+        process, log = publisher(serving_dir)
+        # Of the 23 lines that it prints, from its start to the number of the version.
+        line = moments.randrange(1, 24)
+        wait_for(lambda log=log, line=line: log.read_text().count("\n") >= line)
+        time.sleep(moments.uniform(0, 0.003))
+        process.kill()
         process.wait()
-        assert not broken(tmp_path)
-        whole = len(publish.versions(tmp_path))
+        assert not broken(serving_dir)
+        whole = len(publish.versions(serving_dir))
         # At most what the last one left: each publisher sweeps before it writes.
-        assert len(hidden(tmp_path)) <= 1
+        assert len(hidden(serving_dir)) <= 1
     assert 0 < whole < 50
-    assert publish.publish(tmp_path, simple()) == whole + 1
-    assert not hidden(tmp_path)
+    assert publish.publish(serving_dir, simple()) == whole + 1
+    assert not hidden(serving_dir)
 
 
 def test_concurrent_publishers_do_not_collide(tmp_path):
-    processes = [publisher(tmp_path, count=4) for _ in range(5)]
+    serving_dir = tmp_path / "model"
     numbers = []
-    for process in processes:
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        numbers += [int(line) for line in output.split() if line.isdecimal()]
-    assert sorted(numbers) == publish.versions(tmp_path) == list(range(1, 21))
-    assert not broken(tmp_path) and not hidden(tmp_path)
+    for process, log in [publisher(serving_dir, name, count=4) for name in "abcde"]:
+        assert process.wait(60) == 0
+        numbers += [int(line) for line in log.read_text().splitlines() if line.isdecimal()]
+    assert sorted(numbers) == publish.versions(serving_dir) == list(range(1, 21))
+    assert not broken(serving_dir) and not hidden(serving_dir)
 
 
 def test_a_publisher_at_work_is_not_swept(tmp_path):
-    process = publisher(tmp_path)
-    assert process.stdout.readline() == "started\n"
-    while not list(tmp_path.glob(".publishing-*")):
-        time.sleep(0.001)
-    publish.sweep(tmp_path)
-    assert process.communicate(timeout=30)[0].split() == ["written", "1"]
-    assert not broken(tmp_path)
+    serving_dir = tmp_path / "model"
+    process, log = publisher(serving_dir)
+    wait_for(lambda: list(serving_dir.glob(".publishing-*")))
+    publish.sweep(serving_dir)
+    assert process.wait(60) == 0
+    assert log.read_text().splitlines()[-2:] == ["written", "1"]
+    assert not broken(serving_dir)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):
@@ -234,10 +241,8 @@ def test_concurrent_changes_lose_none(serving_dir):
         "[ModelConfig(pathlib.Path(sys.argv[1])).assign(sys.argv[2] + str(n), 1)"
         " for n in range(10)]"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", change, str(serving_dir), name]) for name in "abcd"
-    ]
-    assert [process.wait(timeout=60) for process in processes] == [0] * 4
+    processes = [start("-c", change, serving_dir, name) for name in "abcd"]
+    assert [process.wait(60) for process in processes] == [0] * 4
     assert len(model_config.ModelConfig(serving_dir).labels()) == 40
 
 

@@ -224,7 +224,7 @@ def test_links_within_the_page_have_a_target(full):
     assert {value[1:] for value in page.values("href")} <= set(page.values("id"))
 
 
-def test_headline_figures_are_those_of_the_results_module(tmp_path):
+def test_headline_figures_are_those_of_the_results_module(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     for seed in (0, 1):
         add_fit(run, 2, "paper", seed, fake_predictions(2, seed))
@@ -242,7 +242,7 @@ def test_same_run_gives_the_same_page(tmp_path):
     assert report.write(run, fake_pixels).read_bytes() == first
 
 
-def test_names_cannot_become_markup(tmp_path):
+def test_names_cannot_become_markup(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "<script>alert(1)</script>"})
     run.update_manifest(announcement="<script>alert(2)</script>", data={"<b>x": {"notes": ["<i>"]}})
     p = fake_predictions(2, 0, images=20)
@@ -293,7 +293,7 @@ def test_no_fit_yet(tmp_path):
     assert "No finished fit" in text and "medical device" in text
 
 
-def test_bare_manifest_says_unknown_and_claims_nothing(tmp_path):
+def test_bare_manifest_says_unknown_and_claims_nothing(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "original"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     text = written(run)
@@ -302,7 +302,7 @@ def test_bare_manifest_says_unknown_and_claims_nothing(tmp_path):
     assert "peak memory unknown" in text
 
 
-def test_authors_own_images_get_a_verdict_and_no_banner(tmp_path):
+def test_authors_own_images_get_a_verdict_and_no_banner(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "original"})
     run.update_manifest(source="original", announcement="")
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=60, skill=0.1))
@@ -310,7 +310,7 @@ def test_authors_own_images_get_a_verdict_and_no_banner(tmp_path):
     assert text.startswith("Two-stage CNNs") and "paper: lower" in text
 
 
-def test_page_is_whole_or_as_it_was(tmp_path):
+def test_page_is_whole_or_as_it_was(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     before = report.write(run, fake_pixels).read_bytes()
@@ -324,14 +324,14 @@ def test_page_is_whole_or_as_it_was(tmp_path):
     assert {path.name for path in run.path.iterdir()} == {"manifest.json", "report.html", "stage1"}
 
 
-def test_too_few_pixels_are_an_error_not_a_shifted_gallery(tmp_path):
+def test_too_few_pixels_are_an_error_not_a_shifted_gallery(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     with pytest.raises(ValueError):
         report.write(run, lambda stage, ids: fake_pixels(stage, ids)[1:])
 
 
-def test_gallery_shows_the_surest_errors_first(tmp_path):
+def test_gallery_shows_the_surest_errors_first(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(2, 0, images=60)
     add_fit(run, 2, "paper", 0, p)
@@ -349,7 +349,7 @@ def test_gallery_shows_the_surest_errors_first(tmp_path):
     assert stage == 2 and ids[:2] == [test.ids[row] for row in surest] and len(ids) == 6
 
 
-def test_calibration_and_triage_are_those_of_their_modules(tmp_path):
+def test_calibration_and_triage_are_those_of_their_modules(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(2, 0)
     add_fit(run, 2, "clean", 0, p)
@@ -368,7 +368,7 @@ def test_calibration_and_triage_are_those_of_their_modules(tmp_path):
     assert f"from a confidence of {found['risk_coverage']['threshold']:.4f} up" in text
 
 
-def test_no_prevalence_and_no_tune_image(tmp_path):
+def test_no_prevalence_and_no_tune_image(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     p = fake_predictions(1, 0)
     add_fit(run, 1, "paper", 0, p.select("test"))
@@ -378,7 +378,7 @@ def test_no_prevalence_and_no_tune_image(tmp_path):
     assert "Held fixed on tune" not in text and "from a confidence of" not in text
 
 
-def test_heat_maps_explain_the_named_class_of_the_first_seed(tmp_path, full):
+def test_heat_maps_explain_the_named_class_of_the_first_seed(full, undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     for seed in (0, 1):
         add_fit(run, 2, "paper", seed, fake_predictions(2, seed, images=60))
@@ -397,7 +397,7 @@ def test_heat_maps_explain_the_named_class_of_the_first_seed(tmp_path, full):
     assert "Grad-CAM" not in full
 
 
-def test_heat_maps_that_are_no_pictures_are_refused(tmp_path):
+def test_heat_maps_that_are_no_pictures_are_refused(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     with pytest.raises(ValueError, match=r"expected uint8 \[height, width, 3\], got float64"):
@@ -406,7 +406,7 @@ def test_heat_maps_that_are_no_pictures_are_refused(tmp_path):
         )
 
 
-def test_audit_notes_and_documents_stand_below_the_accuracies(tmp_path):
+def test_audit_notes_and_documents_stand_below_the_accuracies(undrawn, tmp_path):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "paper", 0, fake_predictions(1, 0, images=30))
     run.update_manifest(audit={"pap_db3": {"line": "pap_db3: 2 of 400 images are in two splits"}})
@@ -426,7 +426,7 @@ def test_audit_notes_and_documents_stand_below_the_accuracies(tmp_path):
         ("val_macro_f1", "highest tune macro F1"),
     ],
 )
-def test_what_chose_the_epoch_is_said(tmp_path, monitor, words):
+def test_what_chose_the_epoch_is_said(undrawn, tmp_path, monitor, words):
     run = RunDirectory.open(tmp_path / "run", {"source": "phantom"})
     add_fit(run, 1, "clean", 0, fake_predictions(1, 0, images=30))
     path = run.fit_directory(1, "clean", 0) / "fit.json"

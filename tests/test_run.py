@@ -3,11 +3,7 @@
 import csv
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,14 +11,14 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from commands import command
+from commands import command, start
 from conftest import save_image
 
 from replication.runs.directory import RunDirectory
 from tfds_pap.errors import PapError
 
 # Enough for a report with every part; stage 2 at 250 px is left to the longer runs.
-FLAGS = ("--stages=1", "--epochs=6", "--deterministic", "--batch_size=8")
+FLAGS = ("--stages=1", "--epochs=3", "--deterministic", "--batch_size=8")
 
 
 def weights_digest(run_dir):
@@ -60,7 +56,7 @@ def test_run_prints_the_table_and_where_the_report_lies(finished):
 def test_run_directory_holds_what_the_design_says(finished):
     run_dir, _ = finished
     manifest = json.loads((run_dir / "manifest.json").read_text())
-    assert manifest["identity"]["epochs"] == 6
+    assert manifest["identity"]["epochs"] == 3
     assert manifest["source"] == "stand-in"
     assert set(manifest["environment"]["versions"]) >= {"tensorflow", "keras", "numpy"}
     assert manifest["data"]["pap_db3"]["roles"]["clean"]["tune"] == {"background": 2, "cell": 2}
@@ -100,6 +96,7 @@ def test_the_same_command_again_trains_nothing(finished, manual_dir, data_dir):
         f"--data_dir={data_dir}",
         f"--run_dir={run_dir}",
         *FLAGS,
+        draws=False,
     )
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished before") == 2
@@ -110,15 +107,14 @@ def test_a_run_is_widened_by_stage_and_seed(finished, manual_dir, data_dir, tmp_
     run_dir = tmp_path / "wider"
     shutil.copytree(finished[0], run_dir)
     places = (f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", f"--run_dir={run_dir}")
-    for stage, seeds in (("2", "0"), ("1", "0,1")):
-        done = command(
-            "replication.run", *places, *FLAGS[1:], f"--stages={stage}", f"--seeds={seeds}"
-        )
+    for wider in (("--stages=2", "--protocol=paper"), ("--seeds=0,1",)):
+        # Of a flag that is given twice, the second counts.
+        done = command("replication.run", *places, *FLAGS, *wider, draws=False)
         assert done.returncode == 0, done.stderr
     assert "stage-2 original CNN (P2)" in done.stdout
     assert "(2 seeds)" in done.stdout
     fit = json.loads((run_dir / "stage2/paper/seed_0/fit.json").read_text())
-    assert (fit["parameters"], fit["size"], fit["epochs_run"]) == (131_108, 250, 6)
+    assert (fit["parameters"], fit["size"], fit["epochs_run"]) == (131_108, 250, 3)
     page = (run_dir / "report.html").read_text()
     assert "Stage 1" in page and "Stage 2" in page
 
@@ -133,20 +129,18 @@ def test_killed_run_ends_with_the_same_weights_and_metrics(
         f"--run_dir={tmp_path / 'killed'}",
         *FLAGS,
     ]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "replication.run", *arguments], stdout=log, stderr=log
-        )
-        # Killed at the first sign of training: the state of an epoch has just been written.
-        deadline = time.monotonic() + 200
-        while not list((tmp_path / "killed").glob("stage1/paper/seed_0/state.npz")):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    log = tmp_path / "log"
+    process = start("replication.run", *arguments, stdout=log, stderr=log, draws=False)
+    # Killed at the first sign of training: the state of an epoch has just been written.
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "killed").glob("stage1/paper/seed_0/state.npz")):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
     assert not list((tmp_path / "killed").glob("stage1/*/*/fit.json"))
-    done = command("replication.run", *arguments)
+    done = command("replication.run", *arguments, draws=False)
     assert done.returncode == 0, done.stderr
     assert weights_digest(tmp_path / "killed") == weights_digest(whole)
     for protocol in ("paper", "clean"):
@@ -207,7 +201,7 @@ def test_predict(finished, manual_dir, tmp_path):
         tmp_path / "broken.jpg",
         f"--csv={tmp_path / 'cells.csv'}",
         f"--save_annotated={tmp_path / 'annotated'}",
-        env={**os.environ, "COLUMNS": "200"},
+        extra={"COLUMNS": "200"},
     )
     assert done.returncode == 1, "two images were broken"
     assert "2 of 6 images could not be read" in done.stderr

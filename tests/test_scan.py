@@ -5,14 +5,11 @@ import html
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from commands import command
+from commands import command, start
 
 from replication.fields import scan_directory, whole_fields
 from replication.fields.find.cells import Cells
@@ -135,9 +132,6 @@ def test_a_field_smaller_than_an_roi_is_noted(two_stage_run, fields, tmp_path):
     assert "smaller than an ROI of 150 px" in json.loads(info.read_text())["notes"][0]
 
 
-SCAN = [sys.executable, "-m", "replication.scan"]
-
-
 def test_an_unreadable_field_does_not_stop_the_rest(two_stage_run, fields, tmp_path):
     copy = shutil.copytree(fields, tmp_path / "fields")
     (copy / "broken.jpg").write_bytes(b"no picture")
@@ -162,12 +156,12 @@ def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp
     # Absolute paths name the folders of fields: the same fields are scanned.
     arguments = [f"--stage1={two_stage_run}", f"--scan_dir={tmp_path}/scan", "--threshold=0.4"]
     arguments += ["--workers=1", "--complete_truth", str(fields)]
-    process = subprocess.Popen(SCAN + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start("replication.scan", *arguments)
     end = time.monotonic() + 60
     while not list(tmp_path.glob("scan/fields/*/field.json")) and time.monotonic() < end:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert not (tmp_path / "scan" / "report.html").exists()
     assert command("replication.scan", *arguments).returncode == 0
     assert contents(tmp_path / "scan") == contents(scanned[1])

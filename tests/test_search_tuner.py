@@ -14,8 +14,14 @@ from replication.runs import device
 from tfds_pap import files, pipeline
 
 
+@pytest.fixture(scope="module")
+def features_dir(tmp_path_factory):
+    """The backbone is the same in every test, and so are its features."""
+    return tmp_path_factory.mktemp("features")
+
+
 @pytest.fixture
-def study(tiny_backbone, manual_dir, data_dir, tmp_path):
+def study(tiny_backbone, manual_dir, data_dir, features_dir, tmp_path):
     """What trials share, in this process, on the backbone of two convolutions."""
 
     def make(**changes):
@@ -25,7 +31,7 @@ def study(tiny_backbone, manual_dir, data_dir, tmp_path):
         base = tuning.Tuning(backbone=tiny_backbone, epochs=9, patience=0)
         policy = device.configure()
         spec = features.feature_spec(tiny_backbone, source="none", precision=policy.precision)
-        store = features.extract_features(builder, spec, tmp_path / "features", policy=policy)
+        store = features.extract_features(builder, spec, features_dir, policy=policy)
         return tuner.Study(
             **{
                 "space": space.find(str(path), base),
@@ -92,12 +98,12 @@ def test_every_point_is_trained_and_scored(study, tmp_path):
 
 def test_promoted_trials_go_on_instead_of_starting_again(study, tmp_path):
     """And equal a fit that was trained for so long from the start."""
-    text = SPACE.replace("1e30", "0.03, 0.3, 0.003").replace("[4, 8]", "[4, 8, 16]")
+    text = SPACE.replace("1e30", "0.03")
     one = study(text=text)
     found = search(one, tmp_path / "search", "hyperband")
     by_id = {trial.trial_id: trial for trial in found}
     promoted = [trial for trial in found if trial.inherited]
-    assert len(promoted) >= 4
+    assert len(promoted) >= 2
     for trial in promoted:
         parent = by_id[trial.inherited]
         assert trial.values == parent.values and trial.epochs > parent.epochs

@@ -408,7 +408,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path):
 
 def test_as_a_user_starts_and_stops_it(serving_dir, tmp_path):
     log = tmp_path / "log"
-    with log.open("w") as file, served(serving_dir, "--nopage", log=file) as server:
+    with served(serving_dir, "--nopage", log=log) as server:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             last = pool.submit(rest, server, "POST", PREDICT, slow_body(1.5))
             time.sleep(0.5)

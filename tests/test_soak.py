@@ -5,6 +5,7 @@ pytest tests/test_soak.py --thorough             # two minutes
 
 import pytest
 import soaking
+from commands import start
 
 
 @pytest.mark.timeout(400)
@@ -12,7 +13,7 @@ def test_honest_clients_beside_hostile_ones(tmp_path, pytestconfig):
     thorough = pytestconfig.getoption("thorough")
     few = {"clients": 6, "think": 0.2, "large": False, "hostile_share": 0.4}
     many = {"clients": 32, "think": 0.5}
-    soak = soaking.Soak(tmp_path / "pap_soak", **(many if thorough else few))
+    soak = soaking.Soak(tmp_path / "pap_soak", start=start, **(many if thorough else few))
     soak.run(120 if thorough else 6)
     assert not soak.broken(), soak.rows()
     assert soak.stopped_at == 0

@@ -3,13 +3,12 @@ import dataclasses
 import functools
 import hashlib
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from commands import command
 from PIL import Image
 
 from replication.drawing import tensorboard
@@ -116,6 +115,16 @@ def test_resumed_fit_equals_an_undisturbed_one(store, undisturbed, tmp_path, kee
     assert again["best_epoch"] == outcome["best_epoch"]
 
 
+def test_a_step_is_traced_once(store, tmp_path, monkeypatch):
+    """Tracing takes most of a short fit's time; variables made in the first step double it."""
+    traced, step = [], keras.Model.train_step
+    monkeypatch.setattr(
+        keras.Model, "train_step", lambda model, data: traced.append(model) or step(model, data)
+    )
+    fit(store, tmp_path, dataclasses.replace(RECIPE, epochs=1))
+    assert len(traced) == 1
+
+
 def test_best_weights_are_those_of_the_lowest_tune_loss(store, undisturbed):
     model, outcome = undisturbed["best"]
     losses = [epoch["val_loss"] for epoch in outcome["history"]]
@@ -167,7 +176,7 @@ def test_loss_that_is_not_finite_is_one_line(store, tmp_path):
 
 
 def test_two_replicas_train_and_share_even_batches_only(data_dir, manual_dir, tmp_path):
-    # Devices can only be divided before TensorFlow starts, hence the process of its own.
+    # Devices can only be divided before TensorFlow computes, hence the process of its own.
     script = f"""
 import dataclasses, pathlib, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -189,9 +198,7 @@ try:
 except PapError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=200
-    )
+    done = command("-c", script)
     assert done.returncode == 0, done.stderr
     expected = "--batch_size=7 must divide by the 2 devices of --strategy=mirrored\n"
     assert done.stdout.endswith(expected)

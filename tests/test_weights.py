@@ -126,22 +126,28 @@ def test_untrained_weights_are_the_same_each_time_and_labelled(tiny_backbone):
     assert_same_weights(first, weights.build(tiny_backbone, found, 32))
 
 
-@pytest.mark.parametrize("ending", [".h5", ".keras"])
-def test_efficientnet_gets_the_factor_that_keras_gives_imagenet_weights(tmp_path, ending):
-    """Keras adds a layer for weights="imagenet" alone; the same file loaded later would miss it."""
-    network = keras.applications.EfficientNetB0(
-        weights=None, include_top=False, input_shape=(32, 32, 3)
-    )
+@pytest.fixture(scope="module")
+def efficientnet(tmp_path_factory):
+    """The network without weights, Keras's own with a file of ImageNet's layout, and that file."""
+    shape = {"include_top": False, "input_shape": (32, 32, 3)}
+    network = keras.applications.EfficientNetB0(weights=None, **shape)
     layer = next(x for x in network.layers if isinstance(x, keras.layers.Normalization))
     layer.adapt_mean.assign([0.485, 0.456, 0.406])
     layer.adapt_variance.assign([0.229, 0.224, 0.225])
     layer.finalize_state()
-    path = tmp_path / "efficientnetb0_notop.h5"
+    path = tmp_path_factory.mktemp("weights") / "efficientnetb0_notop.h5"
     save_official(network, path)
     with mock.patch("keras.src.utils.file_utils.get_file", return_value=str(path)):
-        theirs = keras.applications.EfficientNetB0(
-            weights="imagenet", include_top=False, input_shape=(32, 32, 3)
-        )
+        theirs = keras.applications.EfficientNetB0(weights="imagenet", **shape)
+    return network, theirs, path
+
+
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
+def test_efficientnet_gets_the_factor_that_keras_gives_imagenet_weights(
+    efficientnet, tmp_path, ending
+):
+    """Keras adds a layer for weights="imagenet" alone; the same file loaded later would miss it."""
+    network, theirs, path = efficientnet
     if ending == ".keras":
         path = tmp_path / "efficientnetb0.keras"
         theirs.save(path)

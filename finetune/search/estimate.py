@@ -150,6 +150,8 @@ def _measure_images(study: Study, point: Tuning) -> tuple[float, float, float]:
         "sparse_categorical_crossentropy",
         jit_compile=study.policy.jit_compile,
     )
+    # As a fit does.
+    model.optimizer.build(model.trainable_variables)
     seconds = []
     for step in (model.train_on_batch, lambda pixels, _: model.predict_on_batch(pixels)):
         step(images, labels)

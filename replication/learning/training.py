@@ -396,11 +396,14 @@ def _compiled(
     trained.compile(
         optimizer=optimizers.build(recipe, trained, steps, epochs=recipe.schedule_epochs),
         loss=_loss(recipe, len(store.index.class_names)),
-        metrics=["accuracy"],
+        # A metric with its variables, where a name alone would get them in the first step.
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=policy.jit_compile,
         # A head's step takes about a millisecond, half of which is Python's.
         steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
     )
+    # Variables that were made in the first step would have TensorFlow trace it twice.
+    trained.optimizer.build(trained.trainable_variables)
     return trained
 
 
