@@ -118,3 +118,14 @@ def test_fields_are_named_by_path_or_name_with_accents_of_either_kind(tmp_path):
     path.write_text("field,x,y,label\na/1.jpg,1,2,HSIL\nb/1.jpg,1,2,HSIL\n")
     with pytest.raises(PapError, match=r"line 3: expected one field of a name, got a/1.jpg and b"):
         truth.read_nuclei(path)
+
+
+def test_labels_beside_a_labs_own_classes_count_in_detection(tmp_path):
+    lab = Classes.known(("Koilocytotic", "Parabasal"))
+    path = tmp_path / "nuclei.csv"
+    path.write_text("field,x,y,label\na.png,1,2,Parabasal\na.png,3,4,SCC\n")
+    (nuclei,) = truth.read_nuclei(path, lab).values()
+    assert nuclei.labels.tolist() == ["Parabasal", truth.OTHER]
+    assert nuclei.label_ids.tolist() == [1, 2]
+    with pytest.raises(PapError, match="line 2: expected one of the labels NILM"):
+        truth.read_nuclei(path)

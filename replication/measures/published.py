@@ -246,7 +246,7 @@ def published(key: str) -> Published:
     """
     if key == NONE:
         what, note = "a lab's own images", "no paper reports a figure of these images"
-        return Published(NONE, "", 2, what, "accuracy", None, None, None, note, "none")
+        return Published(NONE, "", 2, what, "accuracy", None, None, None, note, "")
     for figure in PUBLISHED:
         if figure.key == key:
             return figure

@@ -24,6 +24,8 @@ SHOWN = 20
 
 #: Decimals that survive float32, whichever transport it came by.
 _DECIMALS = 6
+#: Classes whose probabilities the table on the terminal has room for.
+_MOST_COLUMNS = 6
 
 RESEARCH_LINE = (
     "Research software, not a medical device: not for screening, diagnosis or any decision about "
@@ -218,6 +220,9 @@ class Output:
         columns = self._columns()
         if all(row.get("error") is None for row in self.rows):
             columns.remove("error")
+        if len(self._names or ()) > _MOST_COLUMNS:
+            # They would leave no room; files hold them all.
+            columns = [name for name in columns if name not in (self._names or ())]
         yield tuple(columns)
         for row in self.rows:
             cells = self._cells(row)
@@ -302,7 +307,9 @@ def _rounded(probability: float | None) -> float | None:
 
 
 def _class_names(prediction: Prediction) -> tuple[str, ...]:
-    """The known classes in order of severity if these are they, else numbers."""
+    """The names that came with it; else the papers' classes if these are they, else numbers."""
+    if prediction.names:
+        return prediction.names
     for names in (taxonomy.STAGE2_CLASSES, taxonomy.STAGE1_CLASSES):
         same_place = (
             prediction.label in names and names.index(prediction.label) == prediction.class_id

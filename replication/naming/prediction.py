@@ -14,6 +14,7 @@ class Prediction:
         hsil_plus: Calibrated probability of HSIL or SCC; None where the model has no such output.
         abstain: Whether it would rather leave the image to a person; None where it cannot say.
         model_version: Version that answered; None where the server did not tell, or there is none.
+        names: Of all classes; empty where they are not known.
     """
 
     probabilities: tuple[float, ...]
@@ -22,3 +23,4 @@ class Prediction:
     hsil_plus: float | None
     abstain: bool | None
     model_version: int | None = None
+    names: tuple[str, ...] = ()

@@ -33,11 +33,16 @@ def read(path: Path, *, max_bytes: int | None = None) -> bytes:
 def decodable(data: bytes) -> bytes:
     """Returns bytes of the same pixels that models and servers decode.
 
+    What begins like no image is left to whoever decodes it.
+
     Raises:
         PapError: With the reason alone.
     """
     with reasoned():
-        return images.decodable_bytes(data)
+        try:
+            return images.decodable_bytes(data)
+        except images.UnknownFormatError:
+            return data
 
 
 @contextlib.contextmanager

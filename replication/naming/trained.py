@@ -121,6 +121,12 @@ def _named(model: TrainedModel, pixels: tf.Tensor) -> list[Prediction]:
     if decision.threshold is not None:
         abstain = decision.abstains(probabilities).tolist()
     return [
-        Prediction(tuple(row.tolist()), names[int(row.argmax())], int(row.argmax()), *rest)
+        Prediction(
+            tuple(row.tolist()),
+            names[int(row.argmax())],
+            int(row.argmax()),
+            *rest,
+            names=tuple(names),
+        )
         for row, *rest in zip(probabilities, hsil_plus, abstain, strict=True)
     ]

@@ -9,7 +9,6 @@ from replication.drawing import shown
 from replication.fields import scanned
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Longer side of an overlay on the page, pixels; the whole one lies beside the scan's own report.
 _OVERLAY = 560
@@ -28,14 +27,14 @@ def section(run: RunDirectory) -> dict[str, Any] | None:
         return None
     scan = RunDirectory(scans[0])
     manifest = scan.manifest()
-    evaluation = scan.path / "evaluation.json"
+    evaluation, fields = scan.path / "evaluation.json", scanned.scanned_fields(scan)
     return {
         "page": f"{scan.path.name}/report.html",
         "settings": manifest["settings"],
         "models": manifest["models"],
         "remarks": scanned.remarks(scan),
-        "classes": STAGE2_CLASSES,
-        "fields": [_field(one) for one in scanned.scanned_fields(scan)],
+        "classes": fields[0].classes.names if fields else (),
+        "fields": [_field(one) for one in fields],
         "evaluation": files.read_json(evaluation) if evaluation.exists() else None,
     }
 

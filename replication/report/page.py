@@ -52,7 +52,6 @@ _ENVIRONMENT = (
     "python",
     "versions",
 )
-_STAGES = {1: "Stage 1: cell or background", 2: "Stage 2: NILM to SCC"}
 
 
 def write(
@@ -116,7 +115,7 @@ def write(
         methods=list(dict.fromkeys(row.summary["accuracy"].method for row in rows)),
         several_seeds=any(row.summary["accuracy"].seeds > 1 for row in rows),
         stages=stages,
-        stage_names=_STAGES,
+        stage_names={stage: _stage_name(stage, fits) for stage in stages},
         fields=fields_section.section(run),
         data=_data(mapping(manifest.get("data"))),
         time=_plain(environment.get("time")).replace("T", " ").replace("+00:00", " UTC"),
@@ -130,6 +129,15 @@ def write(
     path = run.path / "report.html"
     files.write_atomically(path, page)
     return path
+
+
+def _stage_name(stage: int, fits: Sequence[results.Fit]) -> str:
+    names = next(fit.predictions.class_names for fit in fits if fit.stage == stage)
+    if len(names) == 2:
+        return f"Stage {stage}: {names[1]} or {names[0]}"
+    if set(names) == set(STAGE2_CLASSES):
+        return f"Stage {stage}: {STAGE2_CLASSES[0]} to {STAGE2_CLASSES[-1]}"
+    return f"Stage {stage}: {len(names)} classes"
 
 
 def _headline(rows: Sequence[results.Row]) -> list[dict[str, Any]]:

@@ -7,7 +7,9 @@
 Works against TensorFlow Serving and `serving.server` alike: it uses only what both promise.
 """
 
+import dataclasses
 import functools
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +20,13 @@ import grpc
 from replication.naming.prediction import Prediction
 from serving.client import transport
 from serving.client.transport import ClientError, ModelMetadata, VersionStatus
+from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 #: Outputs without which an answer is none.
 REQUIRED_OUTPUTS = ("probabilities", "label", "class_id")
+
+#: The papers' classes by their number, whose names need not be asked for.
+_PAPERS = {len(names): names for names in (STAGE1_CLASSES, STAGE2_CLASSES)}
 
 
 class Client:
@@ -76,6 +82,10 @@ class Client:
         self._batch_size = batch_size
         self._retrying = transport.Retrying(retries, timeout)
         self._first = transport.Retrying(0, timeout)
+        # None until a model of other classes than the papers' was asked for their names.
+        self._names: tuple[str, ...] | None = None
+        self._naming = threading.Lock()
+        self._classifies = False
         self._transport: transport.Transport
         if rest:
             from serving.client.over_rest import RestTransport
@@ -107,7 +117,8 @@ class Client:
                 outputs, version = self._retrying.call(
                     functools.partial(self._transport.predict, self._target, self._signature, batch)
                 )
-                predictions += self._predictions(outputs, version, len(batch))
+                answers = self._predictions(outputs, version, len(batch))
+                predictions += self._named(answers, batch)
             except ClientError as error:
                 positions = range(start, start + len(batch))
                 raise ClientError(error.code, error.message, images=positions) from error
@@ -147,7 +158,31 @@ class Client:
                 f"expected the input {transport.IMAGE_INPUT}, found {_listed(signature.inputs)}"
             )
         self._check_outputs(signature.outputs)
+        self._classifies = transport.CLASSIFY in metadata.signatures
         return metadata
+
+    def _class_names(self, image: bytes) -> tuple[str, ...]:
+        """Names of all classes; none where the model, as `check` saw it, cannot tell."""
+        if not self._classifies:
+            return ()
+        ask = functools.partial(self._transport.class_names, self._target, image)
+        try:
+            return self._retrying.call(ask)
+        except ClientError:
+            # The answers themselves are whole; numbers stand for names.
+            return ()
+
+    def _named(self, answers: list[Prediction], batch: Sequence[bytes]) -> list[Prediction]:
+        """Adds the names of all classes, for which a model of a lab's own is asked once."""
+        if all(one.label in _PAPERS.get(len(one.probabilities), ()) for one in answers):
+            return answers
+        with self._naming:
+            if self._names is None:
+                self._names = self._class_names(batch[0])
+        names = self._names
+        if any(len(names) != len(one.probabilities) for one in answers):
+            return answers
+        return [dataclasses.replace(one, names=names) for one in answers]
 
     def close(self) -> None:
         """Gives back the connections and ends waiting; requests under way may fail."""

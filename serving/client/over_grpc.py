@@ -56,6 +56,23 @@ class GrpcTransport:
         spec = response.model_spec
         return outputs, spec.version.value if spec.HasField("version") else None
 
+    def class_names(
+        self, target: transport.Target, image: bytes, timeout: float
+    ) -> tuple[str, ...]:
+        """Asks for the names of the classes; see `transport.Transport`."""
+        feature = {"key": transport.EXAMPLE_FEATURE, "value": {"bytes_list": {"value": [image]}}}
+        example = {"features": {"feature": [feature]}}
+        response = self._call(
+            "PredictionService/Classify",
+            message="Classification",
+            model_spec=_model_spec(target, transport.CLASSIFY),
+            input={"example_list": {"examples": [example]}},
+            timeout=timeout,
+        )
+        return tuple(
+            each.label for rows in response.result.classifications[:1] for each in rows.classes
+        )
+
     def metadata(self, target: transport.Target, timeout: float) -> transport.ModelMetadata:
         """Asks for the signatures; see `transport.Transport`."""
         response = self._call(
@@ -93,9 +110,9 @@ class GrpcTransport:
         """Cancels what is under way and closes the channel."""
         self._channel.close()
 
-    def _call(self, method: str, *, timeout: float, **fields: Any) -> Any:
+    def _call(self, method: str, *, timeout: float, message: str = "", **fields: Any) -> Any:
         """Calls a method, whose request has these fields, and returns its response."""
-        name = method.partition("/")[2]
+        name = message or method.partition("/")[2]
         request = MESSAGES[f"{name}Request"]
         call = self._channel.unary_unary(
             f"/tensorflow.serving.{method}",

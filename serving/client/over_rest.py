@@ -71,6 +71,19 @@ class RestTransport:
         outputs = outputs if isinstance(outputs, dict) else {}
         return outputs, before if before == after else None
 
+    def class_names(
+        self, target: transport.Target, image: bytes, timeout: float
+    ) -> tuple[str, ...]:
+        """Asks for the names of the classes; see `transport.Transport`."""
+        example = {transport.EXAMPLE_FEATURE: {"b64": base64.b64encode(image).decode("ascii")}}
+        body = {"signature_name": transport.CLASSIFY, "examples": [example]}
+        deadline = time.monotonic() + timeout
+        answer = self._ask("POST", f"{_path(target)}:classify", deadline, json.dumps(body))
+        try:
+            return tuple(str(label) for label, _ in answer["results"][0])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise _not_understood(answer) from error
+
     def metadata(self, target: transport.Target, timeout: float) -> transport.ModelMetadata:
         """Asks for the signatures; see `transport.Transport`."""
         answer = self._ask("GET", f"{_path(target)}/metadata", time.monotonic() + timeout)

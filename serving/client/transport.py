@@ -110,6 +110,10 @@ class VersionStatus:
     message: str
 
 
+#: The signature that names every class, and the feature of its examples that holds an image.
+CLASSIFY, EXAMPLE_FEATURE = "classify", "image/encoded"
+
+
 class Transport(Protocol):
     """One request over gRPC or REST; every method raises `ClientError`.
 
@@ -120,6 +124,9 @@ class Transport(Protocol):
         self, target: Target, signature: str, images: Sequence[bytes], timeout: float
     ) -> tuple[Mapping[str, Any], int | None]:
         """Returns the outputs, as arrays or lists by name, and the version if it is known."""
+
+    def class_names(self, target: Target, image: bytes, timeout: float) -> tuple[str, ...]:
+        """Returns the names of the classes in the model's order, as `CLASSIFY` gives them."""
 
     def metadata(self, target: Target, timeout: float) -> ModelMetadata:
         """Returns what is served."""

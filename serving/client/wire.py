@@ -32,6 +32,18 @@ Status: string error_message 2
 ModelVersionStatus: int64 version 1, int32 state 2, Status status 3
 GetModelStatusRequest: ModelSpec model_spec 1
 GetModelStatusResponse: ModelVersionStatus* model_version_status 1
+BytesList: bytes* value 1
+Feature: BytesList bytes_list 1
+FeatureEntry: string key 1, Feature value 2
+Features: FeatureEntry* feature 1
+Example: Features features 1
+ExampleList: Example* examples 1
+Input: ExampleList example_list 1
+ClassificationRequest: ModelSpec model_spec 1, Input input 2
+Class: string label 1, float score 2
+Classifications: Class* classes 1
+ClassificationResult: Classifications* classifications 1
+ClassificationResponse: ClassificationResult result 1
 """)
 
 _DTYPES = """

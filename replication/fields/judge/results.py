@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from replication.drawing import shown
-from replication.fields.judge.truth import ATYPICAL
 from replication.measures.predictions import jsonable
 from tfds_pap.classes import Classes
 
@@ -170,11 +169,8 @@ class Evaluation:
         return lines
 
     def _subject(self) -> str:
-        atypical = [
-            f"{self.annotated[name]} {name}"
-            for name in ATYPICAL
-            if self.annotated.get(name) and name not in self.columns
-        ]
+        others = [name for name in self.rows if name not in self.columns]
+        atypical = [f"{self.annotated[name]} {name}" for name in others if self.annotated[name]]
         line = (
             f"{plural(self.fields, 'field')}, {self.megapixels:.1f} megapixels, "
             f"{plural(self.nuclei, 'annotated nucleus', 'annotated nuclei')}"

@@ -15,14 +15,22 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 ATYPICAL = ("ASC-US", "ASC-H")
 
 
+#: What nuclei are whose label is none of a lab's own classes.
+OTHER = "other"
+
+
 def labels_of(classes: Classes) -> tuple[str, ...]:
-    """Returns every label that a nucleus may have: the classes of stage 2, and then atypical cells.
+    """Returns every label that a nucleus may have: the classes of stage 2, and then the others.
+
+    The others count in detection only: atypical cells beside Bethesda classes, and beside a lab's
+    own classes every other label, together.
 
     Args:
-        classes: Of stage 2; beside a lab's own classes no other label is known.
+        classes: Of stage 2.
     """
-    known = set(classes.names) <= set(BETHESDA)
-    return (*classes.names, *(name for name in ATYPICAL if known and name not in classes.names))
+    if not set(classes.names) <= set(BETHESDA):
+        return (*classes.names, OTHER)
+    return (*classes.names, *(name for name in ATYPICAL if name not in classes.names))
 
 
 _PAPERS = Classes.known(STAGE2_CLASSES)
@@ -118,6 +126,8 @@ def _rows(path: Path, classes: Classes) -> Iterator[tuple[int, tuple[str, float,
         if not field:
             raise tables.problem(path, row.line, "expected the name of a field, got none")
         known = labels_of(classes)
+        if label not in known and label and OTHER in known:
+            label = OTHER
         if label not in known:
             expected = f"expected one of the labels {', '.join(known)}, got {label!r}"
             raise tables.problem(path, row.line, expected)

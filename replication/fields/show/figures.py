@@ -1,6 +1,7 @@
 """Figures of the evaluation of whole fields: FROC, precision and recall, and what is read right."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,6 @@ from matplotlib.ticker import NullLocator
 from replication.drawing import figures, palette
 from replication.fields.judge import results as field_results
 from replication.fields.judge.results import Evaluation
-from replication.fields.judge.truth import ATYPICAL
 
 _CURVE, _CHOSEN, _FAINT = palette.BLUE, palette.VERMILION, palette.FAINT
 # Keywords of matplotlib, which differ in type.
@@ -30,6 +30,8 @@ NAMES = ("froc", "fields_precision_recall", "end_to_end")
 
 #: Fewest false positives per field that the FROC curve shows.
 _FEWEST = 0.1
+#: Of a label below an axis, letters a line.
+_LETTERS_A_LINE = 64
 
 
 def pictures(evaluation: Evaluation, form: str = "svg") -> dict[str, bytes]:
@@ -131,8 +133,8 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
     if looked_for is not None:
         matrix[looked_for] = sum(matrix[name] for name in evaluation.classes.positive)
         named.append(looked_for)
-    atypical = [name for name in ATYPICAL if name in matrix and name not in names]
-    counts = {label: matrix[label] for label in (*named, *atypical) if matrix[label].sum()}
+    others = [name for name in evaluation.rows if name not in names]
+    counts = {label: matrix[label] for label in (*named, *others) if matrix[label].sum()}
     missed = evaluation.columns.index(field_results.NOT_FOUND)
     for place, row in enumerate(counts.values()):
         axes.barh(place, 1 - row[missed] / row.sum(), height=0.68, color=_FAINT)
@@ -152,8 +154,12 @@ def _end_to_end(figure: Figure, evaluation: Evaluation) -> None:
         xlim=(0, 1.005),
         xlabel="annotated nuclei"
         + (
-            f"\n{looked_for} specificity among the other nuclei found: "
-            f"{evaluation.figure(f'specificity {looked_for}')}"
+            "\n"
+            + textwrap.fill(
+                f"{looked_for} specificity among the other nuclei found: "
+                f"{evaluation.figure(f'specificity {looked_for}')}",
+                _LETTERS_A_LINE,
+            )
             if looked_for
             else ""
         ),
