@@ -7,6 +7,9 @@ from pathlib import Path
 from tfds_pap import images
 from tfds_pap.errors import PapError
 
+#: Of TIFF and BMP, which are never sent as they are.
+_CONVERTED = (b"II*\0", b"MM\0*", b"BM")
+
 
 def read(path: Path, *, max_bytes: int | None = None) -> bytes:
     """Returns an image file's bytes; TIFF and some BMP become PNG, of the same pixels.
@@ -42,6 +45,8 @@ def decodable(data: bytes) -> bytes:
         try:
             return images.decodable_bytes(data)
         except images.UnknownFormatError:
+            if data.startswith(_CONVERTED):
+                raise
             return data
 
 
