@@ -31,6 +31,9 @@ SLOW = (
     "test_library",
     "test_search_tuner",
     "test_hostile",
+    "test_tutorial",
+    "test_wheel",
+    "test_dry_run",
     "test_detection",
     "test_training",
     "test_server_life",
@@ -61,9 +64,6 @@ SLOW = (
     "test_field_sweep",
     "test_docs",
     "test_trials",
-    "test_dry_run",
-    "test_tutorial",
-    "test_wheel",
 )
 
 
