@@ -41,11 +41,11 @@ def test_the_notebook_runs_and_shows_what_it_says(kept, tmp_path, monkeypatch):
     notebook.run(anew, tmp_path)
     text, pictures = shown(anew["cells"])
     for said in (
-        "1 of 13 validation images have a twin in train",
+        "1 of 33 validation images have a twin in train",
         "Frozen backbones compared",
         "Report: runs/own/report.html",
         "Published: models/pap_stage2/1",
-        "4 of 4 images named",
+        "8 of 8 images named",
     ):
         assert said in text and said in shown(kept["cells"])[0], said
     assert pictures == shown(kept["cells"])[1] >= 3
