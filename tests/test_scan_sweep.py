@@ -48,6 +48,7 @@ def test_what_a_sweep_leaves(two_stage_run, fields, tmp_path, capsys):
     )
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
         "sweep.csv",
+        "sweep.html",
         "sweep.png",
         "sweep.svg",
     }
