@@ -37,14 +37,14 @@ def evaluate_scan(
     truths: dict[str, dict[str, Nuclei]] = {}
     fields = []
     for one in scanned_fields(run):
-        (one.folder / truth_layer.NAME).unlink(missing_ok=True)
-        path = one.info["truth"]
-        if path is None:
-            continue
-        if path not in truths:
-            truths[path] = read_nuclei(Path(path), one.classes)
-        nuclei = truths[path].get(tables.bare_name(one.info["name"]))
-        if nuclei is not None:
+        path, nuclei = one.info["truth"], None
+        if path is not None:
+            if path not in truths:
+                truths[path] = read_nuclei(Path(path), one.classes)
+            nuclei = truths[path].get(tables.bare_name(one.info["name"]))
+        if nuclei is None:
+            (one.folder / truth_layer.NAME).unlink(missing_ok=True)
+        else:
             annotated = _annotated(one, nuclei, settings["threshold"], settings["radius"])
             truth_layer.write(one.folder, annotated, settings["threshold"], match_radius)
             fields.append(annotated)

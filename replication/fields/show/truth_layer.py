@@ -36,4 +36,8 @@ def write(folder: Path, field: AnnotatedField, threshold: float, radius: float |
         "reachable": reachable(field, field.radius(radius)).astype(int).tolist(),
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    files.write_atomically(folder / NAME, f"annotated({json.dumps(folder.name)}, {text});\n")
+    content = f"annotated({json.dumps(folder.name)}, {text});\n"
+    path = folder / NAME
+    # A scan that is done stays as it is.
+    if not path.exists() or path.read_text("utf-8") != content:
+        files.write_atomically(path, content)
