@@ -113,7 +113,7 @@ def prepare_listing(
         folders.TreeError: If the tree cannot be used.
         PapError: If `classes.csv` cannot be used.
     """
-    classes = class_table.of_tree(listing.root, listing.class_names)
+    classes = _classes(listing, stage)
     builder = listing_builder(listing, data_dir, stage=stage)
     builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
     stored_groups.renew(builder, {file.id: file.group for file in listing.files})
@@ -128,9 +128,16 @@ def listing_builder(
     # Not at the top: the dataset folders import this package themselves.
     from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
 
-    classes = class_table.of_tree(listing.root, listing.class_names)
+    classes = _classes(listing, stage)
     kind = pap_folders.Builder if stage == 2 else pap_folders.PapRois
     return kind(config=pap_folders.config(listing, classes.names), data_dir=data_dir)
+
+
+def _classes(listing: layouts.Listing, stage: int) -> Classes:
+    """What is known of the classes: a table is about those of the second stage."""
+    if stage == 1:
+        return Classes.known(listing.class_names)
+    return class_table.of_tree(listing.root, listing.class_names)
 
 
 def find_prepared(
