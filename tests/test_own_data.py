@@ -32,8 +32,8 @@ SMALL = {
     "audit": "--audit=fast",
     "compare": "--backbones=mobilenetv2_035 --weights=none --size=32 --folds=2 --epochs=1 "
     "--seeds=0 --audit=off",
-    "search": "--backbone=mobilenetv2_035 --weights=none --size=32 --max_epochs=2 --factor=2 "
-    "--max_unfrozen_blocks=0 --audit=off",
+    "search": "--tuner=random --max_trials=2 --backbone=mobilenetv2_035 --weights=none --size=32 "
+    "--max_epochs=2 --max_unfrozen_blocks=0 --audit=off",
     "train": "--weights=none --audit=off",
     "run": "--epochs=1 --protocol=clean --audit=off",
     "export": "--check_images=2",
