@@ -54,6 +54,16 @@ def _ended(process: int, running: set[int]) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
+def _undrawn(height, draw, form="svg", **_) -> bytes:
+    """A picture with nothing on it, for whoever reads one back."""
+    if form == "svg":
+        return b"<svg></svg>"
+    import cv2
+    import numpy as np
+
+    return cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
+
+
 def _run(command: dict) -> None:
     """Becomes the command; never returns."""
     os.setsid()
@@ -75,7 +85,7 @@ def _run(command: dict) -> None:
         if not command["draws"]:
             from replication.drawing import figures
 
-            figures.drawn = lambda *_, **__: b"<svg></svg>"
+            figures.drawn = _undrawn
         if command["module"] == "-c":
             exec(sys.argv.pop(1), {"__name__": "__main__"})
         else:
