@@ -125,8 +125,9 @@ def _named(model: TrainedModel, pixels: tf.Tensor) -> list[Prediction]:
             tuple(row.tolist()),
             names[int(row.argmax())],
             int(row.argmax()),
-            *rest,
+            positive,
+            abstains,
             names=tuple(names),
         )
-        for row, *rest in zip(probabilities, hsil_plus, abstain, strict=True)
+        for row, positive, abstains in zip(probabilities, hsil_plus, abstain, strict=True)
     ]
