@@ -16,7 +16,7 @@ import serving_models
 from serving_clients import PREDICT, eventually, linear_body, rest
 from tensorflow_serving.apis import model_pb2, predict_pb2
 
-from serving.server import connections, deadlines, fronts, monitoring
+from serving.server import connections, deadlines, fronts, listening, monitoring
 from serving.server.admission import Admission
 from serving.server.errors import ServingError
 from serving.server.grpc import front
@@ -382,3 +382,9 @@ def test_connections_that_are_kept_are_used_again(server):
         connection.request("POST", PREDICT, body)
         assert np.isclose(json.loads(connection.getresponse().read())["predictions"][0], 10)
     connection.close()
+
+
+def test_a_header_without_end_finds_little_room_in_the_buffers_of_the_system():
+    with listening.bound("127.0.0.1", 0) as listener:
+        room = listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert listening.RECEIVED_BYTES <= room <= 2 * listening.RECEIVED_BYTES

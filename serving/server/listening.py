@@ -4,6 +4,9 @@ import socket
 import ssl
 from pathlib import Path
 
+#: Bytes that the system takes of a connection before they are read; Linux doubles it.
+RECEIVED_BYTES = 2**18
+
 
 def bound(host: str, port: int) -> socket.socket:
     """A TCP socket that is bound and does not listen yet; port 0 takes a free one.
@@ -17,6 +20,9 @@ def bound(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         # A port is free as soon as its last server has ended.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Before it listens, or the window has been announced. Larger ones take megabytes of a
+        # header without end before it is refused.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
         listener.bind(address)
     except OSError as error:
         if listener is not None:
