@@ -56,10 +56,11 @@ def main(argv: list[str]) -> None:
     )
     with output:
         for number, (path, data, answers) in enumerate(_answers(paths, models)):
-            answer, truth = answers[max(answers)], _truth(Path(path))
+            answer = answers[max(answers)]
             if isinstance(answer, str):
                 output.write(path, answer)
                 continue
+            truth = _truth(Path(path), answer.names)
             output.write(path, answer, truth=truth, cell=_cell(answers))
             if _SAVE_ANNOTATED.value:
                 # Images of several folders may share a name.
@@ -105,15 +106,16 @@ def _cell(answers: "dict[int, Prediction | str]") -> float | None:
     return None if answer is None or isinstance(answer, str) else round(answer.probabilities[-1], 6)
 
 
-def _truth(path: Path) -> str:
-    """The class that the authors' folders or a Bethesda folder name tell, else ""."""
+def _truth(path: Path, names: Sequence[str]) -> str:
+    """The class that the authors' folders, or a folder with the name of a class, tell; else ""."""
     from tfds_pap import taxonomy
 
     tree = next((part for part in reversed(path.parts) if part in taxonomy.TREE_FOLDERS), None)
     folder = path.parent.name
     if tree is not None:
         return taxonomy.TREE_FOLDERS[tree].get(folder, "")
-    return folder if folder in taxonomy.STAGE2_CLASSES + taxonomy.STAGE1_CLASSES else ""
+    known = (*names, *taxonomy.STAGE2_CLASSES, *taxonomy.STAGE1_CLASSES)
+    return folder if folder in known else ""
 
 
 def _annotated(data: bytes, answer: "Prediction", truth: str) -> bytes:
@@ -127,8 +129,8 @@ def _annotated(data: bytes, answer: "Prediction", truth: str) -> bytes:
     caption = np.full((_CAPTION_PIXELS, _ANNOTATED_PIXELS, 3), 255, np.uint8)
     lines = [f"{answer.label} {answer.probabilities[answer.class_id]:.2f}"]
     lines += [f"truth {truth}"] if truth else []
-    classes = taxonomy.STAGE2_CLASSES
-    comparable = truth and (truth in classes) == (answer.label in classes)
+    cells = taxonomy.STAGE1_CLASSES
+    comparable = truth and (truth in cells) == (answer.label in cells)
     colour = (180, 30, 30) if comparable and truth != answer.label else (20, 20, 20)
     for line, text in enumerate(lines):
         cv2.putText(caption, text, (8, 24 + 26 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.7, colour, 2)
