@@ -16,7 +16,7 @@ from pathlib import Path
 from etils import epath
 
 from tfds_pap import file_tables, images, layouts, tree_files
-from tfds_pap.layouts import ListedFile
+from tfds_pap.layouts import ListedFile, suspicions
 from tfds_pap.tree_files import TreeError
 
 _SHOWN_OFFENDERS = 20
@@ -85,7 +85,12 @@ def read_tree(
     files = tuple(dataclasses.replace(file, group=groups.get(file.id, "")) for file in listed)
     digests = _checked(root, files, offenders, expected)
     tree = Tree(root, files, _fingerprint(files, digests), ())
-    return dataclasses.replace(tree, notes=tuple(_notes(tree, digests, published)))
+    notes = list(_notes(tree, digests, published))
+    if not splits:
+        # A lab's tree; `layouts.read` says the same of a listing.
+        suspects = suspicions.of((file.id, file.label) for file in files)
+        notes += [f"{root.name}: {line}" for line in suspects]
+    return dataclasses.replace(tree, notes=tuple(notes))
 
 
 def check_listing(listing: layouts.Listing) -> Tree:
