@@ -274,7 +274,7 @@ def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
 def test_masks_and_outlines_beside_cells(tmp_path):
     for number, label in enumerate(("normal_columnar", "carcinoma")):
         for name in ("1.bmp", "1-d.bmp", "CROPPED/1_1.bmp"):
-            save_image(tmp_path / "set" / label / name, 10 * number + len(name))
+            save_image(tmp_path / "set" / label / name, 100 * number + len(name))
         (tmp_path / "set" / label / "1_cyt.dat").write_text("1,2\n")
     names = {name: name for name in ("normal_columnar", "carcinoma")}
     masks, *fields = folders.read_tree(tmp_path / "set", names, splits=()).notes
