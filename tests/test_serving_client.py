@@ -534,3 +534,26 @@ def test_numbers_have_the_official_names():
     assert wire.dtype_name(999) == "DT_999"
     states = get_model_status_pb2.ModelVersionStatus.State
     assert {name: n for n, name in wire.STATES.items()} == dict(states.items())
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_the_first_question_is_repeated_where_somebody_listens(rest):
+    def fail(message):
+        raise ClientError(grpc.StatusCode.UNAVAILABLE, message)
+
+    with (
+        (serve_rest if rest else serve_grpc)(Model()) as port,
+        Client(f"localhost:{port}", rest=rest) as client,
+    ):
+        answer, asked = client._transport.metadata, []
+
+        def metadata(target, timeout):
+            asked.append(target)
+            return answer(target, timeout) if len(asked) > 1 else fail("connection timed out")
+
+        client._transport.metadata = metadata
+        client.check()
+        assert len(asked) == 2
+        client._transport.metadata = lambda *_: fail("Connection refused")
+        with pytest.raises(ClientError, match=r"refused \(1 attempt in"):
+            client.check()

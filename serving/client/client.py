@@ -9,6 +9,7 @@ Works against TensorFlow Serving and `serving.server` alike: it uses only what b
 
 import dataclasses
 import functools
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 #: Outputs without which an answer is none.
 REQUIRED_OUTPUTS = ("probabilities", "label", "class_id")
+
+#: What both transports say of an address where nobody listens, or that there is not.
+_NOBODY = re.compile(r"refused|resol|name or service", re.IGNORECASE)
 
 #: The papers' classes by their number, whose names need not be asked for.
 _PAPERS = {len(names): names for names in (STAGE1_CLASSES, STAGE2_CLASSES)}
@@ -143,12 +147,18 @@ class Client:
     def check(self) -> ModelMetadata:
         """Returns the metadata, if the signature takes images and names what is on them.
 
-        It is asked for once: where nobody listens, a mistyped address is told without a wait.
+        Where nobody listens it is asked for once: a mistyped address is told without a wait.
 
         Raises:
             ClientError: As `metadata`; or FAILED_PRECONDITION, naming what is missing.
         """
-        metadata = self._first.call(lambda timeout: self._transport.metadata(self._target, timeout))
+        try:
+            metadata = self._first.call(lambda t: self._transport.metadata(self._target, t))
+        except ClientError as error:
+            if error.code != grpc.StatusCode.UNAVAILABLE or _NOBODY.search(error.message):
+                raise
+            # A server that is slow to answer is there.
+            metadata = self.metadata()
         signature = metadata.signatures.get(self._signature)
         if signature is None:
             expected = ", ".join(sorted(metadata.signatures))
