@@ -88,7 +88,9 @@ def main(argv: list[str]) -> None:
     results.choose_fit(_RUN_DIR.value, _STAGE.value, _PROTOCOL.value, _SEED.value)
     commands.prepare_tensorflow()
     import replication
+    from replication.runs import device
 
+    device.needs_tensorflow("serving.export")
     replication.export_model(
         _RUN_DIR.value,
         _SERVING_DIR.value,

@@ -296,7 +296,8 @@ def _compute(
                     turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
                     # A last batch of another size would be traced anew, for seconds.
                     turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
-                    pooled = extractor.predict_on_batch(turned)
+                    # JAX takes no tensor of TensorFlow.
+                    pooled = extractor.predict_on_batch(np.asarray(turned))
                     features[done : done + count, view] = pooled[:count]
                     # The first batch pays for tracing.
                     if count == batch_size and bar.n >= batch_size:

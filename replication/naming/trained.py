@@ -112,7 +112,7 @@ def _resized(image: Image, size: int, resize: str) -> tf.Tensor:
 
 
 def _named(model: TrainedModel, pixels: tf.Tensor) -> list[Prediction]:
-    probabilities = np.asarray(model.network.predict_on_batch(pixels), np.float64)
+    probabilities = np.asarray(model.network.predict_on_batch(np.asarray(pixels)), np.float64)
     decision, names = model.decision, model.fit.info["class_names"]
     hsil_plus = [None] * len(probabilities)
     if decision.classes.severe:

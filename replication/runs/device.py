@@ -65,11 +65,11 @@ def configure(
     for gpu in gpus:
         # Taking all of a GPU's memory at once would shut out a TensorBoard or a second run.
         tf.config.experimental.set_memory_growth(gpu, True)
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+    accelerators = _accelerators()
     if precision == "auto":
-        has_bfloat16 = gpus and all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
+        has_bfloat16 = accelerators and all(one.has_bfloat16 for one in accelerators)
         precision = "mixed_bfloat16" if has_bfloat16 else "float32"
     keras.mixed_precision.set_dtype_policy(precision)
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -82,9 +82,9 @@ def configure(
         mirrored = tf.distribute.MirroredStrategy()
         scope, replicas = mirrored.scope, mirrored.num_replicas_in_sync
     auto_xla = keras.backend.backend() == "jax" or (bool(gpus) and not deterministic)
-    names = ", ".join(detail.get("device_name", "GPU") for detail in details)
+    names = ", ".join(one.name for one in accelerators)
     jit_compile = {"on": True, "off": False, "auto": auto_xla}[xla]
-    plain_cpu = keras.backend.backend() == "tensorflow" and not gpus and not jit_compile
+    plain_cpu = keras.backend.backend() == "tensorflow" and not accelerators and not jit_compile
     return DevicePolicy(
         device=names or f"CPU ({os.cpu_count()} cores, {processor()})",
         jit_compile=jit_compile,
@@ -93,6 +93,67 @@ def configure(
         replicas=replicas,
         compiled_pooling=plain_cpu and strategy == "none",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Accelerator:
+    name: str
+    has_bfloat16: bool
+
+
+#: NVIDIA's first compute capability with bfloat16.
+_BFLOAT16_SINCE = (8, 0)
+
+
+def _accelerators() -> list[_Accelerator]:
+    """What the backend itself computes on beside the processor."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        others = [one for one in jax.devices() if one.platform != "cpu"]
+        return [
+            _Accelerator(
+                one.device_kind,
+                # Of a GPU such as "9.0"; TPUs have had bfloat16 from the first.
+                _capability(getattr(one, "compute_capability", "99.0")) >= _BFLOAT16_SINCE,
+            )
+            for one in others
+        ]
+    import tensorflow as tf
+
+    details = [
+        tf.config.experimental.get_device_details(gpu)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    return [
+        _Accelerator(
+            detail.get("device_name", "GPU"),
+            detail.get("compute_capability", (0, 0)) >= _BFLOAT16_SINCE,
+        )
+        for detail in details
+    ]
+
+
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(text).split("."))
+
+
+def needs_tensorflow(what: str) -> None:
+    """Refuses another backend before anything starts.
+
+    Args:
+        what: The command or work, such as "replication.scan".
+
+    Raises:
+        PapError: In one line.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise PapError(f"{what} needs KERAS_BACKEND=tensorflow, not {backend}: its graph is one")
 
 
 def set_seed(seed: int) -> None:
