@@ -53,7 +53,7 @@ def write_rows(path: str, columns: Sequence[str], rows: Iterable[Sequence[object
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     versions = describe().rsplit("; ", 1)[0]
-    known = {**about(), "machine": versions, "commit": environment.git_commit() or "unknown"}
+    known = {**about(), "machine": versions, "commit": environment.git_commit()}
     with place.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([*columns, *known])

@@ -13,7 +13,10 @@ UNITS = (
 
 #: What bears a unit and is no result, by its words, and why.
 SETTINGS = (
-    (r"95 % (?:intervals?|of the ranges)|an? 95 % ", "the level that intervals are made for"),
+    (
+        r"95 % (?:intervals?|of the ranges)|an? 95 % |95 %, of these seeds",
+        "the level that intervals are made for",
+    ),
     (r"below 90 %|reaches 95 %", "the rule that coverage or recall is held against"),
     (r"\b162 points|stages? [12]\b|3\.11 to 3\.13", "a size, a name, versions"),
     (r"HSIL\+ at 2 %|more than 5 % of", "flags and their defaults"),
@@ -21,6 +24,7 @@ SETTINGS = (
         r"cache of 64 MiB|at most every 10 s|some 5 ns|2 MiB (?:beside|and)|128 KiB|than 64 KiB",
         "limits",
     ),
+    (r"^40[03]$", "HTTP statuses"),
     (r"unpack to 8 MB", "what libpng allows"),
     (r"hp\.Choice\([^)]*\)", "an example's hyperparameters"),
 )
