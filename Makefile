@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint docs soak clean
+.PHONY: run test check lint results docs soak clean
 
 # The stamp is renewed whenever the declared dependencies change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -26,6 +26,11 @@ test: lint
 
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# Tables and figures that are made of results/*.csv, the reference of flags, the drawn cells, the first page.
+results: $(VENV)/.installed
+	$(BIN)/python docs/results.py
+	$(BIN)/python docs/generate.py
 
 # The site, strictly: a dead link or an unlisted page is an error. Needs no network once installed.
 docs: $(VENV)/.installed

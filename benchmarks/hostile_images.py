@@ -13,8 +13,6 @@ them, over the other port.
 """
 
 import contextlib
-import csv
-import datetime
 import io
 import sys
 import tempfile
@@ -25,7 +23,6 @@ from pathlib import Path
 import machine
 from absl import app, flags
 
-from replication.runs import environment
 from tfds_pap import commands
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Of each; the fastest counts (default: 3).")
@@ -48,20 +45,10 @@ def main(argv):
     import hostile_images
     import numpy as np
 
-    about = {
-        "machine": machine.describe(),
-        "command": f"python benchmarks/hostile_images.py --repetitions={_REPETITIONS.value}",
-        "commit": environment.git_commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-    print(about["machine"])
+    print(machine.describe())
     files = list(hostile_images.corpus(np.random.default_rng(0), large=True))
     rows = _costs(files) + (_good_client(files) if _CLIENT.value else [])
-    with Path(_CSV.value).open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([*_COLUMNS, "x quiet"])
-        table.writerows([*pair, *[""] * (len(_COLUMNS) - 1)] for pair in about.items())
-        table.writerows(rows)
+    machine.write_rows(_CSV.value, (*_COLUMNS, "x quiet"), rows)
 
 
 def _costs(files):

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from replication.runs import device, environment
@@ -39,6 +40,24 @@ def about() -> dict[str, str]:
         "commit": commit or "unknown",
         "date": str(datetime.date.today()),
     }
+
+
+def write_rows(path: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV anew, with what is `about` its rows and the versions of packages.
+
+    Args:
+        path: Of the CSV; what was there is gone.
+        columns: Names of the values of a row.
+        rows: The values.
+    """
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    versions = describe().rsplit("; ", 1)[0]
+    known = {**about(), "machine": versions, "commit": environment.git_commit()}
+    with place.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([*columns, *known])
+        table.writerows([*row, *known.values()] for row in rows)
 
 
 def add_rows(path: str | None, rows: list[dict[str, object]]) -> None:

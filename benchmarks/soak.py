@@ -11,8 +11,6 @@ memory is noted. The model is small, so that it is the server that is measured; 
 share the machine. Hostile images are those of tests/hostile_images.py.
 """
 
-import csv
-import datetime
 import shutil
 import subprocess
 import sys
@@ -22,7 +20,6 @@ from pathlib import Path
 import machine
 from absl import app, flags
 
-from replication.runs import environment
 from tfds_pap import commands
 
 _SECONDS = flags.DEFINE_float(
@@ -58,7 +55,8 @@ def main(argv: list[str]) -> None:
     rows += soak.rows()
     for row in rows:
         print(*(f"{each!s:<44}" for each in row[:2]), *row[2:])
-    _write(Path(_CSV.value), rows)
+    beside = ("beside", _BESIDE.value, "", "")
+    machine.write_rows(_CSV.value, ("part", "what", "count", "value"), [beside, *rows])
     if soak.broken():
         raise SystemExit("soak: honest requests failed that no kill explains")
 
@@ -70,23 +68,6 @@ def _mount(folder: Path) -> bool:
         shutil.which("mount") is not None
         and not subprocess.run(command, capture_output=True).returncode
     )
-
-
-def _write(path: Path, rows: list[tuple]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flags_given = f"--seconds={_SECONDS.value:g} --clients={_CLIENTS.value}"
-    about = (
-        ("machine", machine.describe()),
-        ("command", f"python benchmarks/soak.py {flags_given} --think_seconds={_THINK.value:g}"),
-        ("beside", _BESIDE.value),
-        ("commit", environment.git_commit()),
-        ("date", datetime.date.today().isoformat()),
-    )
-    with path.open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("part", "what", "count", "value"))
-        table.writerows((name, text, "", "") for name, text in about)
-        table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -93,8 +93,9 @@ def drawn(
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
-        timeless = {"Date": None, "Creator": None} if form == "svg" else None
-        figure.savefig(buffer, format=form, dpi=dpi, metadata=timeless)
+        # Neither the day nor the version of matplotlib is part of a figure.
+        nameless = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+        figure.savefig(buffer, format=form, dpi=dpi, metadata=nameless)
     if form != "svg":
         return buffer.getvalue()
     return palette.with_dark_twin(buffer.getvalue().decode()).encode()

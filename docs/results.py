@@ -1,0 +1,287 @@
+"""Renders the tables and figures of README and docs that are made of results/*.csv alone.
+
+python docs/results.py             # part of `make results`
+
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`; `TABLES` says how NAME is made.
+"""
+
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from replication.comparison import figures
+from replication.comparison.ranking import pareto
+from replication.drawing import shown
+from replication.measures.names import METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+
+_BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+#: A row of the table of intervals, and the kinds of results/interval_coverage.csv in it.
+_KINDS = {
+    "accuracy": "accuracy",
+    "sensitivity of a class": "sensitivity of a class",
+    "specificity of a class": "specificity of a class",
+    "PPV of a class": "PPV of a class",
+    "NPV, PPV at a prevalence": "NPV at a prevalence|PPV at a prevalence",
+    "balanced accuracy": "balanced accuracy",
+    "macro F1": "macro f1",
+    "macro precision, macro specificity, weighted F1, F1 of a class": (
+        "macro precision|macro specificity|weighted f1|F1 of a class"
+    ),
+    "quadratic kappa": "quadratic kappa",
+    "ROC-AUC of a class, mean over classes": "ROC-AUC.*",
+    "Brier score": "Brier score",
+    "coverage and risk at a threshold": "coverage of a threshold|risk at a threshold",
+    "differences of two models": "difference in .*",
+    "Student's over 2, 3, 5 seeds": "Student's of . seeds|difference over . seeds",
+    "whole fields: recall, precision, F1, false positives": "fields: .*",
+    "gap of two sets of images": "gap of two sets of images",
+    "search: best minus 29 equal others at once": "search: best minus all 29 others at once",
+    "search: mean of a level, grids and random draws": "mean of a level.*",
+}
+
+
+def main() -> None:
+    """Writes both."""
+    for page in pages():
+        page.write_text(rendered(page.read_text()))
+    for path, picture in pictures():
+        path.write_bytes(picture)
+
+
+def pages() -> list[Path]:
+    """Returns README and the pages of docs that hold a table of results."""
+    texts = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in texts if _BLOCK.search(page.read_text())]
+
+
+def rendered(page: str) -> str:
+    """Returns a page with its tables made anew.
+
+    Raises:
+        KeyError: A block names a table that is not in `TABLES`.
+    """
+    return _BLOCK.sub(
+        lambda match: match[1] + "\n".join(TABLES[match[2]]()) + "\n" + match[3], page
+    )
+
+
+def read(name: str) -> pd.DataFrame:
+    """Reads results/NAME.csv."""
+    return pd.read_csv(RESULTS / f"{name}.csv")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    head = list(head)
+    for row in (head, None, *rows):
+        cells = (
+            ["---"] * len(head) if row is None else [f" {cell} " if cell else " " for cell in row]
+        )
+        yield f"|{'|'.join(cells)}|"
+
+
+def _with_interval(row: pd.Series, name: str) -> str:
+    low, high = shown.interval(row[f"{name}_low"], row[f"{name}_high"], percent=True)[1:-1].split(
+        ", "
+    )
+    return f"{100 * row[name]:.1f} [{low}, {high}]"
+
+
+def _leak() -> Iterator[str]:
+    rows = []
+    for (name, metric), part in read("leak").groupby(["backbone", "metric"], sort=False):
+        row = part.iloc[0]
+        parts = [
+            f"{shown.points(row[of])} {shown.points_interval(row[f'{of}_low'], row[f'{of}_high'])}"
+            + ("" if row[f"{of}_told_from_0"] else " *")
+            for of in ("leak", "scarcity")
+        ]
+        cuts = [_with_interval(row, cut) for cut in ("by_image", "let_in", "by_group")]
+        named = "" if rows and rows[-1][-1] == name else name
+        rows.append((named, METRICS[metric].words, *cuts, *parts, name))
+    head = (
+        "backbone (3 seeds, 5 folds)", "", "cut by image, %", "own slide let in, %",
+        "cut by slide, %", "leak, points", "scarcity, points",
+    )  # fmt: skip
+    return _table(head, [row[:-1] for row in rows])
+
+
+def _comparison() -> Iterator[str]:
+    rows = []
+    for (rank, name, weights, gflops), part in read("comparison").groupby(
+        ["rank", "backbone", "weights", "gflops"]
+    ):
+        by_metric = part.set_index("metric")
+        size = re.match(r"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_([\d.]+)_", weights)
+        cells = [
+            f"{100 * one['mean']:.1f} {shown.interval(one['low'], one['high'], percent=True)}"
+            for _, one in by_metric.loc[list(_COMPARED)].iterrows()
+        ]
+        of = f"MobileNetV2 {float(size[1])} file" if size else weights
+        rows.append((str(rank), name, of, *cells, f"{gflops:.2f}"))
+    return _table(("", "backbone", "weights", *_COMPARED.values(), "GFLOPs"), rows)
+
+
+_COMPARED = {
+    "accuracy": "accuracy, %",
+    "balanced_accuracy": "balanced accuracy, %",
+    "macro_f1": "macro F1, %",
+    "hsil_plus_sensitivity": "HSIL+ sensitivity, %",
+    "hsil_plus_specificity": "HSIL+ specificity, %",
+}
+
+
+def _audit_recall() -> Iterator[str]:
+    table = read("audit_recall")
+    table = table[table["half"] == "reporting"]
+    found = table.pivot_table("found", "kind", ["source", "effort"], sort=False)
+    sources = ("Mendeley LBC", "CRIC", "phantoms")
+    rows = [
+        (kind, *(f"{100 * row[s, 'full']:.1f} / {100 * row[s, 'fast']:.1f}" for s in sources))
+        for kind, row in found.iterrows()
+    ]
+    alarms = []
+    for source in sources:
+        of = table[table["source"] == source]
+        alarms.append(f"{of['false_alarms'].max():,} of {of['innocent_pairs'].max():,}")
+    last = "most false alarms of a kind, among pairs of different windows"
+    head = (
+        "planted twin: found by full / fast, %", "LBC, 200 windows of 256 px",
+        "CRIC, 200 windows of 150 px", "phantoms, 200",
+    )  # fmt: skip
+    return _table(head, [*rows, (last, *alarms)])
+
+
+def _audit_peers() -> Iterator[str]:
+    table = read("audit_peers")
+    tools = list(table["tool"].unique())
+    found = table.pivot_table("found", "kind", "tool", sort=False)[tools]
+    rows = [[kind, *(f"{100 * share:.1f}" for share in row)] for kind, row in found.iterrows()]
+    by_tool = table.groupby("tool", sort=False)
+    seconds = by_tool["processor_seconds"].mean()[tools]
+    rows.append(
+        [
+            "processor seconds for 320 images, start of Python included",
+            *(f"{s:.1f}" for s in seconds),
+        ]
+    )
+    rows.append(["most memory, MiB", *(f"{m:.0f}" for m in by_tool["peak_mib"].max()[tools])])
+    short = [tool.replace(" on MobileNetV2 features", "") for tool in tools]
+    pairs = table["innocent_pairs"].max()
+    return _table((f"found at no false alarm in {pairs:,} pairs, %", *short), rows)
+
+
+def _interval_coverage() -> Iterator[str]:
+    table = read("interval_coverage")
+    table = table[~table["kind"].str.startswith("tried")]
+    rows = []
+    for name, pattern in _KINDS.items():
+        # Too few of a population's samples had an interval where there is no coverage.
+        of = table[table["kind"].str.fullmatch(pattern)].dropna(subset="coverage")
+        lowest = of.loc[of["coverage"].idxmin()]
+        rows.append(
+            (
+                name,
+                f"{100 * lowest['coverage']:.1f} ({100 * lowest['standard error']:.1f})",
+                f"{100 * of['coverage'].median():.1f}",
+                f"{(of['coverage'] < 0.9).sum()} of {len(of):,}",
+            )
+        )
+    head = ("kind", "lowest row, % (standard error)", "median row, %", "rows below 90 %")
+    return _table(head, rows)
+
+
+def _first_minute() -> Iterator[str]:
+    table = read("first_minute")
+    flags = table[table["asked"] == "wrong flag"]
+    rows = [(f"`{row['line']}`", *_seconds(row)) for _, row in table.iterrows()]
+    spans = [
+        f"{flags[column].min():.2f} to {flags[column].max():.2f} s"
+        for column in ("seconds", "processor_seconds")
+    ]
+    first, last = flags.index[0], flags.index[-1]
+    rows[first : last + 1] = [(f"`pap COMMAND --nonsense`, each of {len(flags)} commands", *spans)]
+    return _table(("asked", "answered in", "processor"), rows)
+
+
+def _seconds(row: pd.Series) -> tuple[str, str]:
+    return f"{row['seconds']:.2f} s", f"{row['processor_seconds']:.2f} s"
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {
+    "leak": _leak,
+    "comparison": _comparison,
+    "audit_recall": _audit_recall,
+    "audit_peers": _audit_peers,
+    "interval_coverage": _interval_coverage,
+    "first_minute": _first_minute,
+}
+
+
+def pictures() -> Iterator[tuple[Path, bytes]]:
+    """Yields the figures that need nothing but a table: where each is kept, and its PNG."""
+    leaks = [_of_leak(name, part) for name, part in read("leak").groupby("backbone", sort=False)]
+    result = types.SimpleNamespace(leaks=leaks, candidates=[], unit="slide")
+    picture = figures.leak(result, "balanced_accuracy", "png")
+    yield ROOT / "docs" / "leak_balanced_accuracy.png", picture
+    picture = figures.accuracy_against(_of_comparison(), "gflops", "png")
+    yield ROOT / "docs" / "comparison_cost.png", picture
+
+
+def _of_leak(name: str, part: pd.DataFrame) -> types.SimpleNamespace:
+    """What the figure asks of a `replication.comparison.leaks.Leak`."""
+    rows = part.set_index("metric")
+
+    def of(column: str) -> dict[str, types.SimpleNamespace]:
+        return {
+            metric: types.SimpleNamespace(
+                mean=row[column],
+                value=row[column],
+                low=row[f"{column}_low"],
+                high=row[f"{column}_high"],
+                told_from_zero=bool(row.get(f"{column}_told_from_0")),
+            )
+            for metric, row in rows.iterrows()
+        }
+
+    return types.SimpleNamespace(
+        name=name,
+        by_image=of("by_image"),
+        by_group=of("by_group"),
+        difference=of("by_image_minus_by_group"),
+        control=types.SimpleNamespace(
+            let_in=of("let_in"), leak=of("leak"), scarcity=of("scarcity")
+        ),
+        majority=rows["majority"].to_dict(),
+        majority_class="NILM",
+    )
+
+
+def _of_comparison() -> types.SimpleNamespace:
+    """What the figure asks of a `replication.comparison.ranking.Comparison`."""
+    table = read("comparison")
+    table = table[table["metric"] == "accuracy"]
+    ranked = [
+        types.SimpleNamespace(
+            candidate=types.SimpleNamespace(
+                name=row["backbone"],
+                trained=row["weights"] != "untrained",
+                cost=types.SimpleNamespace(gflops=row["gflops"]),
+            ),
+            summary={"accuracy": types.SimpleNamespace(**row[["mean", "low", "high"]])},
+        )
+        for _, row in table.iterrows()
+    ]
+    trained = table[table["weights"] != "untrained"].set_index("backbone")
+    front = pareto(trained["mean"].to_dict(), trained["gflops"].to_dict())
+    return types.SimpleNamespace(ranked=ranked, front=lambda _: front)
+
+
+if __name__ == "__main__":
+    main()
