@@ -6,11 +6,11 @@ from conftest import save_image
 
 from replication.learning import features, recipes
 from replication.learning.knobs import HeadRecipe
-from replication.runs import device, dry_run
+from replication.runs import device, dry_run, sources
 from replication.runs import steps as run_steps
+from tfds_pap import layouts, pipeline
 from tfds_pap.pap_db3 import pap_db3_dataset_builder as pap_db3
 from tfds_pap.pap_db4 import pap_db4_dataset_builder as pap_db4
-from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
 
 SMALL = features.feature_spec("mobilenetv2_035", source="none", size=32)
 
@@ -30,9 +30,7 @@ def test_a_run_tells_its_fits_minutes_and_disk_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     steps = run_steps.Steps(
         path=tmp_path / "run",
-        source="phantom",
-        manual_dir=None,
-        data_dir=str(tmp_path / "data"),
+        sources=sources.Sources("phantom", data_dir=str(tmp_path / "data")),
         images=None,
         policy=policy,
         identity={},
@@ -63,7 +61,7 @@ def test_images_of_a_tree_are_counted_where_they_lie(tmp_path):
         for number in range(count):
             save_image(tmp_path / "tree" / label / f"{number}.png", 10 * count + number)
     size = sum(path.stat().st_size for path in (tmp_path / "tree").rglob("*.png"))
-    builder = pap_folders.Builder(config=pap_folders.config(tmp_path / "tree"), data_dir=tmp_path)
+    builder = pipeline.listing_builder(layouts.read(tmp_path / "tree"), tmp_path)
     images = dry_run.images(builder, None)
     assert images.bytes_to_prepare == size and images.index.class_names == ("NILM", "HSIL")
     assert sorted(images.index.labels) == [0, 0, 0, 1, 1]

@@ -9,6 +9,7 @@ from replication.measures import evaluation, names, one_class, published
 from replication.measures.predictions import Predictions
 from replication.runs import publication, results
 from replication.runs.directory import RunDirectory
+from tfds_pap.classes import Classes
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 NAMES = STAGE2_CLASSES
@@ -62,13 +63,13 @@ def test_every_table_that_has_sensitivity_has_specificity_next(table):
 
 def test_a_search_scores_both():
     probabilities = answers(ALL_SCC, LABELS).probabilities
-    found = scoring.figures(LABELS, probabilities, NAMES, "val_")
+    found = scoring.figures(LABELS, probabilities, Classes.known(NAMES), "val_")
     assert found["val_hsil_plus_sensitivity"] == 1
     assert found["val_hsil_plus_specificity"] == 0
-    found = scoring.figures(LABELS[:15], probabilities[:15], NAMES, "val_")
+    found = scoring.figures(LABELS[:15], probabilities[:15], Classes.known(NAMES), "val_")
     assert "val_hsil_plus_sensitivity" not in found
     assert found["val_hsil_plus_specificity"] == 0
-    two = scoring.figures(np.array([0, 1]), np.eye(2), ("background", "cell"), "")
+    two = scoring.figures(np.array([0, 1]), np.eye(2), Classes.known(("background", "cell")), "")
     assert not any("hsil" in name for name in two)
 
 

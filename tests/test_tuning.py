@@ -13,9 +13,12 @@ from finetune.search import scoring
 from replication.learning import features, models, optimizers, training, weights
 from replication.runs import device
 from tfds_pap import pipeline, roles
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
 SPEC = dict(size=32, preprocessing="torch")
+
+BETHESDA = Classes.known(("NILM", "LSIL", "HSIL", "SCC"))
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +258,7 @@ def test_figures_equal_scikit_learns():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 200)
     said = rng.dirichlet(np.ones(4), 200).astype(np.float32)
-    found = scoring.figures(labels, said, ("NILM", "LSIL", "HSIL", "SCC"), "val_")
+    found = scoring.figures(labels, said, BETHESDA, "val_")
     named = said.argmax(axis=1)
     assert found["val_accuracy"] == pytest.approx(metrics.accuracy_score(labels, named))
     assert found["val_macro_f1"] == pytest.approx(metrics.f1_score(labels, named, average="macro"))
@@ -271,7 +274,7 @@ def test_figures_equal_scikit_learns():
     assert set(found) == {*scoring.OBJECTIVES, "val_hsil_plus_specificity"}
     said[3] = np.nan
     with pytest.raises(training.Diverged):
-        scoring.figures(labels, said, ("NILM", "LSIL", "HSIL", "SCC"), "val_")
+        scoring.figures(labels, said, BETHESDA, "val_")
 
 
 def test_an_objective_without_images_is_one_line(builder):
