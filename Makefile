@@ -21,8 +21,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Three workers keep two cores busy while servers are waited for.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
