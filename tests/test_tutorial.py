@@ -13,7 +13,10 @@ sys.path.insert(0, str(DOCS))
 import notebook  # noqa: E402
 
 #: What makes its commands small.
-SMALL = {"compare": ["--size=32", "--epochs=1"], "run": ["--epochs=1"]}
+SMALL = {
+    "compare": ["--size=32", "--epochs=1", "--backbones=mobilenetv2_035"],
+    "run": ["--epochs=1"],
+}
 
 PAP = [sys.executable, "-m", "replication.pap"]
 
