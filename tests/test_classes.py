@@ -101,5 +101,7 @@ def test_declarations_travel_with_predictions(tmp_path):
 
 
 def test_nothing_lies_beside_predictions_of_known_names(tmp_path):
+    declared = Classes(("NILM", "SCC"), ("normal", "cancer"))
+    predictions(("NILM", "SCC"), declared).write(tmp_path / "predictions.csv")
     predictions(("NILM", "SCC")).write(tmp_path / "predictions.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]

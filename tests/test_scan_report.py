@@ -20,14 +20,21 @@ from replication.fields.read.field import ArrayField
 from replication.fields.show import answer, pictures, scan_report, truth_layer
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, phantom
+from tfds_pap.classes import Classes
+from tfds_pap.taxonomy import STAGE2_CLASSES
 
 NAMES = ("plain.jpg", "</script><b onmouseover=x>'\" ü#%.jpg")
 
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("scan"), Classes.known(STAGE2_CLASSES))
+
+
+def made(place, classes):
+    """A scan of two fields of four classes, and its page."""
     """Two scanned fields with cells at known places."""
-    run = RunDirectory(tmp_path_factory.mktemp("scan"))
+    run = RunDirectory(place)
     rng = np.random.default_rng(0)
     for number, name in enumerate(NAMES):
         pixels = phantom.draw_field(number, slide=number, width=1200, height=800, cells=20)[0]
@@ -36,14 +43,17 @@ def scan(tmp_path_factory):
         places = np.array([[200, 200], [600, 400], [1000, 600], [400, 650]]) * 2.0
         probabilities = rng.dirichlet(np.ones(4), 4)
         hsil = np.array([0.9, 0.6, 0.3, 0.1 + 0.1 * number])
+        if not classes.severe:
+            hsil = np.full(4, np.nan)
         abstain = np.array([False, True, False, False])
-        cells = Cells(*places.T, np.full(4, 0.8), probabilities, hsil, abstain)
+        cells = Cells(*places.T, np.full(4, 0.8), probabilities, hsil, abstain, classes)
         folder = run.path / "fields" / f"field-{number}"
         pictures.write_pictures(folder, field, lattice, scores, cells, threshold=0.5)
         cells.write(folder / "cells.csv")
         if number:
             # The first cell is a nucleus; another nucleus, at the edge, is no cell.
-            nuclei = Nuclei.of([405.0, 20.0], [395.0, 900.0], ["HSIL", "LSIL"])
+            labels = [classes.names[2], classes.names[1]]
+            nuclei = Nuclei.of([405.0, 20.0], [395.0, 900.0], labels, classes=classes)
             known = AnnotatedField(
                 name, Detections(*places.T, cells.scores), nuclei, lattice, 2.0, cells
             )
@@ -51,6 +61,7 @@ def scan(tmp_path_factory):
         info = {"id": folder.name, "name": name, "path": name, "width": 2400, "height": 1600}
         info |= {"scale": 2.0, "mpp": 0.125, "rois": lattice.rois, "detections": 9, "notes": []}
         info |= {"seconds": {"stage1": 0.1, "stage2": 0.2}, "truth": None}
+        info["classes"] = classes.to_json()
         files.write_json(folder / "field.json", info | summary.summary(cells))
     about = {"name": "P", "protocol": "clean", "seed": 0, "size": 20, "notes": ["a note"]}
     settings = {"roi": 150, "stride": 25, "threshold": 0.5, "radius": 50.0, "method": "exact"}
@@ -142,6 +153,23 @@ def test_stepping_through_what_was_missed(browser, scan):
     tab.run("(($) => { $.selectedIndex = 0; $.onchange(); })(document.getElementById('field'))")
     tab.wait_for("document.getElementById('truths').hidden")
     assert tab.run("document.getElementById('misses').hidden") and tab.logged() == []
+
+
+@needs_browser
+def test_classes_of_which_nobody_said_what_is_looked_for(browser, tmp_path):
+    names = ("Koilocytotic", "Metaplastic", "Parabasal", "Superficial")
+    lab = Classes(names, ("Koilo", "Meta", "Para", "Super"))
+    run, page = made(tmp_path, lab)
+    tab = opened(browser, page, "#field=field-1")
+    assert not tab.run("document.getElementById('least').offsetParent")
+    tab.click("#next")
+    number = int(Cells.read(run.path / "fields/field-1/cells.csv", lab).class_ids[0])
+    assert tab.text("#label") == lab.shown[number]
+    # Truth speaks in the same words.
+    otherwise = "" if number == 2 else ", named otherwise"
+    assert tab.text("#against") == f"Hit: a nucleus annotated as Para{otherwise}."
+    assert tab.text("#miss_list").startswith("Meta at 20, 900")
+    assert not tab.logged()
 
 
 @pytest.fixture(scope="module")

@@ -201,7 +201,9 @@ class Predictions:
                     *(repr(float(value)) for value in self.probabilities[row]),
                 ]
             )
-        if self.declared is not None:
+        if self.declared is None:
+            declaration(Path(path)).unlink(missing_ok=True)
+        else:
             files.write_json(declaration(Path(path)), self.declared.to_json())
         files.write_atomically(Path(path), text.getvalue())
 

@@ -4,7 +4,7 @@ Pictures are files beside the page, not part of it: tiles for the viewer, a pict
 most suspicious cells. The page loads nothing from elsewhere and works from a disk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,7 @@ def write_report(run: RunDirectory) -> Path:
         models=manifest["models"],
         remarks=remarks(run),
         environment=manifest.get("environment", {}),
-        fields=[_field(one.info) for one in fields],
+        fields=[_field(one) for one in fields],
         unreadable=manifest.get("unreadable", ()),
         gallery=_gallery(fields),
         classes=[
@@ -101,11 +101,14 @@ def write_report(run: RunDirectory) -> Path:
     return path
 
 
-def _field(info: Mapping[str, Any]) -> dict[str, Any]:
+def _field(one: ScannedField) -> dict[str, Any]:
+    info, classes = one.info, one.classes
+    shown = dict(zip(classes.names, classes.shown, strict=True))
     score = info["slide_score"]["value"]
     seconds = info["seconds"]
     return {
         **info,
+        "most_severe": shown.get(info["most_severe"]),
         "folder": f"fields/{quote(info['id'])}",
         "score": "none" if score is None else f"{score:.3f}",
         "definition": info["slide_score"]["definition"],

@@ -21,12 +21,14 @@ def write(folder: Path, field: AnnotatedField, threshold: float, radius: float |
         radius: Of a match at most, pixels of the file; None takes `MATCH_RADIUS`.
     """
     nuclei = field.nuclei
+    # As the viewer calls the classes.
+    shown = dict(zip(nuclei.classes.names, nuclei.classes.shown, strict=True))
     cells = [-1] * len(nuclei)
     pairs = matched(field, threshold, radius)
     for nucleus, cell in zip(pairs.nuclei.tolist(), pairs.detections.tolist(), strict=True):
         cells[nucleus] = cell
     data = {
-        "labels": labels_of(nuclei.classes),
+        "labels": [shown.get(name, name) for name in labels_of(nuclei.classes)],
         # Pixels as read, as those of the cells.
         "x": (nuclei.x / field.scale).round(1).tolist(),
         "y": (nuclei.y / field.scale).round(1).tolist(),
