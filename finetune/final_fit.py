@@ -129,6 +129,7 @@ class FinalFit:
 
     def _recipe(self, tuning: Tuning, seed: int, head: Path | None = None) -> training.Recipe:
         clean = self.protocol == "clean"
+        own = self.builder.name in pipeline.FOLDER_SETS.values()
         return recipes.recipe(
             tuning,
             self.spec,
@@ -137,7 +138,7 @@ class FinalFit:
             keep="best" if clean else "last",
             monitor=self.monitor if clean else "val_accuracy",
             name=f"fine-tuned {tuning.backbone}",
-            published=published.NONE if self.builder.name == "pap_folders" else PUBLISHED,
+            published=published.NONE if own else PUBLISHED,
             head=head,
         )
 

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
     directory = Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan"))
     models = whole_fields.Models(**field_flags.models())
-    device.needs_tensorflow("replication.scan")
+    device.needs_tensorflow()
     policy = device.configure(precision="float32")
     settings = scan_directory.Settings(
         roi=_ROI.value,

@@ -60,13 +60,12 @@ def main(argv: list[str]) -> None:
     from replication.fields.show import sweep_figure, sweep_page
 
     output = Path(_OUTPUT.value)
-    device.needs_tensorflow("replication.scan_sweep")
+    device.needs_tensorflow()
     device.configure(precision="float32")
     models = whole_fields.Models(**field_flags.models())
     complete = field_flags.complete_truth() or _PHANTOM.value
+    annotated = _annotated(_fields(argv[1:], output), models.classes())
     stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
-    decision = stages[strides[0]].stage2.decision
-    annotated = _annotated(_fields(argv[1:], output), decision.classes)
     with (
         futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm.tqdm(total=len(annotated), unit="field") as bar,

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     import replication
     from replication.runs import device
 
-    device.needs_tensorflow("serving.export")
+    device.needs_tensorflow()
     replication.export_model(
         _RUN_DIR.value,
         _SERVING_DIR.value,

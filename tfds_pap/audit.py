@@ -69,9 +69,7 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in _DATASETS.value if name not in _KNOWN]
     if unknown or not _DATASETS.value:
         raise app.UsageError(f"--datasets={','.join(_DATASETS.value)}: expected {','.join(_KNOWN)}")
-    if folder_flags.given() and _MANUAL_DIR.value:
-        raise app.UsageError("--folders and --manual_dir: give one of them")
-    folder_flags.check()
+    folder_flags.check(_MANUAL_DIR.value)
     one_set = folder_flags.given() or len(set(_DATASETS.value)) == 1
     if (_FEATURES.value or _PREDICTIONS.value) and not one_set:
         raise app.UsageError(

@@ -49,12 +49,17 @@ def given() -> bool:
     return _FOLDERS.value is not None
 
 
-def check() -> None:
-    """Refuses flags about --folders without it.
+def check(manual_dir: str | None = None) -> None:
+    """Refuses flags about --folders without it, or beside another tree.
+
+    Args:
+        manual_dir: Of the same command, where it names a tree instead of --folders.
 
     Raises:
         app.UsageError: In one line.
     """
+    if given() and manual_dir:
+        raise app.UsageError("--folders and --manual_dir: give one of them")
     values = {
         "groups_from": _GROUPS_FROM.value,
         "ignore": _IGNORE.value,

@@ -198,8 +198,12 @@ def window(data: bytes, crop: tuple[int, int, int] | None) -> bytes:
     if crop is None:
         return data
     left, top, side = crop
+    return encode_png(decode(data)[top : top + side, left : left + side])
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Returns the PNG of uint8 RGB pixels `[height, width, 3]`."""
     png = io.BytesIO()
-    pixels = decode(data)[top : top + side, left : left + side]
     Image.fromarray(pixels).save(png, "PNG")
     return png.getvalue()
 

@@ -92,8 +92,8 @@ def prepare_folders(
     return prepare_listing(layouts.read(Path(root).expanduser()), data_dir)
 
 
-#: Data sets of a lab's own images, by stage.
-FOLDER_SETS = {1: ("pap_rois",), 2: ("pap_folders",)}
+#: Data set of a lab's own images, by stage.
+FOLDER_SETS = {1: "pap_rois", 2: "pap_folders"}
 
 
 def prepare_listing(
@@ -113,8 +113,8 @@ def prepare_listing(
         folders.TreeError: If the tree cannot be used.
         PapError: If `classes.csv` cannot be used.
     """
-    classes = _classes(listing, stage)
     builder = listing_builder(listing, data_dir, stage=stage)
+    classes = builder.builder_config.classes
     builder = _prepare(builder, None, tfds.GenerateMode.REUSE_DATASET_IF_EXISTS)
     stored_groups.renew(builder, {file.id: file.group for file in listing.files})
     stored_classes.renew(builder, classes if classes.is_declared else None)
@@ -128,16 +128,12 @@ def listing_builder(
     # Not at the top: the dataset folders import this package themselves.
     from tfds_pap.pap_folders import pap_folders_dataset_builder as pap_folders
 
-    classes = _classes(listing, stage)
-    kind = pap_folders.Builder if stage == 2 else pap_folders.PapRois
-    return kind(config=pap_folders.config(listing, classes.names), data_dir=data_dir)
-
-
-def _classes(listing: layouts.Listing, stage: int) -> Classes:
-    """What is known of the classes: a table is about those of the second stage."""
-    if stage == 1:
-        return Classes.known(listing.class_names)
-    return class_table.of_tree(listing.root, listing.class_names)
+    kind, classes = pap_folders.PapRois, Classes.known(listing.class_names)
+    if stage == 2:
+        # A table of classes is about those of the second stage.
+        kind = pap_folders.Builder
+        classes = class_table.of_tree(listing.root, listing.class_names)
+    return kind(config=pap_folders.config(listing, classes), data_dir=data_dir)
 
 
 def find_prepared(

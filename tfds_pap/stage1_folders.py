@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tfds_pap import files, folders, images, layouts, tables
 from tfds_pap.errors import PapError
@@ -150,9 +149,8 @@ def _cut_field(
         for left, top in places:
             name = f"{label}/{path.stem}_{left}_{top}.png"
             (place / label).mkdir(parents=True, exist_ok=True)
-            png = io.BytesIO()
-            Image.fromarray(pixels[top : top + ROI, left : left + ROI]).save(png, "PNG")
-            files.write_atomically(place / name, png.getvalue())
+            roi = images.encode_png(pixels[top : top + ROI, left : left + ROI])
+            files.write_atomically(place / name, roi)
             rows.append((name, path.name))
     return rows
 
@@ -170,7 +168,7 @@ def _free(
             break
         corner = rng.integers(0, [width - ROI + 1, height - ROI + 1])
         middle = corner + ROI / 2
-        others = np.array([*places, *[(-9 * ROI, 0)]]) + ROI / 2
+        others = np.array([*places, (-9 * ROI, 0)]) + ROI / 2
         apart = np.hypot(*(nuclei - middle).T).min() > _FREE
         if apart and np.hypot(*(others - middle).T).min() > _FREE:
             places.append((int(corner[0]), int(corner[1])))

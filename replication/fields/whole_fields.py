@@ -19,6 +19,7 @@ from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import phantom_set
+from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
 _TRAINED_ON = {
@@ -54,17 +55,28 @@ class Models:
         Raises:
             PapError: If a run does not hold that model.
         """
-        fits_of_stages = []
-        for stage, path in ((1, self.stage1), (2, self.stage2)):
-            flag = f"stage{stage}"
-            run = RunDirectory(path)
-            fits = results.choose_fits(run, self.protocol, self.seed, flag=flag)
-            if stage not in fits:
-                raise PapError(f"--{flag}={path} holds no finished model of stage {stage}")
-            fits_of_stages.append(fits[stage])
         return stages.load(
-            *fits_of_stages, roi=settings.roi, stride=settings.stride, method=settings.method
+            self._fit(1),
+            self._fit(2),
+            roi=settings.roi,
+            stride=settings.stride,
+            method=settings.method,
         )
+
+    def classes(self) -> Classes:
+        """Returns what is known of the classes of stage 2, without loading it.
+
+        Raises:
+            PapError: If the run does not hold that model.
+        """
+        return self._fit(2).predictions.classes
+
+    def _fit(self, stage: int) -> results.Fit:
+        path, flag = {1: self.stage1, 2: self.stage2}[stage], f"stage{stage}"
+        fits = results.choose_fits(RunDirectory(path), self.protocol, self.seed, flag=flag)
+        if stage not in fits:
+            raise PapError(f"--{flag}={path} holds no finished model of stage {stage}")
+        return fits[stage]
 
     def announcement(self, phantoms: bool) -> tuple[str, str]:
         """Returns the source of the least real images, and the sentence for the top of the page.

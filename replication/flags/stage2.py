@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from absl import app, flags
+from absl import flags
 
 from replication.flags import images as image_flags
 from replication.flags import shared
@@ -34,9 +34,7 @@ def images() -> Literal["original", "stand-in"] | None:
         app.UsageError: If no folder is given whose images it could be about, or flags contradict
             one another.
     """
-    if folder_flags.given() and _MANUAL_DIR.value:
-        raise app.UsageError("--folders and --manual_dir: give one of them")
-    folder_flags.check()
+    folder_flags.check(_MANUAL_DIR.value)
     return image_flags.declared(_MANUAL_DIR.value)
 
 

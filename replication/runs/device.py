@@ -140,11 +140,8 @@ def _capability(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in str(text).split("."))
 
 
-def needs_tensorflow(what: str) -> None:
+def needs_tensorflow() -> None:
     """Refuses another backend before anything starts.
-
-    Args:
-        what: The command or work, such as "replication.scan".
 
     Raises:
         PapError: In one line.
@@ -153,7 +150,7 @@ def needs_tensorflow(what: str) -> None:
 
     backend = keras.backend.backend()
     if backend != "tensorflow":
-        raise PapError(f"{what} needs KERAS_BACKEND=tensorflow, not {backend}: its graph is one")
+        raise PapError(f"needs KERAS_BACKEND=tensorflow, not {backend}: its graph is one")
 
 
 def set_seed(seed: int) -> None:

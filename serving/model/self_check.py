@@ -177,9 +177,9 @@ def _prepared(
 ) -> tfds.core.DatasetBuilder | None:
     """The run's own data set, unless it is not prepared here or has changed since."""
     data, name = run.manifest().get("data", {}), _SETS[fit.stage]
-    for own in pipeline.FOLDER_SETS[fit.stage]:
-        if own in data:
-            return pipeline.find_prepared(own, data[own]["fingerprint"], data_dir)
+    own = pipeline.FOLDER_SETS[fit.stage]
+    if own in data:
+        return pipeline.find_prepared(own, data[own]["fingerprint"], data_dir)
     described = data.get(name, {})
     for source in ("original", "phantom"):
         builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import folders, layouts, tree_builder
+from tfds_pap.classes import Classes
 
 #: Characters that TFDS allows in the name of a configuration.
 _NAME = re.compile(r"[^A-Za-z0-9_]+")
@@ -19,32 +20,32 @@ class FoldersConfig(tree_builder.PapConfig):
 
     Attributes:
         listing: Its images.
-        class_names: In order of severity where that is known.
+        classes: What is known of its classes, in the order of the labels.
     """
 
     listing: layouts.Listing | None = None
-    class_names: tuple[str, ...] = ()
+    classes: Classes = dataclasses.field(default_factory=lambda: Classes((), ()))
 
 
-def config(listing: layouts.Listing, class_names: tuple[str, ...]) -> FoldersConfig:
+def config(listing: layouts.Listing, classes: Classes) -> FoldersConfig:
     """Describes a tree by its name, the fingerprint of its files and the order of its classes.
 
     Args:
         listing: Its images.
-        class_names: In the order of the labels.
+        classes: What is known of its classes, in the order of the labels.
 
     Raises:
         folders.TreeError: If a file cannot be used.
     """
     name = f"{_NAME.sub('_', listing.root.name)}_{folders.listing_fingerprint(listing)[:12]}"
-    if class_names != listing.class_names:
+    if classes.names != listing.class_names:
         # Labels are numbers: another order is another data set.
-        name += f"_{hashlib.sha256(repr(class_names).encode()).hexdigest()[:4]}"
+        name += f"_{hashlib.sha256(repr(classes.names).encode()).hexdigest()[:4]}"
     return FoldersConfig(
         name=name,
         description="A lab's own images.",
         listing=listing,
-        class_names=class_names,
+        classes=classes,
     )
 
 
@@ -53,7 +54,8 @@ class Builder(tree_builder.TreeBuilder):
 
     Example:
         >>> listing = layouts.read(Path("fields"))  # doctest: +SKIP
-        >>> builder = Builder(config=config(listing, listing.class_names))  # doctest: +SKIP
+        >>> classes = Classes.known(listing.class_names)  # doctest: +SKIP
+        >>> builder = Builder(config=config(listing, classes))  # doctest: +SKIP
         >>> builder.download_and_prepare()  # doctest: +SKIP
     """
 
@@ -63,7 +65,7 @@ class Builder(tree_builder.TreeBuilder):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names that the labels index."""
-        return self.builder_config.class_names
+        return self.builder_config.classes.names
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager

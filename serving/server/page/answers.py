@@ -2,21 +2,19 @@
 
 import base64
 import functools
-import io
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from PIL import Image
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
 from replication.learning.gradcam import overlay
 from replication.measures import calibration
 from serving.server.errors import ServingError
 from serving.server.page import facts as page_facts
-from tfds_pap import phantom
+from tfds_pap import images, phantom
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
 if TYPE_CHECKING:
@@ -221,8 +219,8 @@ def _pictures(answer: Mapping[str, Any]) -> dict[str, Any]:
     heat = answer.get("heat")
     return {
         "size": image.shape[:2],
-        "image": _data_uri(_png(image)),
-        "heat": None if heat is None else _data_uri(_png(overlay(image, heat))),
+        "image": _data_uri(images.encode_png(image)),
+        "heat": None if heat is None else _data_uri(images.encode_png(overlay(image, heat))),
     }
 
 
@@ -238,13 +236,7 @@ def sample_png(number: int) -> bytes:
     """
     label = SAMPLES[number]
     draw = phantom.draw_cell if label in STAGE2_CLASSES else phantom.draw_roi
-    return _png(draw(label, SAMPLE_SEED, slide=SAMPLE_SLIDE))
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+    return images.encode_png(draw(label, SAMPLE_SEED, slide=SAMPLE_SLIDE))
 
 
 def _data_uri(png: bytes) -> str:
