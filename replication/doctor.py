@@ -226,8 +226,7 @@ def _computing() -> Iterator[Fact]:
         )
     else:
         yield Fact("ok", "GPU", "none; everything runs on the processor")
-    xla = "on" if policy.jit_compile else "off"
-    words = f"backend {keras.backend.backend()}, {policy.precision}, XLA {xla}"
+    words = f"backend {keras.backend.backend()}, {policy.precision}, XLA {policy.xla}"
     yield Fact("ok", "policy", words)
 
 

@@ -1,14 +1,15 @@
 import contextlib
 import dataclasses
+import io
 import shutil
 
-import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from replication.learning import features, models, training, weights
 from replication.runs.device import DevicePolicy
-from tfds_pap import pipeline, roles
+from tfds_pap import augmentation, pipeline, roles
 from tfds_pap.errors import PapError
 
 #: 52 images in batches of 8, the last one filled up.
@@ -117,12 +118,41 @@ def test_a_head_on_features_learns_what_it_learns_on_images(builder, spec, tmp_p
 @pytest.fixture
 def forward_passes(monkeypatch):
     """Counts images that go through a backbone."""
-    passed = []
-    predict = keras.Model.predict_on_batch
-    monkeypatch.setattr(
-        keras.Model, "predict_on_batch", lambda self, x: passed.append(len(x)) or predict(self, x)
-    )
+    passed, forward = [], features.forward
+
+    def counting(*arguments):
+        network = forward(*arguments)
+        return lambda x: passed.append(len(x)) or network(x)
+
+    monkeypatch.setattr(features, "forward", counting)
     return passed
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_store_is_byte_for_byte_what_a_plain_loop_gives(builder, spec, tmp_path, views):
+    """Chunk after chunk, batch after batch, all images in memory, Keras's own forward pass."""
+    spec = dataclasses.replace(spec, views=views)
+    store = extract(builder, spec, tmp_path)
+    images, extractor = pipeline.load_images(builder, 32), spec.extractor()
+    extractor.compile(jit_compile=False)
+    expected = np.empty_like(store.features)
+    for start in range(0, len(expected), 16):
+        rows, done = np.arange(start, min(start + 16, len(expected))), start
+        for pixels, _ in images.batches(rows, 8):
+            count = len(pixels)
+            for view in range(views):
+                turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
+                turned = tf.pad(turned, [[0, 8 - count], [0, 0], [0, 0], [0, 0]])
+                pooled = extractor.predict_on_batch(np.asarray(turned))
+                expected[done : done + count, view] = pooled[:count]
+            done += count
+    assert store.features.tobytes() == expected.tobytes()
+    written = [path.read_bytes() for path in sorted(tmp_path.glob("tiny-*/chunk_*.npz"))]
+    for number, data in enumerate(written):
+        rows, file = slice(16 * number, 16 * number + 16), io.BytesIO()
+        np.savez(file, features=expected[rows], ids=store.index.ids[rows])
+        assert data == file.getvalue()
+    assert len(written) == 4
 
 
 def test_stored_features_are_not_computed_again(builder, spec, tmp_path, forward_passes):
@@ -175,17 +205,21 @@ def test_damage_is_found_and_only_that_chunk_is_computed(
 
 
 def test_extraction_that_was_killed_goes_on(builder, spec, first, tmp_path, monkeypatch):
-    predict = keras.Model.predict_on_batch
-    passed = []
+    forward, passed = features.forward, []
 
-    def killed(self, x):
-        if len(passed) == 32:
-            raise KeyboardInterrupt
-        passed.append(len(x))
-        return predict(self, x)
+    def killed(*arguments):
+        network = forward(*arguments)
+
+        def passing(x):
+            if len(passed) == 32:
+                raise KeyboardInterrupt
+            passed.append(len(x))
+            return network(x)
+
+        return passing
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "predict_on_batch", killed)
+        patch.setattr(features, "forward", killed)
         with pytest.raises(KeyboardInterrupt):
             extract(builder, spec, tmp_path / "killed")
         assert len(list((tmp_path / "killed").glob("tiny-*/chunk_*.npz"))) == 2

@@ -489,6 +489,45 @@ def ordered_batches(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def image_batches(
+    builder: tfds.core.DatasetBuilder,
+    positions: np.ndarray,
+    size: int,
+    batch_size: int,
+    method: str = "bilinear",
+) -> tf.data.Dataset:
+    """Returns batches of some images, decoded as they are read: memory is bounded.
+
+    Args:
+        builder: A prepared builder.
+        positions: Which images, positions in its index, rising.
+        size: Height and width in pixels.
+        batch_size: Images a batch; the last one may be smaller.
+        method: One of `decoding.RESIZE_METHODS`.
+
+    Returns:
+        Dataset of uint8 `[b, size, size, 3]`, in stored order.
+    """
+    features = builder.info.features
+    decoder = _decoder(size, method)
+    total = sum(builder.info.splits[split].num_examples for split in builder.info.splits)
+    wanted = tf.constant(np.isin(np.arange(total), positions))
+
+    def decode(record: tf.Tensor) -> tf.Tensor:
+        return features.deserialize_example(record, decoders={"image": decoder})["image"]
+
+    stored = [_records(builder, split) for split in sorted(builder.info.splits)]
+    records = functools.reduce(lambda first, second: first.concatenate(second), stored)
+    # What is not wanted is read and not decoded.
+    records = records.enumerate().filter(lambda position, record: tf.gather(wanted, position))
+    images = records.map(
+        lambda position, record: decode(record),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return images.batch(batch_size).prefetch(2)
+
+
 def load_images(
     builder: tfds.core.DatasetBuilder,
     size: int,

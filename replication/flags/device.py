@@ -6,7 +6,10 @@ from replication.runs import device as devices
 from replication.runs.device import DevicePolicy
 
 _XLA = flags.DEFINE_enum(
-    "xla", "auto", ["auto", "on", "off"], "Compile with XLA (default auto: on GPUs and for JAX)."
+    "xla",
+    "auto",
+    ["auto", "on", "off"],
+    "Compile with XLA (default auto: for JAX, and on GPUs for work of minutes).",
 )
 _PRECISION = flags.DEFINE_enum(
     "precision",
@@ -58,4 +61,4 @@ def words(policy: DevicePolicy) -> str:
     Args:
         policy: The policy in force.
     """
-    return f"{policy.device}; {policy.precision}, XLA {'on' if policy.jit_compile else 'off'}"
+    return f"{policy.device}; {policy.precision}, XLA {policy.xla}"

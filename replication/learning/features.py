@@ -5,6 +5,8 @@ that features depend on, so that a changed key is another store, and a chunk tha
 damaged is computed again, alone.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +24,7 @@ import tensorflow_datasets.public_api as tfds
 import tqdm
 
 from replication.learning import models, weights
-from replication.runs import device
+from replication.runs import automatic, device
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline
 from tfds_pap.errors import PapError
@@ -33,8 +35,12 @@ CODE_VERSION = 1
 #: Where stores lie unless a flag says otherwise.
 DIRECTORY = Path("runs") / "features"
 
-#: Images a chunk; at most this many are computed again after a kill.
+#: Images a chunk; at most this many, and those that the device has at hand, are computed again
+#: after a kill.
 _CHUNK = 128
+
+#: Batches that the device is given before the features of an earlier one are fetched.
+_AHEAD = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +197,7 @@ def extract_features(
     directory: Path = DIRECTORY,
     *,
     policy: DevicePolicy | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> FeatureStore:
     """Returns the features of every image; computes only what is not stored already.
 
@@ -200,7 +206,7 @@ def extract_features(
         spec: Which features.
         directory: Where all stores lie.
         policy: Where and how to compute; None takes `device.configure`'s defaults.
-        batch_size: Images a forward pass.
+        batch_size: Images a forward pass; None takes what suits the device.
 
     Raises:
         PapError: If weights do not fit, or features are not finite.
@@ -227,6 +233,7 @@ def extract_features(
         # The speed of the forward pass is part of a store, and one chunk is enough to measure it.
         missing = [0]
     if missing:
+        batch_size = batch_size or automatic.inference_batch(policy.accelerated)
         _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
     for number in missing:
         read[number] = _read_chunk(folder, number, index.ids[chunks[number]], spec.views)
@@ -269,6 +276,37 @@ def _read_chunk(folder: Path, number: int, ids: np.ndarray, views: int) -> np.nd
     return None
 
 
+def forward(
+    extractor: keras.Model, policy: DevicePolicy, images: int
+) -> Callable[[tf.Tensor], Any]:
+    """Returns the forward pass, which does not wait for the device to finish.
+
+    Args:
+        extractor: From `FeatureSpec.extractor`.
+        policy: Where and how to compute.
+        images: How many will pass, for `DevicePolicy.compiles`.
+
+    Returns:
+        From uint8 `[b, size, size, 3]`, where b never changes, to features `[b, d]`, as whatever
+        `np.asarray` takes; that alone waits for the device.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.jit(functools.partial(extractor.stateless_call, training=False))
+        state = [
+            [variable.value for variable in variables]
+            for variables in (extractor.trainable_variables, extractor.non_trainable_variables)
+        ]
+        # JAX takes no tensor of TensorFlow.
+        return lambda pixels: compiled(*state, np.asarray(pixels))[0]
+    return tf.function(
+        functools.partial(extractor, training=False),
+        jit_compile=policy.compiles(images * models.gflops(extractor)),
+        autograph=False,
+    )
+
+
 def _compute(
     builder: tfds.core.DatasetBuilder,
     spec: FeatureSpec,
@@ -278,46 +316,125 @@ def _compute(
     policy: DevicePolicy,
     batch_size: int,
 ) -> None:
+    """Decodes ahead of the network, and fetches and writes behind it, in a thread of its own."""
     with policy.scope():
         extractor = spec.extractor()
-    extractor.compile(jit_compile=policy.jit_compile)
-    images = pipeline.load_images(builder, spec.size, spec.resize)
-    total = sum(len(rows) for _, rows in chunks) * spec.views
+    rows = np.concatenate([rows for _, rows in chunks])
+    index = pipeline.read_index(builder)
+    images = pipeline.image_batches(builder, rows, spec.size, batch_size, spec.resize)
+    network = forward(extractor, policy, len(rows) * spec.views)
     shown = f"{spec.backbone} features" + (f", {spec.views} views" if spec.views > 1 else "")
-    measured, seconds = 0, 0.0
-    with tqdm.tqdm(desc=shown, total=total, unit="image", smoothing=0.1) as bar:
-        for number, rows in chunks:
-            features = np.empty((len(rows), spec.views, extractor.output_shape[-1]), np.float32)
-            done = 0
-            for pixels, _ in images.batches(rows, batch_size):
-                count = int(pixels.shape[0])
-                for view in range(spec.views):
-                    start = time.perf_counter()
-                    turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
-                    # A last batch of another size would be traced anew, for seconds.
-                    turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
-                    # JAX takes no tensor of TensorFlow.
-                    pooled = extractor.predict_on_batch(np.asarray(turned))
-                    features[done : done + count, view] = pooled[:count]
-                    # The first batch pays for tracing.
-                    if count == batch_size and bar.n >= batch_size:
-                        measured += count
-                        seconds += time.perf_counter() - start
-                    bar.update(count)
-                done += count
-            _write_chunk(_chunk_path(folder, number), features, images.index.ids[rows])
-        # Of a handful of images there is no batch after the one that pays for tracing.
-        rate = measured / seconds if seconds else bar.n / bar.format_dict["elapsed"]
+    with tqdm.tqdm(desc=shown, total=len(rows) * spec.views, unit="image", smoothing=0.1) as bar:
+        writer = _Writer(folder, chunks, index.ids, (spec.views, extractor.output_shape[-1]), bar)
+        # Leaving it waits for what has passed the network, so that Ctrl-C loses none of it.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
+            on_their_way: collections.deque[concurrent.futures.Future] = collections.deque()
+            for number, pixels in enumerate(_turned(images, spec.views, batch_size)):
+                begin = time.perf_counter()
+                place, view = divmod(number, spec.views)
+                features = network(pixels)
+                start = place * batch_size
+                passed = (features, start, min(batch_size, len(rows) - start), view, begin)
+                on_their_way.append(thread.submit(writer.take, *passed))
+                if len(on_their_way) > _AHEAD:
+                    on_their_way.popleft().result()
+            for remaining in on_their_way:
+                remaining.result()
     about = {
         "key": key,
         "weights": spec.weights.label,
         "device": policy.device,
-        "images_per_second": rate,
+        "images_per_second": writer.rate(),
         "parameters": extractor.count_params(),
         "gflops": models.gflops(extractor),
         "mebibytes": weights.mebibytes(extractor),
     }
     files.write_json(folder / "about.json", about)
+
+
+def _turned(images: tf.data.Dataset, views: int, batch_size: int) -> tf.data.Dataset:
+    """Each batch in every view, one after the other, filled up to its full size."""
+
+    def turn(pixels: tf.Tensor, view: tf.Tensor) -> tf.Tensor:
+        count = tf.shape(pixels)[0]
+        if views > 1:
+            pixels = augmentation.view(pixels, tf.fill([count], view))
+        # A last batch of another size would be traced anew, for seconds.
+        pixels = tf.pad(pixels, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
+        return tf.ensure_shape(pixels, (batch_size, *images.element_spec.shape[1:]))
+
+    numbered = images.flat_map(
+        lambda pixels: tf.data.Dataset.range(views, output_type=tf.int32).map(
+            lambda view: (pixels, view)
+        )
+    )
+    return numbered.map(turn, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+
+class _Writer:
+    """Takes features from the device, in order, and writes each chunk once it is whole.
+
+    Args:
+        folder: Of the store.
+        chunks: Number and rows of each.
+        ids: Of all images.
+        shape: Views and length of the features of an image.
+        bar: Shows how many images have passed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        chunks: list[tuple[int, np.ndarray]],
+        ids: np.ndarray,
+        shape: tuple[int, int],
+        bar: tqdm.tqdm,
+    ) -> None:
+        self._folder = folder
+        self._ids = ids
+        self._bar = bar
+        self._rows = np.concatenate([rows for _, rows in chunks])
+        self._features = np.empty((len(self._rows), *shape), np.float32)
+        ends = np.cumsum([len(rows) for _, rows in chunks])
+        self._chunks = collections.deque(
+            (number, int(end) - len(rows), int(end))
+            for (number, rows), end in zip(chunks, ends, strict=True)
+        )
+        self._free_at = self._begun = time.perf_counter()
+        self._seconds, self._measured = 0.0, 0
+
+    def take(self, features: Any, start: int, count: int, view: int, begin: float) -> None:
+        """Waits for the features of a batch.
+
+        Args:
+            features: `[b, d]`, those of images first.
+            start: Of the batch among the images that are missing.
+            count: Images of the batch, at most b.
+            view: Which view.
+            begin: When the batch was handed to the device.
+        """
+        pooled = np.asarray(features)
+        self._features[start : start + count, view] = pooled[:count]
+        now = time.perf_counter()
+        # The first batch pays for tracing.
+        if count == len(pooled) and self._bar.n >= len(pooled):
+            self._measured += count
+            # Waiting for images is no part of the pass, nor is what the batch before it took.
+            self._seconds += now - max(begin, self._free_at)
+        self._free_at = now
+        self._bar.update(count)
+        if view == self._features.shape[1] - 1:
+            while self._chunks and self._chunks[0][2] <= start + count:
+                number, first, last = self._chunks.popleft()
+                ids = self._ids[self._rows[first:last]]
+                _write_chunk(_chunk_path(self._folder, number), self._features[first:last], ids)
+
+    def rate(self) -> float:
+        """Images a second of the forward pass alone."""
+        if self._seconds:
+            return self._measured / self._seconds
+        # Of a handful of images there is no batch after the one that pays for tracing.
+        return self._bar.n / (time.perf_counter() - self._begun)
 
 
 def _write_chunk(path: Path, features: np.ndarray, ids: np.ndarray) -> None:

@@ -6,6 +6,7 @@ not wait for it.
 
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import resource
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from replication.runs import automatic
+from tfds_pap import keras_settings
 from tfds_pap.errors import PapError
 
 
@@ -22,11 +25,13 @@ class DevicePolicy:
 
     Attributes:
         device: The device in words, for the manifest.
-        jit_compile: Whether models are compiled with XLA.
+        jit_compile: Whether models are compiled with XLA, where `compiles` says so.
         precision: Keras dtype policy.
         scope: Returns the context in which models are built.
         replicas: Devices that share a batch.
         compiled_pooling: Whether max pooling is trained with the gradient of `pooling`.
+        compiled_from: Least work in GFLOP that is compiled, see `automatic.compiled_from`.
+        accelerated: Whether there is a device beside the processor.
     """
 
     device: str
@@ -35,6 +40,23 @@ class DevicePolicy:
     scope: Callable[[], contextlib.AbstractContextManager]
     replicas: int = 1
     compiled_pooling: bool = False
+    compiled_from: float = 0.0
+    accelerated: bool = False
+
+    def compiles(self, gigaflops: float) -> bool:
+        """Tells whether a model is compiled with XLA.
+
+        Args:
+            gigaflops: All that it will compute, in units of 10^9 operations.
+        """
+        return self.jit_compile and gigaflops >= self.compiled_from
+
+    @property
+    def xla(self) -> str:
+        """When models are compiled, in a word or two."""
+        if not self.jit_compile:
+            return "off"
+        return "for long work" if self.compiled_from else "on"
 
 
 def configure(
@@ -47,8 +69,9 @@ def configure(
     """Sets this process up once, before any model is built.
 
     Args:
-        xla: "on", "off", or "auto": on for JAX, which is nothing without it; else on for a GPU, off
-            for a CPU, where XLA was measured slower (up to 22 times), and with `deterministic`.
+        xla: "on", "off", or "auto": on for JAX, which is nothing without it; else on for work of
+            minutes on a GPU, off for a CPU, where XLA was measured slower (up to 22 times), and
+            with `deterministic`.
         precision: A Keras dtype policy, or "auto": mixed_bfloat16 on a GPU that computes in
             bfloat16 (compute capability 8.0 or newer), else float32.
         strategy: "none", or "mirrored" for every GPU of this machine.
@@ -81,10 +104,15 @@ def configure(
             )
         mirrored = tf.distribute.MirroredStrategy()
         scope, replicas = mirrored.scope, mirrored.num_replicas_in_sync
-    auto_xla = keras.backend.backend() == "jax" or (bool(gpus) and not deterministic)
+    backend = keras.backend.backend()
+    compiled_from = automatic.compiled_from(
+        xla, backend=backend, accelerated=bool(accelerators), deterministic=deterministic
+    )
+    jit_compile = compiled_from < math.inf
+    if backend == "jax" and accelerators:
+        _keep_compilations()
     names = ", ".join(one.name for one in accelerators)
-    jit_compile = {"on": True, "off": False, "auto": auto_xla}[xla]
-    plain_cpu = keras.backend.backend() == "tensorflow" and not accelerators and not jit_compile
+    plain_cpu = backend == "tensorflow" and not accelerators and not jit_compile
     return DevicePolicy(
         device=names or f"CPU ({os.cpu_count()} cores, {processor()})",
         jit_compile=jit_compile,
@@ -92,6 +120,8 @@ def configure(
         scope=scope,
         replicas=replicas,
         compiled_pooling=plain_cpu and strategy == "none",
+        compiled_from=compiled_from,
+        accelerated=bool(accelerators),
     )
 
 
@@ -134,6 +164,15 @@ def _accelerators() -> list[_Accelerator]:
         )
         for detail in details
     ]
+
+
+def _keep_compilations() -> None:
+    """Lets JAX find in the next process what it compiled in this one."""
+    import jax
+
+    # A place that the user named stays.
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(keras_settings.home() / "jax"))
 
 
 def _capability(text: str) -> tuple[int, ...]:

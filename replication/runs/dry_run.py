@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from replication.drawing import pages
 from replication.learning import features, heads, models, weights
 from replication.learning.knobs import HeadRecipe
-from replication.runs import fitting, progress
+from replication.runs import automatic, fitting, progress
 from replication.runs.device import DevicePolicy
 from tfds_pap import folders, phantom_set, pipeline
 from tfds_pap.splits import TRAIN, WHOLE
 
-#: Images of the batch whose forward pass is measured.
+#: Images of the batch whose forward pass is measured on a processor.
 _BATCH = 8
 #: Bytes of an image's line in predictions.csv.
 _PREDICTION_BYTES = 120
@@ -156,13 +157,14 @@ def extraction(
     begin = time.perf_counter()
     with policy.scope():
         extractor = spec.extractor()
-    extractor.compile(jit_compile=policy.jit_compile)
+    network = features.forward(extractor, policy, len(index.ids) * spec.views)
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (_BATCH, spec.size, spec.size, 3)).astype(np.float32)
-    extractor.predict_on_batch(pixels)
+    count = automatic.inference_batch(accelerated=True) if policy.accelerated else _BATCH
+    pixels = tf.constant(random.integers(0, 256, (count, spec.size, spec.size, 3), np.uint8))
+    np.asarray(network(pixels))
     start = time.perf_counter()
-    extractor.predict_on_batch(pixels)
-    rate = _BATCH / (time.perf_counter() - start)
+    np.asarray(network(pixels))
+    rate = count / (time.perf_counter() - start)
     shape = (len(index.ids), spec.views, extractor.output_shape[-1])
     known = {"weights": "random", "key": {}}
     store = features.FeatureStore(index, random.random(shape, np.float32), known)
