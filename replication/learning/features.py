@@ -292,8 +292,8 @@ def forward(
         images: How many will pass, for `DevicePolicy.compiles`.
 
     Returns:
-        From uint8 `[b, size, size, 3]`, where b never changes, to features `[b, d]`, as whatever
-        `np.asarray` takes; that alone waits for the device.
+        From uint8 `[b, size, size, 3]`, where b never changes, a tensor of TensorFlow or of the
+        backend, to features `[b, d]`, as whatever `np.asarray` takes; that alone waits.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -303,8 +303,12 @@ def forward(
             [variable.value for variable in variables]
             for variables in (extractor.trainable_variables, extractor.non_trainable_variables)
         ]
-        # JAX takes no tensor of TensorFlow.
-        return lambda pixels: compiled(*state, np.asarray(pixels))[0]
+
+        def pass_on(pixels: Any) -> Any:
+            # JAX takes no tensor of TensorFlow.
+            return compiled(*state, pixels.numpy() if tf.is_tensor(pixels) else pixels)[0]
+
+        return pass_on
     return tf.function(
         functools.partial(extractor, training=False),
         jit_compile=policy.compiles(lambda: images * models.gflops(extractor)),

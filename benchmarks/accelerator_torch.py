@@ -1,0 +1,81 @@
+"""The same networks by PyTorch with torch.compile, where torch and torchvision are installed."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+
+#: Backbones that torchvision has under the same name.
+_NETWORKS = ("resnet50", "resnet152")
+
+
+def has(backbone: str) -> bool:
+    """Tells whether there is such a network."""
+    return backbone in _NETWORKS
+
+
+def missing() -> str:
+    """Returns which package is not installed, "" where both are."""
+    absent = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
+    return " and ".join(absent)
+
+
+def rates(
+    backbone: str, size: int, batch: int, seconds: float
+) -> Iterator[tuple[str, float, float]]:
+    """Measures a forward pass and a training step, bfloat16 on a GPU and float32 on a processor.
+
+    Args:
+        backbone: One of ResNet50 and ResNet152.
+        size: Height and width in pixels.
+        batch: Images a step.
+        seconds: Least time of each.
+
+    Yields:
+        "forward" or "fine-tuning", seconds of the first step, images a second after it.
+    """
+    import torch
+    import torchvision
+
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    network = getattr(torchvision.models, backbone)(num_classes=4).to(
+        place, memory_format=torch.channels_last
+    )
+    images = torch.rand(batch, 3, size, size, device=place).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=place) % 4
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    compiled = torch.compile(network)
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast(place, torch.bfloat16, enabled=place == "cuda"):
+            compiled(images)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(place, torch.bfloat16, enabled=place == "cuda"):
+            loss = torch.nn.functional.cross_entropy(compiled(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    def wait() -> None:
+        if place == "cuda":
+            torch.cuda.synchronize()
+
+    network.eval()
+    yield "forward", *_measured(forward, wait, batch, seconds)
+    network.train()
+    yield "fine-tuning", *_measured(train, wait, batch, seconds)
+
+
+def _measured(
+    step: Callable[[], None], wait: Callable[[], None], batch: int, seconds: float
+) -> tuple[float, float]:
+    start = time.perf_counter()
+    step()
+    wait()
+    begin = time.perf_counter()
+    steps = 0
+    while not steps or time.perf_counter() - begin < seconds:
+        step()
+        wait()
+        steps += 1
+    return begin - start, steps * batch / (time.perf_counter() - begin)
