@@ -56,6 +56,7 @@ SLOW = (
     "test_same_everywhere",
     "test_serving_page_browser",
     "test_tuning",
+    "test_automatic",
     "test_publish",
     "test_scan_report",
     "test_servables",
