@@ -1,11 +1,13 @@
 import contextlib
 import dataclasses
 import io
+import os
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from commands import command
 
 from replication.learning import features, models, training, weights
 from replication.runs.device import DevicePolicy
@@ -250,3 +252,34 @@ def test_a_store_without_its_description_is_mended(builder, spec, first, tmp_pat
     next(tmp_path.glob("tiny-*/about.json")).unlink()
     assert extract(builder, spec, tmp_path).about["parameters"] == first.about["parameters"]
     shutil.rmtree(next(tmp_path.glob("tiny-*")))
+
+
+JAX = """
+import sys
+from pathlib import Path
+from tfds_pap import commands
+commands.prepare_tensorflow()
+from replication.learning import features, models, weights
+from replication.runs import device
+from tfds_pap import pipeline
+network, manual_dir, data_dir, place = sys.argv[1:]
+models.BACKBONES = {"tiny": models.Backbone("", 32, "torch", 652)}
+builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+found = weights.Weights("tiny", Path(network), "0")
+weights.build = lambda *_: weights.keras.models.load_model(network)
+spec = features.FeatureSpec("tiny", found, 32, "torch", views=8)
+policy = device.configure()
+features.extract_features(builder, spec, Path(place), policy=policy, batch_size=8)
+"""
+
+
+def test_jax_gives_the_same_features(builder, spec, tmp_path, manual_dir, data_dir):
+    pytest.importorskip("jax")
+    weights.build(spec.backbone, spec.weights, 32).save(tmp_path / "network.keras")
+    paths = [tmp_path / "network.keras", manual_dir, data_dir, tmp_path / "jax"]
+    done = command("-c", JAX, *paths, env=os.environ | {"KERAS_BACKEND": "jax"})
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "jax").glob("tiny-*")
+    chunks = [np.load(path)["features"] for path in sorted(folder.glob("chunk_*.npz"))]
+    found = extract(builder, spec, tmp_path).features
+    np.testing.assert_allclose(np.concatenate(chunks), found, atol=1e-4)
