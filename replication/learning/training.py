@@ -16,7 +16,7 @@ from sklearn.utils import class_weight
 
 from replication.learning import models, optimizers, pooling
 from replication.learning.knobs import Optimization
-from replication.runs import device
+from replication.runs import device, sharing
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline, roles
 from tfds_pap.errors import PapError
@@ -306,7 +306,8 @@ def fit(
         store: Decoded images at the recipe's size, or stored features where a head is trained.
         assigned: Which image has which role.
         seed: Of initial weights, order, augmentation and dropout.
-        policy: Where and how to compute.
+        policy: Where and how to compute; of stored features one device trains a head, whose step
+            takes less than sharing it.
         directory: Where the state lies while training; nothing of it remains afterwards.
         label: Name of the progress line; None shows none.
         callbacks: Further callbacks, for example TensorBoard's.
@@ -322,40 +323,76 @@ def fit(
         Diverged: If the loss is no longer finite.
         PapError: If a batch cannot be shared evenly.
     """
+    if not isinstance(store, pipeline.ImageStore):
+        policy = policy.on_one_device()
     _check_batch(recipe, policy)
+    with policy.sharing.scope():
+        return _fit(
+            recipe,
+            store,
+            assigned,
+            seed,
+            policy,
+            directory,
+            label,
+            callbacks,
+            validate,
+            seconds_between_writes,
+        )
+
+
+def _fit(
+    recipe: Recipe,
+    store: Store,
+    assigned: roles.Roles,
+    seed: int,
+    policy: DevicePolicy,
+    directory: Path,
+    label: str | None,
+    callbacks: tuple[keras.callbacks.Callback, ...],
+    validate: Callable[[keras.Model], dict[str, float]] | None,
+    seconds_between_writes: float,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """See `fit`; runs where its devices share batches."""
+    devices = policy.sharing.devices
     steps = math.ceil(len(assigned.train) / recipe.batch_size)
     device.set_seed(seed)
-    with policy.scope():
-        model = recipe.build(store.input_size)
-        trained = _compiled(model, recipe, store, policy, steps)
+    model = recipe.build(store.input_size)
+    trained = _compiled(model, recipe, store, policy, steps)
     state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
     first = state.restore(trained)
     start = time.perf_counter()
     if first < recipe.epochs and not state.should_stop():
         tune = None
         if validate is None and len(assigned.tune):
-            tune = store.batches(assigned.tune, recipe.batch_size)
+            if devices > 1:
+                # Keras would count the last batch as often as there are devices.
+                validate = _loss_and_accuracy(recipe, store, assigned.tune)
+            else:
+                tune = store.batches(assigned.tune, recipe.batch_size)
         if label is not None:
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
-        trained.fit(
-            store.batches(
-                assigned.train,
-                recipe.batch_size,
-                seed=seed,
-                # Keras asks for one batch more than it uses.
-                epochs=range(first, recipe.epochs + 1),
-                augment=augmentation.AUGMENTATIONS[recipe.augment],
-            ),
-            steps_per_epoch=steps,
-            validation_data=tune,
-            initial_epoch=first,
-            shuffle=False,
-            epochs=recipe.epochs,
-            class_weight=_class_weights(recipe, store.index.labels[assigned.train]),
-            verbose=0,
-            callbacks=[*([_Validation(validate)] if validate else []), state, *callbacks],
+        train = store.batches(
+            assigned.train,
+            recipe.batch_size,
+            seed=seed,
+            # Keras asks for one batch more than it uses.
+            epochs=range(first, recipe.epochs + 1),
+            augment=augmentation.AUGMENTATIONS[recipe.augment],
         )
+        with sharing.synchronized(models.leaf_layers(trained), devices):
+            trained.fit(
+                sharing.evenly(train, devices),
+                steps_per_epoch=steps,
+                validation_data=tune,
+                initial_epoch=first,
+                shuffle=False,
+                epochs=recipe.epochs,
+                class_weight=_class_weights(recipe, store.index.labels[assigned.train]),
+                verbose=0,
+                callbacks=[*([_Validation(validate)] if validate else []), state, *callbacks],
+            )
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
         state.restore_best(trained)
@@ -381,9 +418,10 @@ def _outcome(
 
 
 def _check_batch(recipe: Recipe, policy: DevicePolicy) -> None:
-    if recipe.batch_size % policy.replicas:
+    devices = policy.sharing.devices
+    if recipe.batch_size % devices:
         raise PapError(
-            f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
+            f"--batch_size={recipe.batch_size} must divide by the {devices} devices of "
             "--strategy=mirrored"
         )
 
@@ -435,4 +473,23 @@ def predict(
 ) -> np.ndarray:
     """Returns float32 probabilities `[n, classes]` of the images at these positions."""
     batches = store.batches(positions, batch_size).map(lambda images, labels: images)
-    return model.predict(batches, verbose=0)
+    batches = sharing.evenly(batches, sharing.devices_of(model))
+    return model.predict(batches, verbose=0)[: len(positions)]
+
+
+def _loss_and_accuracy(
+    recipe: Recipe, store: Store, positions: np.ndarray
+) -> Callable[[keras.Model], dict[str, float]]:
+    """Returns what scores an epoch as Keras does, from probabilities of every image."""
+    labels = store.index.labels[positions]
+    loss = keras.losses.get(_loss(recipe, len(store.index.class_names)))
+
+    def score(model: keras.Model) -> dict[str, float]:
+        probabilities = predict(model, store, positions)
+        losses = keras.ops.convert_to_numpy(loss(labels, probabilities))
+        return {
+            "val_loss": float(losses.mean()) + sum(float(penalty) for penalty in model.losses),
+            "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        }
+
+    return score
