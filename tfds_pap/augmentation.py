@@ -21,7 +21,7 @@ def random_flips(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         images: `[b, size, size, 3]`, size known when the graph is built.
         seed: int32 `[2]`; the same seed gives the same choice.
     """
-    return view(images, _draw_views(tf.shape(images)[0], seed))
+    return view(images, draw_views(tf.shape(images)[0], seed))
 
 
 def random_stored_view(features: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -34,7 +34,7 @@ def random_stored_view(features: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     Returns:
         `[b, d]`.
     """
-    return tf.gather(features, _draw_views(tf.shape(features)[0], seed), batch_dims=1)
+    return tf.gather(features, draw_views(tf.shape(features)[0], seed), batch_dims=1)
 
 
 def view(images: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
@@ -51,7 +51,13 @@ def view(images: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, tf.shape(images))
 
 
-def _draw_views(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def draw_views(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns the views that `random_flips` and `random_stored_view` choose, int32 `[count]`.
+
+    Args:
+        count: Of images.
+        seed: int32 `[2]`.
+    """
     return tf.random.stateless_uniform([count], seed, 0, VIEWS, tf.int32)
 
 

@@ -387,6 +387,11 @@ class ImageStore:
         """Height and width in pixels."""
         return self.pixels.shape[1]
 
+    @functools.cached_property
+    def on_device(self) -> tf.Variable:
+        """The pixels on TensorFlow's first device; all fits of a process share them."""
+        return tf.Variable(self.pixels, trainable=False)
+
     def images(self, ids: Sequence[str]) -> list[np.ndarray]:
         """Returns the uint8 pixels `[size, size, 3]` of the named images, in the order of the ids.
 

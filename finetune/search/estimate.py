@@ -14,7 +14,7 @@ from finetune import recipes
 from finetune.search import oracles, scoring
 from finetune.search.tuner import Study
 from finetune.tuning import Tuning
-from replication.learning import optimizers, training
+from replication.learning import models, optimizers, training
 
 #: Epochs that are trained to measure; the first one pays for tracing.
 _EPOCHS = 3
@@ -148,7 +148,9 @@ def _measure_images(study: Study, point: Tuning) -> tuple[float, float, float]:
     model.compile(
         optimizers.build(recipe, model, 1),
         "sparse_categorical_crossentropy",
-        jit_compile=study.policy.jit_compile,
+        jit_compile=study.policy.compiles(
+            lambda: models.training_gflops(model) * len(study.assigned.train) * point.epochs
+        ),
     )
     # As a fit does.
     model.optimizer.build(model.trainable_variables)

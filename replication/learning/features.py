@@ -119,6 +119,11 @@ class FeatureStore:
     def _first_view(self) -> tf.Tensor:
         return tf.constant(self.features[:, 0])
 
+    @functools.cached_property
+    def on_device(self) -> tf.Tensor:
+        """Features of every view of every image, float32 `[n * views, d]`."""
+        return tf.reshape(self._views, [-1, self.input_size])
+
     def batches(
         self,
         positions: np.ndarray,
@@ -305,7 +310,7 @@ def forward(
     return policy.sharing.forward(
         tf.function(
             functools.partial(extractor, training=False),
-            jit_compile=policy.compiles(images * models.gflops(extractor)),
+            jit_compile=policy.compiles(lambda: images * models.gflops(extractor)),
             autograph=False,
         )
     )

@@ -305,13 +305,26 @@ def gflops(model: keras.Model) -> float:
     Args:
         model: From one image tensor; nested models are counted too.
     """
-    total = 0
-    for layer in leaf_layers(model):
-        if isinstance(layer, _COUNTED):
-            places = math.prod(layer.output.shape[1:-1])
-            kernels = [weight for weight in layer.weights if "kernel" in weight.name]
-            total += sum(2 * places * math.prod(kernel.shape) for kernel in kernels)
-    return total / 1e9
+    return sum(_operations(layer) for layer in leaf_layers(model)) / 1e9
+
+
+def training_gflops(model: keras.Model) -> float:
+    """Counts the floating-point operations of one image in a training step; see `gflops`.
+
+    Args:
+        model: From one image tensor.
+    """
+    # Both gradients of a layer cost as much as itself; a frozen one has none.
+    counts = ((3 if layer.trainable else 1) * _operations(layer) for layer in leaf_layers(model))
+    return sum(counts) / 1e9
+
+
+def _operations(layer: keras.layers.Layer) -> int:
+    if not isinstance(layer, _COUNTED):
+        return 0
+    places = math.prod(layer.output.shape[1:-1])
+    kernels = [weight for weight in layer.weights if "kernel" in weight.name]
+    return sum(2 * places * math.prod(kernel.shape) for kernel in kernels)
 
 
 _COUNTED = (
@@ -329,6 +342,19 @@ def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield from leaf_layers(layer)
         else:
             yield layer
+
+
+def without_xla(model: keras.Model) -> keras.Model:
+    """Returns a model that was not compiled, which TensorFlow will not compile with XLA either.
+
+    On a GPU Keras would by itself, at the first prediction: seconds for every shape of a batch.
+
+    Args:
+        model: Any; on other backends nothing changes.
+    """
+    if keras.backend.backend() == "tensorflow":
+        model.jit_compile = False
+    return model
 
 
 def save_model(model: Any, path: Path) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import tqdm
 from sklearn.utils import class_weight
 
-from replication.learning import models, optimizers, pooling
+from replication.learning import models, on_device, optimizers, pooling
 from replication.learning.knobs import Optimization
-from replication.runs import device, sharing
+from replication.runs import automatic, device, sharing
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline, roles
 from tfds_pap.errors import PapError
@@ -317,7 +317,7 @@ def fit(
 
     Returns:
         The trained model, and what happened: history, epochs run, best epoch, seconds (of this
-        process alone), images a second, and what the optimizer was.
+        process alone), images a second, what the optimizer was, and whether XLA compiled it.
 
     Raises:
         Diverged: If the loss is no longer finite.
@@ -355,10 +355,9 @@ def _fit(
 ) -> tuple[keras.Model, dict[str, Any]]:
     """See `fit`; runs where its devices share batches."""
     devices = policy.sharing.devices
-    steps = math.ceil(len(assigned.train) / recipe.batch_size)
     device.set_seed(seed)
     model = recipe.build(store.input_size)
-    trained = _compiled(model, recipe, store, policy, steps)
+    trained, examples = _compiled(model, recipe, store, policy, len(assigned.train))
     state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
     first = state.restore(trained)
     start = time.perf_counter()
@@ -369,11 +368,11 @@ def _fit(
                 # Keras would count the last batch as often as there are devices.
                 validate = _loss_and_accuracy(recipe, store, assigned.tune)
             else:
-                tune = store.batches(assigned.tune, recipe.batch_size)
+                tune = examples.batches(assigned.tune, recipe.batch_size)
         if label is not None:
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
-        train = store.batches(
+        train = examples.batches(
             assigned.train,
             recipe.batch_size,
             seed=seed,
@@ -384,7 +383,7 @@ def _fit(
         with sharing.synchronized(models.leaf_layers(trained), devices):
             trained.fit(
                 sharing.evenly(train, devices),
-                steps_per_epoch=steps,
+                steps_per_epoch=math.ceil(len(assigned.train) / recipe.batch_size),
                 validation_data=tune,
                 initial_epoch=first,
                 shuffle=False,
@@ -396,7 +395,7 @@ def _fit(
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
         state.restore_best(trained)
-    outcome = _outcome(state, recipe, trained.optimizer)
+    outcome = _outcome(state, recipe, trained)
     images = (len(state.history) - first) * len(assigned.train)
     return model, {
         **outcome,
@@ -405,15 +404,15 @@ def _fit(
     }
 
 
-def _outcome(
-    state: TrainingState, recipe: Recipe, optimizer: keras.optimizers.Optimizer
-) -> dict[str, Any]:
+def _outcome(state: TrainingState, recipe: Recipe, trained: keras.Model) -> dict[str, Any]:
     return {
         "history": state.history,
         "epochs_run": len(state.history),
         "best_epoch": state.best_epoch,
         "kept": recipe.keep,
-        "optimizer_config": optimizers.described(optimizer),
+        "optimizer_config": optimizers.described(trained.optimizer),
+        "xla": bool(trained.jit_compile),
+        "steps_per_execution": trained.steps_per_execution,
     }
 
 
@@ -427,22 +426,36 @@ def _check_batch(recipe: Recipe, policy: DevicePolicy) -> None:
 
 
 def _compiled(
-    model: keras.Model, recipe: Recipe, store: Store, policy: DevicePolicy, steps: int
-) -> keras.Model:
-    """Returns what is trained in place of the model, whose weights it shares."""
-    trained = pooling.for_training(model) if policy.compiled_pooling else model
+    model: keras.Model, recipe: Recipe, store: Store, policy: DevicePolicy, images: int
+) -> tuple[keras.Model, Store]:
+    """Returns what is trained in place of the model, whose weights it shares, and its examples."""
+    steps = math.ceil(images / recipe.batch_size)
+    trained, examples = model, store
+    if policy.compiled_pooling:
+        trained = pooling.for_training(model)
+    elif on_device.is_possible(store, recipe.augment, policy):
+        examples = on_device.PositionStore(store)
+        trained = on_device.TrainedByPosition(model.inputs, model.outputs, name=model.name)
+        trained.gather_from(examples, turned=recipe.augment != "none")
     trained.compile(
         optimizer=optimizers.build(recipe, trained, steps, epochs=recipe.schedule_epochs),
         loss=_loss(recipe, len(store.index.class_names)),
         # A metric with its variables, where a name alone would get them in the first step.
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        jit_compile=policy.jit_compile,
-        # A head's step takes about a millisecond, half of which is Python's.
-        steps_per_execution=1 if isinstance(store, pipeline.ImageStore) else steps,
+        jit_compile=policy.compiles(lambda: models.training_gflops(model) * images * recipe.epochs),
+        steps_per_execution=_steps_per_execution(store, policy, steps),
     )
     # Variables that were made in the first step would have TensorFlow trace it twice.
     trained.optimizer.build(trained.trainable_variables)
-    return trained
+    return trained, examples
+
+
+def _steps_per_execution(store: Store, policy: DevicePolicy, steps: int) -> int:
+    if not isinstance(store, pipeline.ImageStore):
+        # A head's step takes about a millisecond, half of which is Python's.
+        return steps
+    # So does a CNN's on a GPU; on a processor it takes a hundred.
+    return automatic.steps_per_execution(steps) if policy.accelerated else 1
 
 
 def _loss(recipe: Recipe, classes: int) -> str | Callable:
@@ -473,6 +486,11 @@ def predict(
 ) -> np.ndarray:
     """Returns float32 probabilities `[n, classes]` of the images at these positions."""
     batches = store.batches(positions, batch_size).map(lambda images, labels: images)
+    if model.steps_per_execution > 1:
+        # Keras would unroll as many forward passes into one graph.
+        model = keras.Model(model.inputs, model.outputs)
+    if not model.compiled:
+        models.without_xla(model)
     batches = sharing.evenly(batches, sharing.devices_of(model))
     return model.predict(batches, verbose=0)[: len(positions)]
 

@@ -26,7 +26,7 @@ def join(spec: features.FeatureSpec, head: keras.Model) -> keras.Model:
         spec: The features that the head was trained on.
         head: From features to probabilities.
     """
-    return models.classifier(spec.extractor(), head)
+    return models.without_xla(models.classifier(spec.extractor(), head))
 
 
 def largest_difference(

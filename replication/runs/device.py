@@ -41,13 +41,16 @@ class DevicePolicy:
     compiled_from: float = 0.0
     accelerators: int = 0
 
-    def compiles(self, gigaflops: float) -> bool:
+    def compiles(self, gigaflops: Callable[[], float]) -> bool:
         """Tells whether a model is compiled with XLA.
 
         Args:
-            gigaflops: All that it will compute, in units of 10^9 operations.
+            gigaflops: Counts all that it will compute, in units of 10^9 operations, where that
+                matters.
         """
-        return self.jit_compile and gigaflops >= self.compiled_from
+        if not self.jit_compile or not self.compiled_from:
+            return self.jit_compile
+        return gigaflops() >= self.compiled_from
 
     def on_one_device(self) -> "DevicePolicy":
         """Returns the policy for work that is too small to be shared."""

@@ -58,10 +58,7 @@ class Fit:
         if recipe.features is not None:
             return cls(label, recipe.epochs, None)
         model = recipe.build(recipe.size)
-        first = next(layer for layer in models.leaf_layers(model) if layer.weights)
-        # Both gradients of a convolution cost as much as itself; a frozen one has none.
-        step = (3 if first.trainable else 1) * models.gflops(model)
-        return cls(label, recipe.epochs, step * images * recipe.epochs)
+        return cls(label, recipe.epochs, models.training_gflops(model) * images * recipe.epochs)
 
 
 def measure_speed(policy: DevicePolicy) -> float | None:

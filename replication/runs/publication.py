@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow_datasets.public_api as tfds
 
 from replication.drawing import shown, terminal
-from replication.learning import gradcam
+from replication.learning import gradcam, models
 from replication.report import model_card
 from replication.report import page as report
 from replication.runs import description, results
@@ -171,7 +171,7 @@ def heat_maps(
 
 @functools.lru_cache(maxsize=1)
 def _model(path: Path) -> keras.Model:
-    return keras.saving.load_model(path, compile=False, safe_mode=True)
+    return models.without_xla(keras.saving.load_model(path, compile=False, safe_mode=True))
 
 
 def print_summary(

@@ -127,8 +127,11 @@ def load_model(fit: Fit) -> "keras.Model":
     """
     import keras
 
+    from replication.learning import models
+
     try:
-        return keras.saving.load_model(fit.model_path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(fit.model_path, compile=False, safe_mode=True)
+        return models.without_xla(model)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         why = " ".join((str(error) or type(error).__name__).split())[:300]
         raise PapError(f"{fit.model_path}: not a model that can be loaded: {why}") from error
