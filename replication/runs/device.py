@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from replication.runs import automatic, sharing
