@@ -214,7 +214,12 @@ def test_tensorflow_names_its_gpu_and_what_it_computes_in(monkeypatch):
 def test_devices_that_share_are_counted(monkeypatch):
     on_tensorflow(monkeypatch, (8, 6), (8, 6))
     monkeypatch.setattr(sharing, "among_all", lambda: sharing.Sharing(devices=2))
-    assert device.configure(strategy="mirrored").device == "2 x NVIDIA A10"
+    policy = device.configure(strategy="mirrored")
+    assert policy.device == "2 x NVIDIA A10"
+    # XLA looks for the variables of the first device on the second one.
+    assert device.configure().jit_compile and not policy.jit_compile
+    with pytest.raises(PapError, match=r"^--xla=on: .*--strategy=mirrored$"):
+        device.configure(xla="on", strategy="mirrored")
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])

@@ -90,10 +90,15 @@ def configure(
             machine and thread count, at 5 to 20 % of the speed for some models.
 
     Raises:
-        PapError: If "mirrored" is asked for on another backend than TensorFlow or JAX.
+        PapError: If "mirrored" is asked for on another backend than TensorFlow or JAX, or to be
+            compiled with XLA on TensorFlow.
     """
     import keras
 
+    if strategy == "mirrored" and keras.backend.backend() == "tensorflow":
+        if xla == "on":
+            raise PapError("--xla=on: TensorFlow compiles for one device, not --strategy=mirrored")
+        xla = "off"
     sharing.divide_processor()
     _prepare(deterministic=deterministic)
     accelerators = _accelerators()
