@@ -205,7 +205,6 @@ def _prepared() -> Iterator[Fact]:
 
 def _computing() -> Iterator[Fact]:
     import keras
-    import tensorflow as tf
 
     from replication.runs import device
 
@@ -213,15 +212,14 @@ def _computing() -> Iterator[Fact]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Fact("ok", "processor", f"{device.processor()}, {cores} cores for this process")
     yield one_dnn(os.environ, _instructions())
-    gpus = tf.config.list_physical_devices("GPU")
     device_nodes = [path for path in ("/dev/nvidia0", "/dev/kfd") if Path(path).exists()]
-    if gpus:
+    if policy.accelerated:
         yield Fact("ok", "GPU", policy.device)
     elif device_nodes:
         yield Fact(
             "note",
             "GPU",
-            f"{device_nodes[0]} is there, TensorFlow does not see it",
+            f"{device_nodes[0]} is there, {keras.backend.backend()} does not see it",
             "pip install 'pap-two-stage[gpu]'",
         )
     else:

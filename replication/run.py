@@ -98,9 +98,6 @@ _AUGMENT = flags.DEFINE_enum(
     ["none", "flips"],
     "Augmentation of the clean protocol: none, or the eight flips and quarter-turns (default).",
 )
-_STRATEGY = flags.DEFINE_enum(
-    "strategy", "none", ["none", "mirrored"], "Use every GPU of this machine (default: none)."
-)
 _PREVALENCE = shared.prevalence(": the share in a folder is no prevalence")
 _SCAN_FIELDS = flags.DEFINE_integer(
     "scan_fields",
@@ -137,7 +134,7 @@ def main(argv: list[str]) -> None:
     from replication.runs import publication, results
     from replication.runs import steps as run_steps
 
-    policy = device_flags.policy(strategy=_STRATEGY.value)
+    policy = device_flags.policy()
     steps = run_steps.Steps(
         path=_run_dir(source),
         sources=_sources(source),
@@ -266,7 +263,6 @@ def _identity(source: str, policy: DevicePolicy) -> dict[str, object]:
         "stage1": _STAGE1.value,
         "stage2": _STAGE2.value,
         "weights": _WEIGHTS.value if _STAGE2.value == "resnet50" else None,
-        "strategy": _STRATEGY.value,
         **folder_flags.identity(),
         **device_flags.identity(policy),
         **audit_flags.identity(),

@@ -10,7 +10,7 @@ from absl import app, flags
 
 from replication.flags import shared
 from replication.runs import results
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, keras_settings, path_flags
 
 _RUN_DIR = shared.run_dir("Run whose model is exported.", finished=True)
 _SERVING_DIR = path_flags.define(
@@ -86,11 +86,12 @@ def main(argv: list[str]) -> None:
         )
     # What can be wrong with the flags is said before TensorFlow is imported, which takes seconds.
     results.choose_fit(_RUN_DIR.value, _STAGE.value, _PROTOCOL.value, _SEED.value)
+    chosen = keras_settings.take_tensorflow()
+    if chosen != "tensorflow":
+        print(f"Note: exporting with TensorFlow in place of {chosen}; the served graph is its own")
     commands.prepare_tensorflow()
     import replication
-    from replication.runs import device
 
-    device.needs_tensorflow()
     replication.export_model(
         _RUN_DIR.value,
         _SERVING_DIR.value,

@@ -40,7 +40,14 @@ def command(module, *arguments, timeout=280, **options):
 
 
 def start(
-    module, *arguments, stdout=os.devnull, stderr=os.devnull, extra=None, cwd=None, draws=True
+    module,
+    *arguments,
+    stdout=os.devnull,
+    stderr=os.devnull,
+    extra=None,
+    cwd=None,
+    draws=True,
+    backend="tensorflow",
 ):
     """Starts `python -m module arguments` as `command` does.
 
@@ -52,28 +59,29 @@ def start(
         extra: Variables of its environment, which nothing reads when imported.
         cwd: Its folder.
         draws: Whether its figures are drawn, which takes most of a page's time, or empty.
+        backend: What Keras computes with; each has a process of its own that forks.
     """
     line = {
         "module": str(module),
         "arguments": [*map(str, arguments)],
         "folder": str(cwd or Path.cwd()),
-        "environment": {**os.environ, **(extra or {})},
+        "environment": {**os.environ, "KERAS_BACKEND": backend, **(extra or {})},
         "stdout": str(stdout),
         "stderr": str(stderr),
         "draws": draws,
     }
-    return Started(_ask(line))
+    return Started(_ask(line, backend), backend)
 
 
 class Started:
     """A forked command, with what the tests need of `subprocess.Popen`."""
 
-    def __init__(self, pid):
-        self.pid, self.returncode = pid, None
+    def __init__(self, pid, backend):
+        self.pid, self.returncode, self._backend = pid, None, backend
 
     def poll(self):
         if self.returncode is None:
-            self.returncode = _ask({"poll": self.pid})
+            self.returncode = _ask({"poll": self.pid}, self._backend)
         return self.returncode
 
     def wait(self, timeout=280):
@@ -96,17 +104,18 @@ class Started:
         self.send_signal(signal.SIGTERM)
 
 
-def _ask(question):
+def _ask(question, backend):
     with _LOCK:
-        parent = _parent()
+        parent = _parent(backend)
         print(json.dumps(question), file=parent.stdin, flush=True)
         return json.loads(parent.stdout.readline())
 
 
 @functools.cache
-def _parent():
+def _parent(backend):
     parent = subprocess.Popen(
         [sys.executable, str(Path(__file__).parent / "forking.py")],
+        env={**os.environ, "KERAS_BACKEND": backend},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -65,6 +65,7 @@ SLOW = (
     "test_field_sweep",
     "test_docs",
     "test_trials",
+    "test_backends",
 )
 
 

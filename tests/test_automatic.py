@@ -1,6 +1,5 @@
 """What `auto` decides by the work: XLA, steps of one call, and what stays on the device."""
 
-import contextlib
 import dataclasses
 import math
 
@@ -12,6 +11,7 @@ from test_training import POLICY, RECIPE, Interrupt, digest
 from replication.learning import features, models, on_device, recipes, training
 from replication.runs import automatic, device
 from replication.runs.device import DevicePolicy
+from replication.runs.sharing import Sharing
 from tfds_pap import pipeline, roles
 
 #: As `device.configure` makes it on a GPU, but for the place where it computes.
@@ -19,9 +19,8 @@ GPU = DevicePolicy(
     "a GPU",
     True,
     "float32",
-    contextlib.nullcontext,
     compiled_from=automatic.COMPILED_FROM,
-    accelerated=True,
+    accelerators=1,
 )
 
 
@@ -155,7 +154,9 @@ def test_features_on_the_device_train_the_same_head(store, tmp_path, views, augm
 def test_what_is_not_kept_on_the_device(store, monkeypatch):
     assert not on_device.is_possible(store, "flips", POLICY)
     assert not on_device.is_possible(store, "flips_blur_rotation", GPU)
-    assert not on_device.is_possible(store, "flips", dataclasses.replace(GPU, replicas=2))
+    assert not on_device.is_possible(
+        store, "flips", dataclasses.replace(GPU, sharing=Sharing(devices=2))
+    )
     monkeypatch.setattr(automatic, "KEPT_ON_DEVICE_BYTES", store.pixels.shape[0] * 16 * 16 * 3)
     assert on_device.is_possible(store, "flips", GPU)
     monkeypatch.setattr(automatic, "KEPT_ON_DEVICE_BYTES", store.pixels.shape[0] * 16 * 16 * 3 - 1)

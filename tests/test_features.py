@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import io
 import os
@@ -17,7 +16,7 @@ from tfds_pap.errors import PapError
 #: 52 images in batches of 8, the last one filled up.
 PASSES = 56
 
-POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
+POLICY = DevicePolicy("CPU", False, "float32")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 
 import keras
@@ -10,7 +9,7 @@ from replication.runs.device import DevicePolicy
 from tfds_pap import files, pipeline, roles
 from tfds_pap.errors import PapError
 
-POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
+POLICY = DevicePolicy("CPU", False, "float32")
 
 
 @pytest.fixture(scope="module")

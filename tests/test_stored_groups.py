@@ -1,6 +1,5 @@
 """Groups are kept beside the pixels; features and caches follow the images, not their position."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from replication.learning import features, weights
 from replication.runs.device import DevicePolicy
 from tfds_pap import folders, pipeline, stored_groups
 
-POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
+POLICY = DevicePolicy("CPU", False, "float32")
 
 
 @pytest.fixture

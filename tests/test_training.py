@@ -1,14 +1,11 @@
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from commands import command
 from PIL import Image
 
 from replication.drawing import tensorboard
@@ -43,7 +40,7 @@ RECIPE = training.Recipe(
     augment="flips",
     optimizer="adam",
 )
-POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
+POLICY = DevicePolicy("CPU", False, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -173,35 +170,6 @@ def test_loss_that_is_not_finite_is_one_line(store, tmp_path):
     recipe = dataclasses.replace(RECIPE, build=functools.partial(dense, scale=1e38))
     with pytest.raises(PapError, match=r"^loss became (nan|inf) in epoch \d"):
         fit(store, tmp_path, recipe)
-
-
-def test_two_replicas_train_and_share_even_batches_only(data_dir, manual_dir, tmp_path):
-    # Devices can only be divided before TensorFlow computes, hence the process of its own.
-    script = f"""
-import dataclasses, pathlib, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import test_training as t
-from replication.runs.device import DevicePolicy
-from tfds_pap.errors import PapError
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-t.POLICY = DevicePolicy("two CPUs", False, "float32", strategy.scope, replicas=2)
-builder = t.pipeline.prepare("pap_db4", "original", {str(manual_dir)!r}, {str(data_dir)!r})
-store = t.pipeline.load_images(builder, 16)
-recipe = dataclasses.replace(t.RECIPE, epochs=2)
-model, outcome = t.fit(store, pathlib.Path({str(tmp_path)!r}), recipe)
-assert outcome["epochs_run"] == 2, outcome
-try:
-    t.fit(store, pathlib.Path({str(tmp_path)!r}), dataclasses.replace(recipe, batch_size=7))
-except PapError as error:
-    print(error)
-"""
-    done = command("-c", script)
-    assert done.returncode == 0, done.stderr
-    expected = "--batch_size=7 must divide by the 2 devices of --strategy=mirrored\n"
-    assert done.stdout.endswith(expected)
 
 
 def test_remove_state(tmp_path):

@@ -30,13 +30,15 @@ RESUMES = "the same command goes on where it was"
 #: For commands that have nothing to go on with.
 STARTS_AGAIN = "nothing half-written is left; the same command starts again"
 
-#: Read by TensorFlow once, when it is imported.
+#: Read by TensorFlow once, when it is imported, and by JAX when it looks for devices.
 _SETTINGS = {
     # Errors that matter are raised; what is logged below this level is chatter about absent GPUs.
     "TF_CPP_MIN_LOG_LEVEL": "3",
     # Its plain allocator gives blocks of hundreds of MB back to the system and takes them anew in
     # each step: a third of a training step's processor time where oneDNN is off.
     "TF_CPU_ALLOCATOR_USE_BFC": "true",
+    # JAX as well takes of a GPU what it uses; see `keras_settings.leave_gpus`.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
 }
 
 

@@ -4,6 +4,7 @@
 backend that is not installed. What results depend on is set here, in one place.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -40,6 +41,17 @@ def check_backend() -> None:
         )
 
 
+def take_tensorflow() -> str:
+    """Has this process compute with TensorFlow, whatever the user chose, before Keras is imported.
+
+    Returns:
+        The backend that the user chose.
+    """
+    _, chosen = _chosen_backend()
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    return chosen
+
+
 def before_import() -> None:
     """Sets what is read when TensorFlow is imported."""
     os.environ[_LEGACY] = "0"
@@ -52,6 +64,25 @@ def after_import() -> None:
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
+    leave_gpus()
+
+
+def leave_gpus() -> None:
+    """Has TensorFlow take of a GPU's memory what it uses, and nothing where another one computes.
+
+    All of it at once, as it does otherwise, would shut out a TensorBoard, a second run or JAX.
+    """
+    import keras
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    # Once TensorFlow has computed, its devices are what the program around this package made them.
+    with contextlib.suppress(RuntimeError):
+        if keras.backend.backend() != "tensorflow" and gpus:
+            tf.config.set_visible_devices([], "GPU")
+            return
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def _chosen_backend() -> tuple[str, str]:

@@ -110,7 +110,11 @@ _SEARCH_DIR = path_flags.define(
     otherwise="runs",
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", 1, "Trials trained side by side on this machine (default: 1).", lower_bound=1
+    "workers",
+    1,
+    "Trials trained side by side on this machine, each on a GPU of its own where there are several "
+    "(default: 1).",
+    lower_bound=1,
 )
 _LEASE_SECONDS = flags.DEFINE_float(
     "lease_seconds",
@@ -182,7 +186,7 @@ def main(argv: list[str]) -> None:
             expected = estimate.estimate(study, plan)
             seconds = pages.duration(expected.seconds, digits=0)
             print(f"About {seconds} on one process: {expected.words}")
-        _search(search_tuner, plan, run, hyperparameters)
+        _search(search_tuner, plan, run, hyperparameters, policy)
         page = steps.publish(run, study, plan, name=_TUNER.value)
     print(f"\n{time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
@@ -389,6 +393,7 @@ def _search(
     plan: "oracles.Plan",
     run: RunDirectory,
     hyperparameters: "keras_tuner.HyperParameters",
+    policy: DevicePolicy,
 ) -> None:
     """Runs every trial: here, in workers of this machine, or in those of a cluster."""
     from finetune.search import local_workers, place, progress, tensorboard
@@ -398,7 +403,9 @@ def _search(
         if place.is_chief():
             search_tuner.serve(display.update)
         elif _WORKERS.value > 1:
-            with local_workers.LocalWorkers(_WORKERS.value, run.path) as workers:
+            with local_workers.LocalWorkers(
+                _WORKERS.value, run.path, policy.accelerators
+            ) as workers:
 
                 def tick() -> None:
                     display.update()

@@ -17,16 +17,20 @@ _PRECISION = flags.DEFINE_enum(
     ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
     "Keras dtype policy (default auto: mixed_bfloat16 on GPUs that have it, else float32).",
 )
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored"],
+    "mirrored: every GPU of this machine takes an equal part of each batch of images, with the "
+    "same weights in the end (default: none, one GPU).",
+)
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "Op determinism: same seed, same weights; slower (default: off)."
 )
 
 
-def policy(*, strategy: str = "none") -> DevicePolicy:
+def policy() -> DevicePolicy:
     """Sets this process up as the flags say; see `device.configure`.
-
-    Args:
-        strategy: "none", or "mirrored" for every GPU of this machine.
 
     Raises:
         PapError: If the strategy cannot be had.
@@ -34,7 +38,7 @@ def policy(*, strategy: str = "none") -> DevicePolicy:
     return devices.configure(
         xla=_XLA.value,
         precision=_PRECISION.value,
-        strategy=strategy,
+        strategy=_STRATEGY.value,
         deterministic=_DETERMINISTIC.value,
     )
 
@@ -52,6 +56,7 @@ def identity(policy: DevicePolicy) -> dict[str, object]:
         "precision": policy.precision,
         "xla": policy.jit_compile,
         "deterministic": _DETERMINISTIC.value,
+        "strategy": _STRATEGY.value,
     }
 
 

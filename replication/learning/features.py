@@ -239,6 +239,7 @@ def extract_features(
         missing = [0]
     if missing:
         batch_size = batch_size or automatic.inference_batch(policy.accelerated)
+        batch_size *= policy.sharing.devices
         _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
     for number in missing:
         read[number] = _read_chunk(folder, number, index.ids[chunks[number]], spec.views)
@@ -303,16 +304,15 @@ def forward(
             [variable.value for variable in variables]
             for variables in (extractor.trainable_variables, extractor.non_trainable_variables)
         ]
-
-        def pass_on(pixels: Any) -> Any:
-            # JAX takes no tensor of TensorFlow.
-            return compiled(*state, pixels.numpy() if tf.is_tensor(pixels) else pixels)[0]
-
-        return pass_on
-    return tf.function(
-        functools.partial(extractor, training=False),
-        jit_compile=policy.compiles(lambda: images * models.gflops(extractor)),
-        autograph=False,
+        # JAX takes no tensor of TensorFlow.
+        passed = policy.sharing.forward(lambda pixels: compiled(*state, pixels)[0])
+        return lambda pixels: passed(pixels.numpy() if tf.is_tensor(pixels) else pixels)
+    return policy.sharing.forward(
+        tf.function(
+            functools.partial(extractor, training=False),
+            jit_compile=policy.compiles(lambda: images * models.gflops(extractor)),
+            autograph=False,
+        )
     )
 
 
@@ -326,7 +326,7 @@ def _compute(
     batch_size: int,
 ) -> None:
     """Decodes ahead of the network, and fetches and writes behind it, in a thread of its own."""
-    with policy.scope():
+    with policy.sharing.scope():
         extractor = spec.extractor()
     rows = np.concatenate([rows for _, rows in chunks])
     index = pipeline.read_index(builder)

@@ -37,7 +37,7 @@ def is_possible(store: Any, augment: str, policy: DevicePolicy) -> bool:
     return (
         policy.accelerated
         and keras.backend.backend() == "tensorflow"
-        and policy.replicas == 1
+        and policy.sharing.devices == 1
         and augment in _AUGMENTATIONS
         and 0 < size <= automatic.KEPT_ON_DEVICE_BYTES
     )

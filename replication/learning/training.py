@@ -16,7 +16,7 @@ from sklearn.utils import class_weight
 
 from replication.learning import models, on_device, optimizers, pooling
 from replication.learning.knobs import Optimization
-from replication.runs import automatic, device
+from replication.runs import automatic, device, sharing
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline, roles
 from tfds_pap.errors import PapError
@@ -306,7 +306,8 @@ def fit(
         store: Decoded images at the recipe's size, or stored features where a head is trained.
         assigned: Which image has which role.
         seed: Of initial weights, order, augmentation and dropout.
-        policy: Where and how to compute.
+        policy: Where and how to compute; of stored features one device trains a head, whose step
+            takes less than sharing it.
         directory: Where the state lies while training; nothing of it remains afterwards.
         label: Name of the progress line; None shows none.
         callbacks: Further callbacks, for example TensorBoard's.
@@ -322,39 +323,75 @@ def fit(
         Diverged: If the loss is no longer finite.
         PapError: If a batch cannot be shared evenly.
     """
+    if not isinstance(store, pipeline.ImageStore):
+        policy = policy.on_one_device()
     _check_batch(recipe, policy)
+    with policy.sharing.scope():
+        return _fit(
+            recipe,
+            store,
+            assigned,
+            seed,
+            policy,
+            directory,
+            label,
+            callbacks,
+            validate,
+            seconds_between_writes,
+        )
+
+
+def _fit(
+    recipe: Recipe,
+    store: Store,
+    assigned: roles.Roles,
+    seed: int,
+    policy: DevicePolicy,
+    directory: Path,
+    label: str | None,
+    callbacks: tuple[keras.callbacks.Callback, ...],
+    validate: Callable[[keras.Model], dict[str, float]] | None,
+    seconds_between_writes: float,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """See `fit`; runs where its devices share batches."""
+    devices = policy.sharing.devices
     device.set_seed(seed)
-    with policy.scope():
-        model = recipe.build(store.input_size)
-        trained, examples = _compiled(model, recipe, store, policy, len(assigned.train))
+    model = recipe.build(store.input_size)
+    trained, examples = _compiled(model, recipe, store, policy, len(assigned.train))
     state = TrainingState(directory, recipe.patience, recipe.monitor, seconds_between_writes)
     first = state.restore(trained)
     start = time.perf_counter()
     if first < recipe.epochs and not state.should_stop():
         tune = None
         if validate is None and len(assigned.tune):
-            tune = examples.batches(assigned.tune, recipe.batch_size)
+            if devices > 1:
+                # Keras would count the last batch as often as there are devices.
+                validate = _loss_and_accuracy(recipe, store, assigned.tune)
+            else:
+                tune = examples.batches(assigned.tune, recipe.batch_size)
         if label is not None:
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
-        trained.fit(
-            examples.batches(
-                assigned.train,
-                recipe.batch_size,
-                seed=seed,
-                # Keras asks for one batch more than it uses.
-                epochs=range(first, recipe.epochs + 1),
-                augment=augmentation.AUGMENTATIONS[recipe.augment],
-            ),
-            steps_per_epoch=math.ceil(len(assigned.train) / recipe.batch_size),
-            validation_data=tune,
-            initial_epoch=first,
-            shuffle=False,
-            epochs=recipe.epochs,
-            class_weight=_class_weights(recipe, store.index.labels[assigned.train]),
-            verbose=0,
-            callbacks=[*([_Validation(validate)] if validate else []), state, *callbacks],
+        train = examples.batches(
+            assigned.train,
+            recipe.batch_size,
+            seed=seed,
+            # Keras asks for one batch more than it uses.
+            epochs=range(first, recipe.epochs + 1),
+            augment=augmentation.AUGMENTATIONS[recipe.augment],
         )
+        with sharing.synchronized(models.leaf_layers(trained), devices):
+            trained.fit(
+                sharing.evenly(train, devices),
+                steps_per_epoch=math.ceil(len(assigned.train) / recipe.batch_size),
+                validation_data=tune,
+                initial_epoch=first,
+                shuffle=False,
+                epochs=recipe.epochs,
+                class_weight=_class_weights(recipe, store.index.labels[assigned.train]),
+                verbose=0,
+                callbacks=[*([_Validation(validate)] if validate else []), state, *callbacks],
+            )
     seconds = time.perf_counter() - start
     if recipe.keep == "best" and state.best_epoch is not None:
         state.restore_best(trained)
@@ -380,9 +417,10 @@ def _outcome(state: TrainingState, recipe: Recipe, trained: keras.Model) -> dict
 
 
 def _check_batch(recipe: Recipe, policy: DevicePolicy) -> None:
-    if recipe.batch_size % policy.replicas:
+    devices = policy.sharing.devices
+    if recipe.batch_size % devices:
         raise PapError(
-            f"--batch_size={recipe.batch_size} must divide by the {policy.replicas} devices of "
+            f"--batch_size={recipe.batch_size} must divide by the {devices} devices of "
             "--strategy=mirrored"
         )
 
@@ -454,4 +492,23 @@ def predict(
         model = keras.Model(model.inputs, model.outputs)
     if not model.compiled:
         models.without_xla(model)
-    return model.predict(batches, verbose=0)
+    batches = sharing.evenly(batches, sharing.devices_of(model))
+    return model.predict(batches, verbose=0)[: len(positions)]
+
+
+def _loss_and_accuracy(
+    recipe: Recipe, store: Store, positions: np.ndarray
+) -> Callable[[keras.Model], dict[str, float]]:
+    """Returns what scores an epoch as Keras does, from probabilities of every image."""
+    labels = store.index.labels[positions]
+    loss = keras.losses.get(_loss(recipe, len(store.index.class_names)))
+
+    def score(model: keras.Model) -> dict[str, float]:
+        probabilities = predict(model, store, positions)
+        losses = keras.ops.convert_to_numpy(loss(labels, probabilities))
+        return {
+            "val_loss": float(losses.mean()) + sum(float(penalty) for penalty in model.losses),
+            "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        }
+
+    return score

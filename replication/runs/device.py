@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from replication.runs import automatic
+from replication.runs import automatic, sharing
+from replication.runs.sharing import Sharing
 from tfds_pap import keras_settings
 from tfds_pap.errors import PapError
 
@@ -27,21 +28,19 @@ class DevicePolicy:
         device: The device in words, for the manifest.
         jit_compile: Whether models are compiled with XLA, where `compiles` says so.
         precision: Keras dtype policy.
-        scope: Returns the context in which models are built.
-        replicas: Devices that share a batch.
+        sharing: How several devices share a batch.
         compiled_pooling: Whether max pooling is trained with the gradient of `pooling`.
         compiled_from: Least work in GFLOP that is compiled, see `automatic.compiled_from`.
-        accelerated: Whether there is a device beside the processor.
+        accelerators: Number of devices beside the processor.
     """
 
     device: str
     jit_compile: bool
     precision: str
-    scope: Callable[[], contextlib.AbstractContextManager]
-    replicas: int = 1
+    sharing: Sharing = dataclasses.field(default_factory=Sharing)
     compiled_pooling: bool = False
     compiled_from: float = 0.0
-    accelerated: bool = False
+    accelerators: int = 0
 
     def compiles(self, gigaflops: Callable[[], float]) -> bool:
         """Tells whether a model is compiled with XLA.
@@ -53,6 +52,15 @@ class DevicePolicy:
         if not self.jit_compile or not self.compiled_from:
             return self.jit_compile
         return gigaflops() >= self.compiled_from
+
+    def on_one_device(self) -> "DevicePolicy":
+        """Returns the policy for work that is too small to be shared."""
+        return dataclasses.replace(self, sharing=Sharing())
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether there is a device beside the processor."""
+        return self.accelerators > 0
 
     @property
     def xla(self) -> str:
@@ -77,36 +85,28 @@ def configure(
             with `deterministic`.
         precision: A Keras dtype policy, or "auto": mixed_bfloat16 on a GPU that computes in
             bfloat16 (compute capability 8.0 or newer), else float32.
-        strategy: "none", or "mirrored" for every GPU of this machine.
+        strategy: "none", or "mirrored": every GPU of this machine shares each batch.
         deterministic: Turns on op determinism: the same weights from the same seed on the same
             machine and thread count, at 5 to 20 % of the speed for some models.
 
     Raises:
-        PapError: If "mirrored" is asked for on another backend than TensorFlow.
+        PapError: If "mirrored" is asked for on another backend than TensorFlow or JAX, or to be
+            compiled with XLA on TensorFlow.
     """
     import keras
-    import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        # Taking all of a GPU's memory at once would shut out a TensorBoard or a second run.
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
+    if strategy == "mirrored" and keras.backend.backend() == "tensorflow":
+        if xla == "on":
+            raise PapError("--xla=on: TensorFlow compiles for one device, not --strategy=mirrored")
+        xla = "off"
+    sharing.divide_processor()
+    _prepare(deterministic=deterministic)
     accelerators = _accelerators()
     if precision == "auto":
         has_bfloat16 = accelerators and all(one.has_bfloat16 for one in accelerators)
         precision = "mixed_bfloat16" if has_bfloat16 else "float32"
     keras.mixed_precision.set_dtype_policy(precision)
-    scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-    replicas = 1
-    if strategy == "mirrored":
-        if keras.backend.backend() != "tensorflow":
-            raise PapError(
-                f"--strategy=mirrored needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}"
-            )
-        mirrored = tf.distribute.MirroredStrategy()
-        scope, replicas = mirrored.scope, mirrored.num_replicas_in_sync
+    shared = sharing.among_all() if strategy == "mirrored" else Sharing()
     backend = keras.backend.backend()
     compiled_from = automatic.compiled_from(
         xla, backend=backend, accelerated=bool(accelerators), deterministic=deterministic
@@ -114,18 +114,46 @@ def configure(
     jit_compile = compiled_from < math.inf
     if backend == "jax" and accelerators:
         _keep_compilations()
-    names = ", ".join(one.name for one in accelerators)
     plain_cpu = backend == "tensorflow" and not accelerators and not jit_compile
     return DevicePolicy(
-        device=names or f"CPU ({os.cpu_count()} cores, {processor()})",
+        device=_in_words(accelerators, shared.devices),
         jit_compile=jit_compile,
         precision=precision,
-        scope=scope,
-        replicas=replicas,
+        sharing=shared,
         compiled_pooling=plain_cpu and strategy == "none",
         compiled_from=compiled_from,
-        accelerated=bool(accelerators),
+        accelerators=len(accelerators),
     )
+
+
+def _prepare(*, deterministic: bool) -> None:
+    """Sets what is read when the backend looks for its devices."""
+    import keras
+    import tensorflow as tf
+
+    keras_settings.leave_gpus()
+    if not deterministic:
+        return
+    tf.config.experimental.enable_op_determinism()
+    if keras.backend.backend() == "jax" and _DETERMINISTIC_XLA not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC_XLA}"
+
+
+#: Has XLA take no operation on a GPU whose sums depend on the order of threads.
+_DETERMINISTIC_XLA = "--xla_gpu_deterministic_ops=true"
+
+
+def _in_words(accelerators: "list[_Accelerator]", sharing_devices: int) -> str:
+    """Names what computes: one device, or all that share a batch."""
+    count = f"{sharing_devices} x " if sharing_devices > 1 else ""
+    if not accelerators:
+        return f"CPU ({os.cpu_count()} cores, {processor()})" + (
+            f", divided into {sharing_devices} devices" if count else ""
+        )
+    names = list(dict.fromkeys(one.name for one in accelerators[:sharing_devices]))
+    return count + " and ".join(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +181,16 @@ def _accelerators() -> list[_Accelerator]:
                 _capability(getattr(one, "compute_capability", "99.0")) >= _BFLOAT16_SINCE,
             )
             for one in others
+        ]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return [
+            _Accelerator(
+                torch.cuda.get_device_name(number),
+                torch.cuda.get_device_capability(number) >= _BFLOAT16_SINCE,
+            )
+            for number in range(torch.cuda.device_count())
         ]
     import tensorflow as tf
 

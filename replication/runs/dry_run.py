@@ -155,11 +155,12 @@ def extraction(
         policy: Where and how to compute.
     """
     begin = time.perf_counter()
-    with policy.scope():
+    with policy.sharing.scope():
         extractor = spec.extractor()
     network = features.forward(extractor, policy, len(index.ids) * spec.views)
     random = np.random.default_rng(0)
     count = automatic.inference_batch(accelerated=True) if policy.accelerated else _BATCH
+    count *= policy.sharing.devices
     pixels = tf.constant(random.integers(0, 256, (count, spec.size, spec.size, 3), np.uint8))
     np.asarray(network(pixels))
     start = time.perf_counter()

@@ -11,7 +11,7 @@ import keras
 
 from replication.fields.find.dense import Stage1
 from replication.measures import decisions
-from replication.runs import results
+from replication.runs import device, results
 from replication.runs.directory import RunDirectory
 from serving.model import assemble, guard, self_check
 from serving.model.detection import Detection
@@ -68,7 +68,8 @@ def export_model(
         The directory of the new version.
 
     Raises:
-        PapError: If the run holds no such model, or the version fails a check or cannot be written.
+        PapError: If Keras computes with another backend, the run holds no such model, or the
+            version fails a check or cannot be written.
 
     Example:
         >>> version = replication.export_model("runs/phantom", "models/pap_stage1", stage=1)
@@ -77,6 +78,7 @@ def export_model(
         >>> version.name
         '1'
     """
+    device.needs_tensorflow()
     fit = results.choose_fit(run_dir, stage, protocol, seed)
     run, place = RunDirectory(Path(run_dir)), Path(serving_dir)
     with _one_line(place):
