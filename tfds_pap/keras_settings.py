@@ -54,6 +54,11 @@ def after_import() -> None:
     keras.config.set_epsilon(1e-7)
 
 
+def backend() -> str:
+    """Returns the name of the backend that Keras takes, without importing it."""
+    return _chosen_backend()[1]
+
+
 def _chosen_backend() -> tuple[str, str]:
     """Who chose the backend, in words, and which."""
     if "KERAS_BACKEND" in os.environ:
