@@ -158,7 +158,6 @@ def scan_and_report(
         source=source,
         announcement=announcement,
         environment=run_environment.describe(policy, program),
-        engine=both.stage2.engine,
         settings=dataclasses.asdict(settings) | {"method": both.stage1.method},
         models=both.about,
     )

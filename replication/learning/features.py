@@ -22,7 +22,7 @@ import tensorflow_datasets.public_api as tfds
 import tqdm
 
 from replication.learning import models, weights
-from replication.runs import device
+from replication.runs import device, engines
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline
 from tfds_pap.errors import PapError
@@ -49,6 +49,7 @@ class FeatureSpec:
         resize: One of `decoding.RESIZE_METHODS`.
         views: 1, or 8 to store all flips and quarter-turns of each image.
         precision: Keras dtype policy under which the backbone computes.
+        engine: What runs the backbone, one of `engines.ENGINES`.
     """
 
     backbone: str
@@ -58,6 +59,7 @@ class FeatureSpec:
     resize: str = "bilinear"
     views: int = 1
     precision: str = "float32"
+    engine: str = "auto"
 
     def key(self, fingerprint: str) -> dict[str, object]:
         """Returns what tells a store from any other.
@@ -75,12 +77,32 @@ class FeatureSpec:
             "views": self.views,
             "precision": self.precision,
             "code": CODE_VERSION,
+            # Stores of Keras's backends lie where they lay before there was another engine.
+            **({"engine": self.engine} if self.engine == "onnx" else {}),
         }
 
     def extractor(self) -> keras.Model:
         """Builds the model from image to features."""
         network = weights.build(self.backbone, self.weights, self.size)
         return models.feature_extractor(network, self.size, self.preprocessing)
+
+    def forward(
+        self, extractor: keras.Model, policy: DevicePolicy, *, kept_in: Path | None = None
+    ) -> engines.Forward:
+        """Returns the extractor's forward pass.
+
+        Args:
+            extractor: From `extractor`.
+            policy: The device policy in force.
+            kept_in: Where its form for ONNX Runtime is kept; None keeps none.
+
+        Raises:
+            PapError: See `engines.forward`.
+        """
+        if self.engine == "onnx":
+            return engines.forward(extractor, self.engine, kept_in=kept_in, relative=True)
+        extractor.compile(jit_compile=policy.jit_compile)
+        return extractor.predict_on_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +112,7 @@ class FeatureStore:
     Attributes:
         index: What is known of each image.
         features: float32 `[n, views, d]`.
-        about: What was known when they were computed: key, weights (label), device,
+        about: What was known when they were computed: key, weights (label), device, engine,
             images_per_second (of the forward pass; one view is one image), parameters, gflops and
             mebibytes of the extractor.
     """
@@ -152,6 +174,7 @@ def feature_spec(
     resize: str = "bilinear",
     views: int = 1,
     precision: str = "float32",
+    engine: str = "auto",
 ) -> FeatureSpec:
     """Returns which features a frozen backbone gives; finds its weights.
 
@@ -164,6 +187,7 @@ def feature_spec(
         resize: One of `decoding.RESIZE_METHODS`.
         views: 1, or 8 to store all flips and quarter-turns of each image.
         precision: Keras dtype policy under which the backbone computes.
+        engine: What runs the backbone, one of `engines.ENGINES`.
 
     Raises:
         PapError: If there is no such backbone, or no such weights.
@@ -182,6 +206,7 @@ def feature_spec(
         resize=resize,
         views=views,
         precision=precision,
+        engine=engine,
     )
 
 
@@ -280,7 +305,7 @@ def _compute(
 ) -> None:
     with policy.scope():
         extractor = spec.extractor()
-    extractor.compile(jit_compile=policy.jit_compile)
+    forward = spec.forward(extractor, policy, kept_in=folder.parent / "onnx")
     images = pipeline.load_images(builder, spec.size, spec.resize)
     total = sum(len(rows) for _, rows in chunks) * spec.views
     shown = f"{spec.backbone} features" + (f", {spec.views} views" if spec.views > 1 else "")
@@ -297,7 +322,7 @@ def _compute(
                     # A last batch of another size would be traced anew, for seconds.
                     turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
                     # JAX takes no tensor of TensorFlow.
-                    pooled = extractor.predict_on_batch(np.asarray(turned))
+                    pooled = forward(np.asarray(turned))
                     features[done : done + count, view] = pooled[:count]
                     # The first batch pays for tracing.
                     if count == batch_size and bar.n >= batch_size:
@@ -312,6 +337,7 @@ def _compute(
         "key": key,
         "weights": spec.weights.label,
         "device": policy.device,
+        "engine": engines.resolve(spec.engine),
         "images_per_second": rate,
         "parameters": extractor.count_params(),
         "gflops": models.gflops(extractor),

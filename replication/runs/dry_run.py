@@ -156,12 +156,12 @@ def extraction(
     begin = time.perf_counter()
     with policy.scope():
         extractor = spec.extractor()
-    extractor.compile(jit_compile=policy.jit_compile)
+    forward = spec.forward(extractor, policy)
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (_BATCH, spec.size, spec.size, 3)).astype(np.float32)
-    extractor.predict_on_batch(pixels)
+    pixels = random.integers(0, 256, (_BATCH, spec.size, spec.size, 3), np.uint8)
+    forward(pixels)
     start = time.perf_counter()
-    extractor.predict_on_batch(pixels)
+    forward(pixels)
     rate = _BATCH / (time.perf_counter() - start)
     shape = (len(index.ids), spec.views, extractor.output_shape[-1])
     known = {"weights": "random", "key": {}}
