@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -163,7 +164,9 @@ def _digest(model: "keras.Model") -> str:
     """Of all that a network's outputs depend on, and of the Keras that writes it."""
     import keras
 
-    digest = hashlib.sha256(f"{keras.__version__} {model.to_json()}".encode())
+    # Keras counts layers without a name of their own over all networks of a process.
+    layers = re.sub(r"_\d+\"", '"', model.to_json())
+    digest = hashlib.sha256(f"{keras.__version__} {layers}".encode())
     for values in model.get_weights():
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]
