@@ -11,6 +11,7 @@ time, which others on the machine disturb least.
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import tempfile
 import time
@@ -42,16 +43,16 @@ def main(argv: list[str]) -> None:
     """Times each work by both engines, prints the table, adds it to the CSV."""
     del argv
     commands.prepare_tensorflow()
-    rows = [row for name in _BACKBONES.value for row in _features(name)]
-    rows += _stage2()
-    print(
-        "| work | engine | once, s | images a processor s | images a s | ratio | differs by |"
-    )
+    works = [functools.partial(_features, name) for name in _BACKBONES.value]
+    print("| work | engine | once, s | images a processor s | images a s | ratio | differs by |")
     print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(str(row[name]) for name in list(row)[:7]) + " |")
+    for work in (_stage2, *works):
+        rows = work()
+        for row in rows:
+            values = [str(value) for value in row.values()]
+            print("| " + " | ".join(values[:7]) + " |", flush=True)
+        machine.add_rows(_CSV.value, rows)
     print(machine.describe())
-    machine.add_rows(_CSV.value, rows)
 
 
 class _Seconds:

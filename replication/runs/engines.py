@@ -193,6 +193,8 @@ def _session(path: Path, threads: int) -> Forward:
     unreadable = (raised.Fail, raised.InvalidProtobuf, raised.InvalidGraph, raised.NotImplemented)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait between two operations would take the processor from those that decode.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
