@@ -17,6 +17,7 @@ from absl import app, flags
 
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
+from replication.flags import engine as engine_flags
 from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
@@ -98,6 +99,7 @@ _EPOCHS = shared.epochs(50, "Epochs at most of each head (default: the paper's 5
 _DRY_RUN = shared.dry_run("fits, epochs")
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(stage2_flags)
 flags.adopt_module_key_flags(audit_flags)
 
@@ -133,6 +135,7 @@ def main(argv: list[str]) -> None:
         {
             **steps.identity(builder, design, recipe, specs),
             **device_flags.identity(policy),
+            "engine": engine_flags.engine(),
             **audit_flags.identity(),
         },
     )
@@ -170,6 +173,7 @@ def _check_flags(argv: list[str]) -> None:
         if not path_flags.is_word_or_path(source, shared.WEIGHTS):
             raise app.UsageError(f"--weights={source}: {shared.NO_WEIGHTS}")
     stage2_flags.images()
+    engine_flags.engine()
     if _FOLDS.value == 1:
         raise app.UsageError("--folds=1: expected 0 (the published folders), or 2 or more")
     if _RESIZE.value != "bilinear" and _PROTOCOL.value == "paper":
@@ -195,6 +199,7 @@ def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
             resize=_RESIZE.value,
             views=int(_VIEWS.value),
             precision=policy.precision,
+            engine=engine_flags.engine(),
         )
         for name in steps.backbone_names(_BACKBONES.value, sources)
     }

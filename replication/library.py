@@ -98,7 +98,13 @@ def scan_field(
             stride=chosen.stride,
             method=chosen.method,
         ),
-        Stage2(namer.network, namer.fit.info["resize"], namer.decision, roi=chosen.roi),
+        Stage2(
+            namer.network,
+            namer.fit.info["resize"],
+            namer.decision,
+            roi=chosen.roi,
+            engine=chosen.engine,
+        ),
         about={},
     )
     opened = (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from replication.flags import engine as engine_flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
@@ -62,6 +63,7 @@ _WORKERS = flags.DEFINE_integer(
 _DRY_RUN = shared.dry_run("fields")
 
 flags.adopt_module_key_flags(field_flags)
+flags.adopt_module_key_flags(engine_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -70,14 +72,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("expected fields (field.jpg slide.svs folder/ ...), or --phantom")
     for flag in (_MPP, _FIELD_MPP):
         field_flags.check_positive(flag)
-    match_radius = field_flags.match_radius()
+    match_radius, engine = field_flags.match_radius(), engine_flags.engine()
     start = time.perf_counter()
     commands.prepare_tensorflow()
     from replication.fields import forecast, scan_directory, whole_fields
 
     directory = Path(_SCAN_DIR.value or ("runs/scan_phantom" if _PHANTOM.value else "runs/scan"))
     models = whole_fields.Models(**field_flags.models())
-    device.needs_tensorflow()
     policy = device.configure(precision="float32")
     settings = scan_directory.Settings(
         roi=_ROI.value,
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> None:
         method=_METHOD.value,
         mpp=_MPP.value,
         file_mpp=_FIELD_MPP.value,
+        engine=engine,
     )
     phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0
     workers, truth = _WORKERS.value or os.cpu_count() or 1, field_flags.truth()

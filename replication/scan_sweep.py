@@ -60,7 +60,6 @@ def main(argv: list[str]) -> None:
     from replication.fields.show import sweep_figure, sweep_page
 
     output = Path(_OUTPUT.value)
-    device.needs_tensorflow()
     device.configure(precision="float32")
     models = whole_fields.Models(**field_flags.models())
     complete = field_flags.complete_truth() or _PHANTOM.value

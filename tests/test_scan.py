@@ -219,3 +219,24 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(two_stage_run, fields, t
     assert "fields finished before\nPlan: " in done.stdout and "megapixels" in done.stdout
     assert "--dry_run: nothing was written" in done.stdout
     assert not (tmp_path / "scan").exists()
+
+
+def test_jax_finds_and_names_the_same_cells(two_stage_run, fields, scanned, tmp_path):
+    """Fields are resized by TensorFlow on either backend; the networks are each backend's own."""
+    arguments = [f"--stage1={two_stage_run}", "--threshold=0.4", "--workers=2", "--complete_truth"]
+    jax = {**os.environ, "KERAS_BACKEND": "jax"}
+    folder = tmp_path / "scan"
+    finished = command("replication.scan", *arguments, f"--scan_dir={folder}", fields, env=jax)
+    assert finished.returncode == 0, finished.stderr
+    for path in sorted(scanned[1].glob("fields/*/scores.npy")):
+        own = folder / path.relative_to(scanned[1])
+        np.testing.assert_allclose(np.load(own), np.load(path), atol=1e-5)
+        expected, cells = (Cells.read(place.with_name("cells.csv")) for place in (path, own))
+        assert len(cells) == len(expected) > 0
+        np.testing.assert_array_equal(cells.x, expected.x)
+        np.testing.assert_allclose(cells.probabilities, expected.probabilities, atol=1e-5)
+    identity = json.loads((folder / "manifest.json").read_text())["identity"]
+    assert identity["engine"] == "jax"
+    # Cells of one scan are named by one engine.
+    with pytest.raises(PapError, match="was made with engine=jax, not tensorflow"):
+        scan(two_stage_run, [fields], folder)

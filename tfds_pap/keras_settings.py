@@ -85,6 +85,11 @@ def leave_gpus() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def backend() -> str:
+    """Returns the name of the backend that Keras takes, without importing it."""
+    return _chosen_backend()[1]
+
+
 def _chosen_backend() -> tuple[str, str]:
     """Who chose the backend, in words, and which."""
     if "KERAS_BACKEND" in os.environ:

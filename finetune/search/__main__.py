@@ -19,6 +19,7 @@ from absl import app, flags
 
 from replication.flags import audit as audit_flags
 from replication.flags import device as device_flags
+from replication.flags import engine as engine_flags
 from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
 from replication.runs.device import DevicePolicy
@@ -127,6 +128,7 @@ _LEASE_SECONDS = flags.DEFINE_float(
 _DRY_RUN = shared.dry_run("trials, epochs")
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
 
@@ -299,6 +301,7 @@ def _feature_spec(
         size=searched.base.size,
         views=searched.views(hyperparameters),
         precision=policy.precision,
+        engine=engine_flags.engine(),
     )
 
 
@@ -352,6 +355,7 @@ def _prepared(
             "resolved space": searched.digest(hyperparameters),
             **spec.key(pipeline.identity(builder)),
             **device_flags.identity(policy),
+            "engine": engine_flags.engine(),
         },
         flag="search_dir",
         alone=not place.is_worker(),
@@ -424,6 +428,7 @@ def _check_flags(argv: list[str]) -> None:
             "--factor decide"
         )
     stage2_flags.images()
+    engine_flags.engine()
     if 0 < _SIZE.value < 32:
         raise app.UsageError(f"--size={_SIZE.value}: expected 0, or 32 or more pixels")
     folder_flags.announce()

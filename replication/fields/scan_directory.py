@@ -46,6 +46,7 @@ class Settings:
         method: One of `dense.METHODS`.
         mpp: Micrometres per pixel that fields are read at; None reads every pixel of the file.
         file_mpp: Pixel size of files that do not state theirs; None where it is not known.
+        engine: Of stage 2, one of `engines.ENGINES`.
     """
 
     roi: int = ROI
@@ -55,6 +56,7 @@ class Settings:
     method: str = "exact"
     mpp: float | None = None
     file_mpp: float | None = None
+    engine: str = "auto"
 
 
 def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
@@ -69,7 +71,12 @@ def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
     if decision["declared"] is None:
         # As it was before classes could be declared.
         del decision["declared"]
-    return {"models": models, "decision": decision, **dataclasses.asdict(settings)}
+    return {
+        "models": models,
+        "decision": decision,
+        **dataclasses.asdict(settings),
+        "engine": stages.stage2.engine,
+    }
 
 
 def scan(

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
 import pandas as pd
 
 from replication.drawing import terminal
@@ -61,6 +60,7 @@ class Models:
             roi=settings.roi,
             stride=settings.stride,
             method=settings.method,
+            engine=settings.engine,
         )
 
     def classes(self) -> Classes:
@@ -205,9 +205,6 @@ def scan_of_run(run: RunDirectory, place: str | None, count: int, policy: Device
         if {fit.stage for fit in fits if fit.protocol == protocol} == {1, 2}
     ]
     if not both or not count or place == "":
-        return
-    if keras.backend.backend() != "tensorflow":
-        print(f"No field is scanned: that needs KERAS_BACKEND=tensorflow; {run.path} holds models")
         return
     if place is not None and not Path(place).is_dir():
         print(f"No field is scanned: {place} does not exist")

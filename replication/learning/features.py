@@ -24,7 +24,7 @@ import tensorflow_datasets.public_api as tfds
 import tqdm
 
 from replication.learning import models, weights
-from replication.runs import automatic, device
+from replication.runs import automatic, device, engines
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline
 from tfds_pap.errors import PapError
@@ -55,6 +55,7 @@ class FeatureSpec:
         resize: One of `decoding.RESIZE_METHODS`.
         views: 1, or 8 to store all flips and quarter-turns of each image.
         precision: Keras dtype policy under which the backbone computes.
+        engine: What runs the backbone, one of `engines.ENGINES`.
     """
 
     backbone: str
@@ -64,6 +65,7 @@ class FeatureSpec:
     resize: str = "bilinear"
     views: int = 1
     precision: str = "float32"
+    engine: str = "auto"
 
     def key(self, fingerprint: str) -> dict[str, object]:
         """Returns what tells a store from any other.
@@ -81,6 +83,8 @@ class FeatureSpec:
             "views": self.views,
             "precision": self.precision,
             "code": CODE_VERSION,
+            # Stores of Keras's backends lie where they lay before there was another engine.
+            **({"engine": self.engine} if self.engine == "onnx" else {}),
         }
 
     def extractor(self) -> keras.Model:
@@ -96,7 +100,7 @@ class FeatureStore:
     Attributes:
         index: What is known of each image.
         features: float32 `[n, views, d]`.
-        about: What was known when they were computed: key, weights (label), device,
+        about: What was known when they were computed: key, weights (label), device, engine,
             images_per_second (of the forward pass; one view is one image), parameters, gflops and
             mebibytes of the extractor.
     """
@@ -163,6 +167,7 @@ def feature_spec(
     resize: str = "bilinear",
     views: int = 1,
     precision: str = "float32",
+    engine: str = "auto",
 ) -> FeatureSpec:
     """Returns which features a frozen backbone gives; finds its weights.
 
@@ -175,6 +180,7 @@ def feature_spec(
         resize: One of `decoding.RESIZE_METHODS`.
         views: 1, or 8 to store all flips and quarter-turns of each image.
         precision: Keras dtype policy under which the backbone computes.
+        engine: What runs the backbone, one of `engines.ENGINES`.
 
     Raises:
         PapError: If there is no such backbone, or no such weights.
@@ -193,6 +199,7 @@ def feature_spec(
         resize=resize,
         views=views,
         precision=precision,
+        engine=engine,
     )
 
 
@@ -283,7 +290,12 @@ def _read_chunk(folder: Path, number: int, ids: np.ndarray, views: int) -> np.nd
 
 
 def forward(
-    extractor: keras.Model, policy: DevicePolicy, images: int
+    extractor: keras.Model,
+    policy: DevicePolicy,
+    images: int,
+    engine: str = "auto",
+    *,
+    kept_in: Path | None = None,
 ) -> Callable[[tf.Tensor], Any]:
     """Returns the forward pass, which does not wait for the device to finish.
 
@@ -291,11 +303,19 @@ def forward(
         extractor: From `FeatureSpec.extractor`.
         policy: Where and how to compute.
         images: How many will pass, for `DevicePolicy.compiles`.
+        engine: One of `engines.ENGINES`; "onnx" waits for each batch.
+        kept_in: Where the extractor's form for ONNX Runtime is kept; None keeps none.
+
+    Raises:
+        PapError: See `engines.forward`.
 
     Returns:
         From uint8 `[b, size, size, 3]`, where b never changes, a tensor of TensorFlow or of the
         backend, to features `[b, d]`, as whatever `np.asarray` takes; that alone waits.
     """
+    if engines.resolve(engine) == "onnx":
+        by_onnx = engines.forward(extractor, engine, kept_in=kept_in, relative=True)
+        return lambda pixels: by_onnx(np.asarray(pixels))
     if keras.backend.backend() == "jax":
         import jax
 
@@ -331,7 +351,9 @@ def _compute(
     rows = np.concatenate([rows for _, rows in chunks])
     index = pipeline.read_index(builder)
     images = pipeline.image_batches(builder, rows, spec.size, batch_size, spec.resize)
-    network = forward(extractor, policy, len(rows) * spec.views)
+    network = forward(
+        extractor, policy, len(rows) * spec.views, spec.engine, kept_in=folder.parent / "onnx"
+    )
     shown = f"{spec.backbone} features" + (f", {spec.views} views" if spec.views > 1 else "")
     with tqdm.tqdm(desc=shown, total=len(rows) * spec.views, unit="image", smoothing=0.1) as bar:
         writer = _Writer(folder, chunks, index.ids, (spec.views, extractor.output_shape[-1]), bar)
@@ -353,6 +375,7 @@ def _compute(
         "key": key,
         "weights": spec.weights.label,
         "device": policy.device,
+        "engine": engines.resolve(spec.engine),
         "images_per_second": writer.rate(),
         "parameters": extractor.count_params(),
         "gflops": models.gflops(extractor),

@@ -1,6 +1,7 @@
 """The trained models of a run at work: what they say of images, given as arrays or as files."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import tensorflow as tf
 from replication.measures import decisions
 from replication.naming import reading
 from replication.naming.prediction import Prediction
-from replication.runs import results
+from replication.runs import engines, results
 from replication.runs.directory import RunDirectory
 from tfds_pap import decoding
 from tfds_pap.errors import PapError
@@ -29,15 +30,25 @@ class TrainedModel:
         fit: Where it comes from.
         network: From RGB, 0..255, `[b, size, size, 3]` to probabilities `[b, classes]`.
         decision: Its labels, calibration and the threshold below which it abstains.
+        engine: What runs the network, one of `engines.ENGINES`.
     """
 
     fit: results.Fit
     network: keras.Model
     decision: decisions.Decision
+    engine: str = "auto"
+
+    @functools.cached_property
+    def forward(self) -> engines.Forward:
+        """The network's forward pass by that engine."""
+        return engines.forward(self.network, self.engine)
 
 
 def load_models(
-    run_dir: str | os.PathLike, protocol: str = "clean", seed: int | None = None
+    run_dir: str | os.PathLike,
+    protocol: str = "clean",
+    seed: int | None = None,
+    engine: str = "auto",
 ) -> dict[int, TrainedModel]:
     """Loads the finished models of a run; nothing in their files is run as code.
 
@@ -45,6 +56,7 @@ def load_models(
         run_dir: Directory of `replication.run` or `finetune.train`.
         protocol: "paper" or "clean".
         seed: None takes the run's first.
+        engine: What runs them, one of `engines.ENGINES`.
 
     Returns:
         By stage: 1 finds cells, 2 names them.
@@ -59,7 +71,7 @@ def load_models(
     """
     fits = results.choose_fits(RunDirectory(Path(run_dir)), protocol, seed)
     return {
-        stage: TrainedModel(fit, results.load_model(fit), decisions.of_fit(fit)[0])
+        stage: TrainedModel(fit, results.load_model(fit), decisions.of_fit(fit)[0], engine)
         for stage, fit in sorted(fits.items())
     }
 
@@ -112,7 +124,7 @@ def _resized(image: Image, size: int, resize: str) -> tf.Tensor:
 
 
 def _named(model: TrainedModel, pixels: tf.Tensor) -> list[Prediction]:
-    probabilities = np.asarray(model.network.predict_on_batch(np.asarray(pixels)), np.float64)
+    probabilities = model.forward(np.asarray(pixels)).astype(np.float64)
     decision, names = model.decision, model.fit.info["class_names"]
     hsil_plus = [None] * len(probabilities)
     if decision.classes.severe:

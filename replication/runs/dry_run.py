@@ -157,7 +157,7 @@ def extraction(
     begin = time.perf_counter()
     with policy.sharing.scope():
         extractor = spec.extractor()
-    network = features.forward(extractor, policy, len(index.ids) * spec.views)
+    network = features.forward(extractor, policy, len(index.ids) * spec.views, spec.engine)
     random = np.random.default_rng(0)
     count = automatic.inference_batch(accelerated=True) if policy.accelerated else _BATCH
     count *= policy.sharing.devices

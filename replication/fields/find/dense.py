@@ -11,12 +11,14 @@ of the size of that map.
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.lib.stride_tricks import sliding_window_view
 
+from replication.runs import engines
 from tfds_pap import decoding
 from tfds_pap.errors import PapError
 
@@ -92,14 +94,30 @@ class Stage1:
         self._size = model.inputs[0].shape[1]
         if method != "crops":
             self._plan()
-        # Blocks of a field differ in size: one trace serves all.
-        fields = tf.TensorSpec([None, None, 3], tf.uint8)
-        self._dense = tf.function(self.graph, input_signature=[fields])
+        self._compiled: Callable[[np.ndarray], np.ndarray] | None = None
+        self._dense: Callable = self.graph
+        if keras.backend.backend() == "tensorflow":
+            # Blocks of a field differ in size: one trace serves all.
+            fields = tf.TensorSpec([None, None, 3], tf.uint8)
+            self._dense = tf.function(self.graph, input_signature=[fields])
+        elif self.method != "crops":
+            # No graph of TensorFlow holds another backend's layers.
+            self._compiled = engines.jax_function(self._network, model.variables)
         crops = tf.TensorSpec([None, roi, roi, 3], tf.uint8)
-        self._batch = tf.function(self._predict, input_signature=[crops])
+        self._resized = tf.function(
+            lambda crops: decoding.resize(crops, self._size, self._size, resize),
+            input_signature=[crops],
+        )
+        self._forward = engines.forward(model)
 
     def _plan(self) -> None:
         """Finds the phases; falls back to crops where ROIs of a phase would not overlap."""
+        backend = keras.backend.backend()
+        if backend not in ("tensorflow", "jax"):
+            raise PapError(
+                f"--method={self.method} needs KERAS_BACKEND=tensorflow or jax, not {backend}; "
+                "--method=crops takes any"
+            )
         self._local, self._kernel, self._bias, self._rest, pooling = _convolutional(self._model)
         if self.roi < self._size and self._resize != "nearest":
             raise PapError(
@@ -114,6 +132,7 @@ class Stage1:
         self._pooling, self._step, self._every = pooling, step * again, every * again
         if self.method == "exact" and not (self._step <= self._size and self._shareable()):
             self.method = "crops"
+        self._apart = 1 if self.method == "fast" else self._step // pooling
 
     def _shareable(self) -> bool:
         """Whether a sample of the whole field has, to the last bit, the value it has in its ROI."""
@@ -138,11 +157,13 @@ class Stage1:
         for first in range(0, len(tops), _CROPS):
             part = slice(first, first + _CROPS)
             rois = sliding_window_view(field, (self.roi, self.roi, 3))[tops[part], lefts[part], 0]
-            scores.append(self._batch(rois).numpy())
+            scores.append(self._forward(self._resized(rois).numpy())[:, -1])
         return np.concatenate(scores).reshape(rows, columns)
 
     def graph(self, field: tf.Tensor) -> tf.Tensor:
         """The same in TensorFlow's operations, for "exact" and "fast".
+
+        Of another backend only the resizing is TensorFlow's, and the field must be at hand.
 
         Args:
             field: uint8 `[height, width, 3]` of any size.
@@ -188,7 +209,7 @@ class Stage1:
 
         def one_row_of_phases(rows_from: tf.Tensor) -> tf.Tensor:
             images = tf.stack([image(rows_from, number) for number in range(every)])
-            scores = self._convolve(images, self._step // self._pooling)
+            scores = self._convolve(images)
             return tf.reshape(tf.transpose(scores, [1, 2, 0]), [down, across * every])
 
         by_phase = tf.map_fn(
@@ -209,7 +230,7 @@ class Stage1:
         shrunken = decoding.resize(
             field[: pixels[0], : pixels[1]], samples[0], samples[1], self._resize
         )
-        scores = self._convolve(shrunken[None], 1)[0]
+        scores = self._convolve(shrunken[None])[0]
 
         def nearest(count: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
             grid = self._pooling * self.roi
@@ -230,25 +251,27 @@ class Stage1:
     def _samples(self, windows: tf.Tensor) -> tf.Tensor:
         return (windows - 1) * self._step + self._size
 
-    def _convolve(self, images: tf.Tensor, stride: int) -> tf.Tensor:
-        """From uint8 `[b, h, w, 3]` to the scores of windows `stride` pooled places apart."""
-        x = tf.cast(images, tf.float32)
+    def _convolve(self, images: tf.Tensor) -> tf.Tensor:
+        """From uint8 `[b, h, w, 3]` to the scores of windows `_apart` pooled places apart."""
+        if self._compiled is None:
+            return tf.cast(self._network(images), tf.float32)
+        return tf.constant(self._compiled(images.numpy()))
+
+    def _network(self, images: Any) -> Any:
+        """The same with the arrays of Keras's backend."""
+        x = keras.ops.cast(images, "float32")
         for layer in self._local:
             x = layer(x, training=False)
-        x = tf.nn.conv2d(x, tf.cast(self._kernel(), x.dtype), stride, "VALID")
-        x = x + tf.cast(self._bias, x.dtype)
+        x = keras.ops.conv(x, keras.ops.cast(self._kernel(), x.dtype), self._apart, "valid")
+        x = x + keras.ops.cast(self._bias, x.dtype)
         for layer in self._rest:
             x = layer(x, training=False)
-        return tf.cast(x[..., -1], tf.float32)
-
-    def _predict(self, crops: tf.Tensor) -> tf.Tensor:
-        images = decoding.resize(crops, self._size, self._size, self._resize)
-        return tf.cast(self._model(tf.cast(images, tf.float32), training=False)[:, -1], tf.float32)
+        return x[..., -1]
 
 
 def _convolutional(
     model: keras.Model,
-) -> tuple[list, Callable[[], tf.Tensor], tf.Tensor, list, int]:
+) -> tuple[list, Callable[[], Any], keras.Variable, list, int]:
     """Splits a network where it flattens its map.
 
     Returns:
@@ -275,8 +298,8 @@ def _convolutional(
         raise _no_form(model, "it flattens its map for other than dense layers")
     dense, shape = behind[0], layers[flatten[0]].input.shape[1:]
 
-    def kernel() -> tf.Tensor:
-        return tf.reshape(dense.kernel, [*shape, dense.units])
+    def kernel() -> Any:
+        return keras.ops.reshape(dense.kernel, [*shape, dense.units])
 
     rest = [keras.layers.Activation(dense.activation), *behind[1:]]
     return local, kernel, dense.bias, rest, pooling

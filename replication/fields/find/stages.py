@@ -10,7 +10,7 @@ import tensorflow as tf
 from replication.fields.find.dense import Stage1
 from replication.fields.read.field import Field
 from replication.measures import decisions
-from replication.runs import results
+from replication.runs import engines, results
 from tfds_pap import decoding, files
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE1_CLASSES
@@ -31,26 +31,37 @@ class Stage2:
         resize: How its images were resized: one of `decoding.RESIZE_METHODS`.
         decision: Its labels, calibration and threshold.
         roi: Side of the ROI, pixels.
+        engine: One of `engines.ENGINES`.
 
     Attributes:
         decision: Labels, calibration and threshold of abstention.
+        engine: What runs the network: "onnx", or Keras's backend.
 
     Raises:
-        PapError: If it knows the classes of stage 1.
+        PapError: If it knows the classes of stage 1, or the engine cannot run it.
     """
 
     def __init__(
-        self, model: keras.Model, resize: str, decision: decisions.Decision, *, roi: int = ROI
+        self,
+        model: keras.Model,
+        resize: str,
+        decision: decisions.Decision,
+        *,
+        roi: int = ROI,
+        engine: str = "auto",
     ) -> None:
         if set(decision.labels) == set(STAGE1_CLASSES):
             raise PapError(
                 f"{model.name} names {', '.join(decision.labels)}, expected a network of stage 2"
             )
-        self.decision = decision
-        self._model, self._resize, self._roi = model, resize, roi
-        self._size = model.inputs[0].shape[1]
+        self.decision, self.engine, self._roi = decision, engines.resolve(engine), roi
+        size = model.inputs[0].shape[1]
         crops = tf.TensorSpec([None, roi, roi, 3], tf.uint8)
-        self._batch = tf.function(self.graph, input_signature=[crops])
+        self._resized = tf.function(
+            lambda crops: decoding.resize(crops, size, size, resize), input_signature=[crops]
+        )
+        # Each thread of a scan names ROIs of its own.
+        self._forward = engines.forward(model, engine, threads=1)
 
     def probabilities(self, field: Field, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
         """Names ROIs.
@@ -73,13 +84,8 @@ class Stage2:
                 field.read(int(left), int(top), self._roi, self._roi)
                 for top, left in zip(tops[part], lefts[part], strict=True)
             ]
-            probabilities.append(self._batch(np.stack(crops)).numpy())
+            probabilities.append(self._forward(self._resized(np.stack(crops)).numpy()))
         return np.concatenate(probabilities)
-
-    def graph(self, crops: tf.Tensor) -> tf.Tensor:
-        """From uint8 `[b, roi, roi, 3]` to float32 `[b, k]`, in TensorFlow's operations."""
-        images = decoding.resize(crops, self._size, self._size, self._resize)
-        return tf.cast(self._model(tf.cast(images, tf.float32), training=False), tf.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +106,13 @@ class Stages:
 
 
 def load(
-    fit1: results.Fit, fit2: results.Fit, *, roi: int = ROI, stride: int = 25, method: str = "exact"
+    fit1: results.Fit,
+    fit2: results.Fit,
+    *,
+    roi: int = ROI,
+    stride: int = 25,
+    method: str = "exact",
+    engine: str = "auto",
 ) -> Stages:
     """Loads two finished fits.
 
@@ -110,6 +122,7 @@ def load(
         roi: Side of the ROI, pixels.
         stride: Pixels from one ROI to the next.
         method: One of `dense.METHODS`.
+        engine: Of stage 2, one of `engines.ENGINES`.
 
     Raises:
         PapError: If one is not of that stage, or has no form for this method.
@@ -117,7 +130,7 @@ def load(
     decision, missing = decisions.of_fit(fit2)
     models = [results.load_model(fit) for fit in (fit1, fit2)]
     stage1 = Stage1(models[0], fit1.info["resize"], roi=roi, stride=stride, method=method)
-    stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi)
+    stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi, engine=engine)
     stage2_about = {**_about(fit2), "notes": missing, "scored": decisions.scored(fit2)}
     about = {"stage1": _about(fit1), "stage2": stage2_about}
     return Stages(stage1, stage2, about)

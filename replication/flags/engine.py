@@ -1,0 +1,22 @@
+"""The flag that says what runs trained networks; a command adopts it."""
+
+from absl import flags
+
+from replication.runs import engines
+
+_ENGINE = flags.DEFINE_enum(
+    "engine",
+    "auto",
+    list(engines.ENGINES),
+    "What runs trained networks: tensorflow, or onnx (ONNX Runtime on the CPU; the extra onnx). "
+    "Default auto: Keras's backend.",
+)
+
+
+def engine() -> str:
+    """Returns the engine's name for manifests: "onnx", or Keras's backend.
+
+    Raises:
+        PapError: If it cannot be had in this process.
+    """
+    return engines.resolve(_ENGINE.value)
