@@ -11,9 +11,9 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -26,6 +26,9 @@ from replication.runs import device
 from replication.runs.device import DevicePolicy
 from tfds_pap import augmentation, files, pipeline
 from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    import distributed
 
 #: Part of the key: raise it where the same inputs would give other features.
 CODE_VERSION = 1
@@ -192,6 +195,7 @@ def extract_features(
     *,
     policy: DevicePolicy | None = None,
     batch_size: int = 32,
+    client: "distributed.Client | None" = None,
 ) -> FeatureStore:
     """Returns the features of every image; computes only what is not stored already.
 
@@ -201,9 +205,11 @@ def extract_features(
         directory: Where all stores lie.
         policy: Where and how to compute; None takes `device.configure`'s defaults.
         batch_size: Images a forward pass.
+        client: From `cluster.connected`, whose workers compute and write the chunks; they must see
+            images, weights and `directory` under the same paths. None computes in this process.
 
     Raises:
-        PapError: If weights do not fit, or features are not finite.
+        PapError: If weights do not fit, features are not finite, or the cluster is lost.
 
     Example:
         >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
@@ -227,7 +233,24 @@ def extract_features(
         # The speed of the forward pass is part of a store, and one chunk is enough to measure it.
         missing = [0]
     if missing:
-        _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
+        todo = [(n, chunks[n]) for n in missing]
+        if client is None:
+            about = _compute(builder, spec, folder, todo, policy, batch_size)
+        else:
+            # It computes with what this module has.
+            from replication.learning import feature_blocks
+
+            about = feature_blocks.compute(
+                client,
+                builder,
+                spec,
+                [(_chunk_path(folder, n), rows) for n, rows in todo],
+                policy,
+                batch_size,
+            )
+        files.write_json(
+            folder / "about.json", {"key": key, "weights": spec.weights.label, **about}
+        )
     for number in missing:
         read[number] = _read_chunk(folder, number, index.ids[chunks[number]], spec.views)
     features: np.ndarray = np.concatenate([chunk for chunk in read if chunk is not None])
@@ -273,53 +296,90 @@ def _compute(
     builder: tfds.core.DatasetBuilder,
     spec: FeatureSpec,
     folder: Path,
-    key: dict[str, object],
     chunks: list[tuple[int, np.ndarray]],
     policy: DevicePolicy,
     batch_size: int,
-) -> None:
+) -> dict[str, Any]:
+    """Computes and writes chunks in this process; returns what is known of the computation."""
     with policy.scope():
         extractor = spec.extractor()
     extractor.compile(jit_compile=policy.jit_compile)
     images = pipeline.load_images(builder, spec.size, spec.resize)
     total = sum(len(rows) for _, rows in chunks) * spec.views
-    shown = f"{spec.backbone} features" + (f", {spec.views} views" if spec.views > 1 else "")
     measured, seconds = 0, 0.0
-    with tqdm.tqdm(desc=shown, total=total, unit="image", smoothing=0.1) as bar:
+    with progress_bar(spec, total) as bar:
+
+        def advance(count: int, spent: float) -> None:
+            nonlocal measured, seconds
+            # The first batch pays for tracing.
+            if count == batch_size and bar.n >= batch_size:
+                measured += count
+                seconds += spent
+            bar.update(count)
+
         for number, rows in chunks:
-            features = np.empty((len(rows), spec.views, extractor.output_shape[-1]), np.float32)
-            done = 0
-            for pixels, _ in images.batches(rows, batch_size):
-                count = int(pixels.shape[0])
-                for view in range(spec.views):
-                    start = time.perf_counter()
-                    turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
-                    # A last batch of another size would be traced anew, for seconds.
-                    turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
-                    # JAX takes no tensor of TensorFlow.
-                    pooled = extractor.predict_on_batch(np.asarray(turned))
-                    features[done : done + count, view] = pooled[:count]
-                    # The first batch pays for tracing.
-                    if count == batch_size and bar.n >= batch_size:
-                        measured += count
-                        seconds += time.perf_counter() - start
-                    bar.update(count)
-                done += count
-            _write_chunk(_chunk_path(folder, number), features, images.index.ids[rows])
+            batches = (pixels for pixels, _ in images.batches(rows, batch_size))
+            features = chunk_features(extractor, batches, len(rows), spec, batch_size, advance)
+            write_chunk(_chunk_path(folder, number), features, images.index.ids[rows])
         # Of a handful of images there is no batch after the one that pays for tracing.
         rate = measured / seconds if seconds else bar.n / bar.format_dict["elapsed"]
-    about = {
-        "key": key,
-        "weights": spec.weights.label,
-        "device": policy.device,
-        "images_per_second": rate,
+    return {"device": policy.device, "images_per_second": rate, **facts(extractor)}
+
+
+def progress_bar(spec: FeatureSpec, total: int) -> tqdm.tqdm:
+    """Returns the bar of one backbone's features, each view of an image counted."""
+    shown = f"{spec.backbone} features" + (f", {spec.views} views" if spec.views > 1 else "")
+    return tqdm.tqdm(desc=shown, total=total, unit="image", smoothing=0.1)
+
+
+def chunk_features(
+    extractor: keras.Model,
+    batches: Iterable[tf.Tensor],
+    images: int,
+    spec: FeatureSpec,
+    batch_size: int,
+    advance: Callable[[int, float], None],
+) -> np.ndarray:
+    """Computes the features of one chunk.
+
+    Args:
+        extractor: From `FeatureSpec.extractor`, compiled.
+        batches: uint8 `[b, size, size, 3]` each, the last one smaller.
+        images: How many in all.
+        spec: Which features.
+        batch_size: Images a forward pass.
+        advance: Called after each pass with the images in it and the seconds that it took.
+
+    Returns:
+        float32 `[images, views, d]`.
+    """
+    features = np.empty((images, spec.views, extractor.output_shape[-1]), np.float32)
+    done = 0
+    for pixels in batches:
+        count = int(pixels.shape[0])
+        for view in range(spec.views):
+            start = time.perf_counter()
+            turned = augmentation.view(pixels, tf.fill([count], view)) if view else pixels
+            # A last batch of another size would be traced anew, for seconds.
+            turned = tf.pad(turned, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
+            # JAX takes no tensor of TensorFlow.
+            pooled = extractor.predict_on_batch(np.asarray(turned))
+            features[done : done + count, view] = pooled[:count]
+            advance(count, time.perf_counter() - start)
+        done += count
+    return features
+
+
+def facts(extractor: keras.Model) -> dict[str, Any]:
+    """Returns parameters, gflops and mebibytes of an extractor."""
+    return {
         "parameters": extractor.count_params(),
         "gflops": models.gflops(extractor),
         "mebibytes": weights.mebibytes(extractor),
     }
-    files.write_json(folder / "about.json", about)
 
 
-def _write_chunk(path: Path, features: np.ndarray, ids: np.ndarray) -> None:
+def write_chunk(path: Path, features: np.ndarray, ids: np.ndarray) -> None:
+    """Writes one chunk, whole or not at all."""
     with files.replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, features=features, ids=ids)
