@@ -64,6 +64,8 @@ SLOW = (
     "test_field_sweep",
     "test_docs",
     "test_trials",
+    "test_dask_features",
+    "test_dask_scan",
 )
 
 

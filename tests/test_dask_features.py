@@ -1,13 +1,10 @@
 """Features by the workers of a Dask cluster on loopback: the same bytes, whoever is killed."""
 
 import contextlib
-import os
-import signal
 import threading
-import time
 
 import pytest
-from commands import start
+from dask_machines import Cluster, kill_when
 
 from replication.learning import features, weights
 from replication.runs.device import DevicePolicy
@@ -36,34 +33,6 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(features, "_CHUNK", 4)
 
 
-class Cluster:
-    """A scheduler and some workers of one thread, each a process of its own."""
-
-    def __init__(self, folder, workers):
-        self.file = folder / "scheduler.json"
-        shared = ["--no-dashboard", f"--scheduler-file={self.file}"]
-        self.scheduler = start(
-            "distributed.cli.dask_scheduler", "--host=127.0.0.1", "--port=0", *shared
-        )
-        alone = ("--nthreads=1", "--no-nanny", "--memory-limit=0", *shared)
-        self.workers = [start("distributed.cli.dask_worker", *alone) for _ in range(workers)]
-
-    def kill(self, process):
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def __enter__(self):
-        end = time.monotonic() + 60
-        while not self.file.exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        return self
-
-    def __exit__(self, *_):
-        for process in (*self.workers, self.scheduler):
-            if process.poll() is None:
-                self.kill(process)
-
-
 def chunks(directory):
     return {path.name: path.read_bytes() for path in directory.glob("*/chunk_*.npz")}
 
@@ -82,15 +51,9 @@ def test_a_killed_worker_and_a_killed_scheduler_cost_a_chunk(builder, spec, tmp_
     with Cluster(tmp_path, 2) as machines, cluster.connected(str(machines.file)) as client:
         client.wait_for_workers(2, timeout=60)
 
-        def kill_when(count, process):
-            while len(chunks(directory)) < count:
-                time.sleep(0.002)
-            machines.kill(process)
-            at_kill[count] = len(chunks(directory))
-
         def kill():
-            kill_when(1, machines.workers[0])
-            kill_when(3, machines.scheduler)
+            for count, process in ((1, machines.workers[0]), (3, machines.scheduler)):
+                at_kill[count] = kill_when(machines, process, count, lambda: chunks(directory))
 
         killer = threading.Thread(target=kill)
         killer.start()

@@ -7,6 +7,7 @@ blocks that were under way, and the same command goes on with the rest.
 Dask (`distributed`) is imported where a cluster is asked for, and nowhere else.
 """
 
+import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +136,7 @@ class Queue:
         >>> with connected("local", workers=1) as client:
         ...     queue = Queue(client)
         ...     queue.put("first", max, 1, 2)
-        ...     for name, outcome in queue:
+        ...     for name, outcome in queue.outcomes():
         ...         print(name, outcome)
         ...         if name == "first":
         ...             queue.put("second", min, outcome, 7)
@@ -171,7 +173,7 @@ class Queue:
         self._names[future] = name
         self._completed.add(future)
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def outcomes(self) -> Generator[tuple[Any, Any], None, None]:
         """Yields name and outcome as they end: what the function returned, or its `PapError`.
 
         Raises:
@@ -182,20 +184,36 @@ class Queue:
             while self._names:
                 future = next(self._completed)
                 name = self._names.pop(future)
-                if future.status == "cancelled":
-                    raise PapError(
-                        "the scheduler of --cluster went away; blocks that were done are kept, "
-                        "and the same command goes on with the rest"
-                    )
-                error = future.exception() if future.status == "error" else None
-                if error is not None and not isinstance(error, PapError):
-                    raise _mended(error)
-                yield name, error if error is not None else future.result()
+                outcome = self._outcome(future)
+                if isinstance(outcome, BaseException) and not isinstance(outcome, PapError):
+                    raise outcome
+                yield name, outcome
                 future.release()
         finally:
             # An interrupted command leaves nothing for others' workers to do.
             with contextlib.suppress(Exception):
                 self._client.cancel(list(self._names), force=True)
+
+    def _outcome(self, future: "distributed.Future") -> Any:
+        """What a call returned or raised."""
+        import distributed
+
+        try:
+            if future.status == "error":
+                return _mended(future.exception())
+            if future.status != "cancelled":
+                return future.result()
+        except (
+            # Of the event loop, of a future, and of the connection.
+            asyncio.CancelledError,
+            futures.CancelledError,
+            distributed.comm.CommClosedError,
+        ):
+            pass
+        raise PapError(
+            "the scheduler of --cluster went away; blocks that were done are kept, and the same "
+            "command goes on with the rest"
+        )
 
 
 def outcomes(
@@ -218,7 +236,7 @@ def outcomes(
             queue.put(block[0], function, *block[1])
 
     fill()
-    for number, outcome in queue:
+    for number, outcome in queue.outcomes():
         if isinstance(outcome, PapError):
             raise outcome
         yield number, outcome
