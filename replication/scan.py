@@ -2,7 +2,7 @@
 
     python -m replication.scan --stage1=RUN --stage2=RUN field.jpg slide.svs folder/
     python -m replication.scan --stage1=RUN --stage2=RUN --phantom
-    python -m replication.scan --stage1=RUN --slides=list.csv --cluster=local --glass=skip
+    python -m replication.scan --stage1=RUN --slides=list.csv --cluster=local
 
 An ROI slides over the field; stage 1 keeps those with a cell in their middle; of kept ones that lie
 together the most probable stays; stage 2 names it. Running the same command again resumes.
@@ -71,13 +71,6 @@ _SLIDES = path_flags.define(
     "CSV (default: none).",
     path_flags.FILE,
 )
-_GLASS = flags.DEFINE_enum(
-    "glass",
-    "read",
-    ["read", "skip"],
-    "Blocks of a slide in which a small picture of it shows nothing but glass are read (default) "
-    "or skipped: faster, and blind to what is too pale or small for it; needs --cluster.",
-)
 
 _DRY_RUN = shared.dry_run("fields")
 
@@ -91,8 +84,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             "expected fields (field.jpg slide.svs folder/ ...), --slides, or --phantom"
         )
-    if _GLASS.value == "skip" and not cluster_flags.given():
-        raise app.UsageError("--glass=skip needs --cluster, such as --cluster=local")
     for flag in (_MPP, _FIELD_MPP):
         field_flags.check_positive(flag)
     match_radius = field_flags.match_radius()
@@ -128,7 +119,6 @@ def _scan(
         method=_METHOD.value,
         mpp=_MPP.value,
         file_mpp=_FIELD_MPP.value,
-        glass=_GLASS.value,
     )
     phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0
     workers, truth = _WORKERS.value or os.cpu_count() or 1, field_flags.truth()

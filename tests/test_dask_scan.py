@@ -10,9 +10,6 @@ from dask_machines import Cluster, kill_when
 from slides import TILE, write_repeated
 
 from replication.fields import scan_directory, whole_fields
-from replication.fields.find import scanner, tissue
-from replication.fields.find.lattice import Lattice
-from replication.fields.read import reader
 from replication.runs import device
 from tfds_pap import cluster, phantom
 from tfds_pap.errors import PapError
@@ -22,10 +19,7 @@ pytest.importorskip("distributed")
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    """A slide of six blocks: cells in its left half, glass in the right; and a file that is none.
-
-    Cells and glass are tiles, some of which lie apart from the others.
-    """
+    """A slide of six blocks, the left half with cells, the right without; and what is no slide."""
     folder = tmp_path_factory.mktemp("slides")
     drawn, _ = phantom.draw_field(0, slide=0, width=512, height=512, cells=20)
     tiles = [drawn[y : y + TILE, x : x + TILE] for y in (0, TILE) for x in (0, TILE)]
@@ -103,15 +97,6 @@ def test_a_killed_worker_and_a_killed_scheduler_cost_a_block(
     assert int(half["cells"]) == len((many / "cells.csv").read_text().splitlines()) - 1 > 0
     assert float(half["seconds"]) > 0
     assert broken["state"] == "failed" and "broken.tif" in broken["error"]
-
-
-def test_glass_is_told_from_cells(slides):
-    with reader.open_field(slides / "half.tif") as field:
-        lattice = Lattice(field.width, field.height)
-        every = list(scanner.blocks(lattice))
-        wanted = tissue.with_tissue(field, lattice, every, tissue.mask(field))
-        left = [place for place in every if scanner.covered(lattice, *place)[0] < 8 * TILE]
-        assert len(every) == 6 and wanted == left
 
 
 @pytest.mark.parametrize(

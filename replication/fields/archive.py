@@ -37,7 +37,7 @@ _AT_ONCE = 3
 _NAMED = 256
 
 #: Columns of the table.
-_COLUMNS = ("field", "state", "attempts", "seconds", "cells", "blocks", "read", "error")
+_COLUMNS = ("field", "state", "attempts", "seconds", "cells", "blocks", "error")
 
 
 @dataclasses.dataclass
@@ -143,7 +143,7 @@ class _Archive:
             return
         if step == "plan":
             blocks, missing = outcome
-            self._tell(path, blocks=blocks.all, read=blocks.read)
+            self._tell(path, blocks=blocks)
             self._several(path, "score", field_blocks.score, missing, "keep", field_blocks.keep)
         elif step == "keep":
             field.kept, missing = outcome

@@ -9,12 +9,12 @@ import io
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from replication.fields import scan_directory
-from replication.fields.find import scanner, suppression, tissue
+from replication.fields.find import scanner, suppression
 from replication.fields.find.lattice import Lattice
 from replication.fields.find.stages import Stages
 from replication.fields.read import reader
@@ -50,19 +50,12 @@ class Work:
         return self.directory / "fields" / scan_directory.field_id(path)
 
 
-class Blocks(NamedTuple):
-    """How many blocks a field has, and how many of them are read."""
-
-    all: int
-    read: int
-
-
-def plan(work: Work, path: str) -> tuple[Blocks, list[tuple[int, int, int, int]]]:
+def plan(work: Work, path: str) -> tuple[int, list[tuple[int, int, int, int]]]:
     """Says which blocks are to be scored; what another file left there is removed.
 
     Returns:
-        Counts, and for each block that has no file yet: first row, behind the last one, first
-        column, behind the last one.
+        How many blocks there are, and for each that has no file yet: first row, behind the last
+        one, first column, behind the last one.
 
     Raises:
         FieldError: If the file cannot be read.
@@ -74,19 +67,12 @@ def plan(work: Work, path: str) -> tuple[Blocks, list[tuple[int, int, int, int]]
         shutil.rmtree(folder, ignore_errors=True)
         field = _opened(work, path)
         lattice = _lattice(work, field)
-        every = list(scanner.blocks(lattice))
-        wanted = every
-        if work.settings.glass == "skip":
-            wanted = tissue.with_tissue(field, lattice, every, tissue.mask(field))
-        stored = {
-            "file": state,
-            "all": len(every),
-            "blocks": [(r.start, r.stop, c.start, c.stop) for r, c in wanted],
-        }
+        blocks = [(r.start, r.stop, c.start, c.stop) for r, c in scanner.blocks(lattice)]
+        stored = {"file": state, "blocks": blocks}
         files.write_json(folder / "plan.json", stored)
     blocks = [tuple(block) for block in stored["blocks"]]
     missing = [block for block in blocks if not _scored(folder, block).exists()]
-    return Blocks(stored["all"], len(blocks)), missing
+    return len(blocks), missing
 
 
 def score(work: Work, path: str, top: int, bottom: int, left: int, right: int) -> float:
@@ -101,7 +87,7 @@ def score(work: Work, path: str, top: int, bottom: int, left: int, right: int) -
 
 
 def keep(work: Work, path: str, part: int) -> tuple[int, list[int]]:
-    """Puts the scores together, 0 where glass was skipped, and suppresses.
+    """Puts the scores together, and suppresses.
 
     Returns:
         How many ROIs are kept, and the first of each part that has no names yet.

@@ -46,7 +46,6 @@ class Settings:
         method: One of `dense.METHODS`.
         mpp: Micrometres per pixel that fields are read at; None reads every pixel of the file.
         file_mpp: Pixel size of files that do not state theirs; None where it is not known.
-        glass: "read", or "skip": blocks in which `tissue` sees nothing but glass are not read.
     """
 
     roi: int = ROI
@@ -56,7 +55,6 @@ class Settings:
     method: str = "exact"
     mpp: float | None = None
     file_mpp: float | None = None
-    glass: str = "read"
 
 
 def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
@@ -71,11 +69,7 @@ def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
     if decision["declared"] is None:
         # As it was before classes could be declared.
         del decision["declared"]
-    rest = dataclasses.asdict(settings)
-    if settings.glass == "read":
-        # As it was before glass could be left out.
-        del rest["glass"]
-    return {"models": models, "decision": decision, **rest}
+    return {"models": models, "decision": decision, **dataclasses.asdict(settings)}
 
 
 def scan(
