@@ -8,8 +8,10 @@ Each backbone sees each image once; heads are trained on its stored features. Ru
 command again resumes; further backbones and seeds may be added to a run directory.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +26,10 @@ from replication.flags import values as flag_values
 from replication.learning.knobs import HeadRecipe
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, folder_flags, path_flags
+from tfds_pap import cluster_flags, commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
+    import distributed
     import tensorflow_datasets.public_api as tfds
 
     from replication.learning import features
@@ -102,6 +105,7 @@ flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(stage2_flags)
 flags.adopt_module_key_flags(audit_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -109,7 +113,17 @@ def main(argv: list[str]) -> None:
     _check_flags(argv)
     seeds = flag_values.seeds(_SEEDS.value)
     start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(cluster_flags.connected(not _DRY_RUN.value))
+        _compare(seeds, start, client, stack.close)
 
+
+def _compare(
+    seeds: tuple[int, ...],
+    start: float,
+    client: "distributed.Client | None",
+    release: Callable[[], object],
+) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from replication.comparison import steps
@@ -146,6 +160,9 @@ def main(argv: list[str]) -> None:
     _describe(run, builder, index, policy, specs)
     print(device_flags.words(policy))
     directory = stage2_flags.features_dir()
+    for spec in specs.values() if client else ():
+        features.extract_features(builder, spec, directory, policy=policy, client=client)
+    release()
     scored = {}
     for name, spec in specs.items():
         store = features.extract_features(builder, spec, directory, policy=policy)

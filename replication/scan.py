@@ -2,6 +2,7 @@
 
     python -m replication.scan --stage1=RUN --stage2=RUN field.jpg slide.svs folder/
     python -m replication.scan --stage1=RUN --stage2=RUN --phantom
+    python -m replication.scan --stage1=RUN --slides=list.csv --cluster=local
 
 An ROI slides over the field; stage 1 keeps those with a cell in their middle; of kept ones that lie
 together the most probable stays; stage 2 names it. Running the same command again resumes.
@@ -10,6 +11,7 @@ together the most probable stays; stage 2 names it. Running the same command aga
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
@@ -17,8 +19,11 @@ from replication.flags import engine as engine_flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import commands, path_flags
+from tfds_pap import cluster_flags, commands, path_flags, tables
 from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    import distributed
 
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
     "Scan fields that are drawn on the spot, with their truth (default: off).", 3
@@ -60,20 +65,49 @@ _WORKERS = flags.DEFINE_integer(
     "workers", None, "Threads that read and scan (default: one a core).", lower_bound=1
 )
 
+_SLIDES = path_flags.define(
+    "slides",
+    None,
+    "CSV of slides to read, with a column slide of paths; those without a leading / lie beside the "
+    "CSV (default: none).",
+    path_flags.FILE,
+)
+
 _DRY_RUN = shared.dry_run("fields")
 
 flags.adopt_module_key_flags(field_flags)
 flags.adopt_module_key_flags(engine_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 
 def main(argv: list[str]) -> None:
     """Loads both stages, scans the fields, measures them against truth, writes the report."""
-    if _PHANTOM.value == (len(argv) > 1):
-        raise app.UsageError("expected fields (field.jpg slide.svs folder/ ...), or --phantom")
+    if _PHANTOM.value + bool(_SLIDES.value) + (len(argv) > 1) != 1:
+        raise app.UsageError(
+            "expected fields (field.jpg slide.svs folder/ ...), --slides, or --phantom"
+        )
     for flag in (_MPP, _FIELD_MPP):
         field_flags.check_positive(flag)
-    match_radius, engine = field_flags.match_radius(), engine_flags.engine()
+    match_radius = field_flags.match_radius()
+    # A missing package is told before TensorFlow is imported.
+    engine_flags.engine()
+    arguments = _slides(Path(_SLIDES.value)) if _SLIDES.value else argv[1:]
     start = time.perf_counter()
+    with cluster_flags.connected(not _DRY_RUN.value) as client:
+        _scan(arguments, match_radius, start, client)
+
+
+def _slides(path: Path) -> list[str]:
+    """Returns the paths of a list of slides."""
+    return [str(path.parent / row["slide"]) for _, row in tables.read(path, ("slide",))]
+
+
+def _scan(
+    arguments: list[str],
+    match_radius: float | None,
+    start: float,
+    client: "distributed.Client | None",
+) -> None:
     commands.prepare_tensorflow()
     from replication.fields import forecast, scan_directory, whole_fields
 
@@ -88,7 +122,7 @@ def main(argv: list[str]) -> None:
         method=_METHOD.value,
         mpp=_MPP.value,
         file_mpp=_FIELD_MPP.value,
-        engine=engine,
+        engine=engine_flags.engine(),
     )
     phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0
     workers, truth = _WORKERS.value or os.cpu_count() or 1, field_flags.truth()
@@ -96,7 +130,7 @@ def main(argv: list[str]) -> None:
         forecast.forecast(
             directory,
             models,
-            argv[1:],
+            arguments,
             settings=settings,
             phantoms=phantoms,
             workers=workers,
@@ -106,7 +140,7 @@ def main(argv: list[str]) -> None:
     outcome = whole_fields.scan_and_report(
         directory,
         models,
-        argv[1:],
+        arguments,
         settings=settings,
         policy=policy,
         phantoms=phantoms,
@@ -114,6 +148,7 @@ def main(argv: list[str]) -> None:
         truth=truth,
         complete_truth=field_flags.complete_truth() or _PHANTOM.value,
         match_radius=match_radius,
+        client=client,
     )
     seconds, memory = time.perf_counter() - start, device.peak_memory_mib()
     print(f"{outcome.fields} fields, {seconds:.0f} s, peak memory {memory:,.0f} MiB")

@@ -66,6 +66,8 @@ SLOW = (
     "test_docs",
     "test_trials",
     "test_backends",
+    "test_dask_features",
+    "test_dask_scan",
 )
 
 

@@ -121,8 +121,8 @@ def forward_passes(monkeypatch):
     """Counts images that go through a backbone."""
     passed, forward = [], features.forward
 
-    def counting(*arguments):
-        network = forward(*arguments)
+    def counting(*arguments, **named):
+        network = forward(*arguments, **named)
         return lambda x: passed.append(len(x)) or network(x)
 
     monkeypatch.setattr(features, "forward", counting)

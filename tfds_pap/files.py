@@ -17,8 +17,8 @@ from tfds_pap.errors import PapError
 def replacing(path: Path, ending: str = ".partial") -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` when the block ends well.
 
-    It lies beside `path`, is hidden, and has this process's number, so that two that write
-    the same file do not write into one another; the last one stays.
+    It lies beside `path`, is hidden, and has the names of this machine and process, so that two
+    that write the same file do not write into one another; the last one stays.
 
     Args:
         path: What is written; its directory is made.
@@ -33,7 +33,8 @@ def replacing(path: Path, ending: str = ".partial") -> Iterator[Path]:
         'accuracy,0.9'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+    # Containers that share a file system often have the same process numbers.
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}{ending}")
     try:
         yield partial
         partial.replace(path)

@@ -327,6 +327,34 @@ def read_index(builder: tfds.core.DatasetBuilder) -> Index:
     )
 
 
+def load_part(
+    builder: tfds.core.DatasetBuilder, start: int, stop: int, size: int, method: str = "bilinear"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes some images that follow one another in the index; the others are not read.
+
+    Args:
+        builder: A prepared builder.
+        start: Position of the first in `read_index`.
+        stop: Position behind the last.
+        size: Height and width in pixels.
+        method: One of `decoding.RESIZE_METHODS`.
+
+    Returns:
+        Ids `[n]`, and uint8 `[n, size, size, 3]` as in `load_images`.
+    """
+    ids, pixels, first = [], [], 0
+    for split in sorted(builder.info.splits):
+        count = builder.info.splits[split].num_examples
+        low, high = max(start - first, 0), min(stop - first, count)
+        first += count
+        if low < high:
+            part = examples(builder, f"{split}[{low}:{high}]", size, method)
+            for example in part.as_numpy_iterator():
+                ids.append(example["id"].decode())
+                pixels.append(example["image"])
+    return np.array(ids), np.stack(pixels)
+
+
 def read_files(builder: tfds.core.DatasetBuilder, ids: Sequence[str]) -> list[bytes]:
     """Returns the stored bytes of a few named images, JPEG, PNG or BMP, in the order of the ids.
 

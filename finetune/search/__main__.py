@@ -11,7 +11,7 @@ KERASTUNER_ORACLE_PORT spread the search over several (see README).
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, folder_flags, path_flags
+from tfds_pap import cluster_flags, commands, folder_flags, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
+    import distributed
     import keras_tuner
     import tensorflow_datasets.public_api as tfds
 
@@ -131,6 +132,7 @@ flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 #: Random and Bayesian search have no end of their own.
 _DEFAULT_TRIALS = 40
@@ -142,7 +144,15 @@ def main(argv: list[str]) -> None:
     """Prepares features, shows what will be done, searches, and writes what was found."""
     _check_flags(argv)
     start = time.perf_counter()
+    from finetune.search import place
 
+    with contextlib.ExitStack() as stack:
+        connected = cluster_flags.connected(not (_DRY_RUN.value or place.is_worker()))
+        # Trials have workers of their own: those of --cluster go when features are there.
+        _run(start, stack.enter_context(connected), stack.close)
+
+
+def _run(start: float, client: "distributed.Client | None", release: Callable[[], object]) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from finetune.search import (
@@ -169,7 +179,8 @@ def main(argv: list[str]) -> None:
         if _DRY_RUN.value:
             _dry_run(searched, hyperparameters, plan, policy)
             return
-        run, study = _prepared(searched, hyperparameters, policy)
+        run, study = _prepared(searched, hyperparameters, policy, client)
+        release()
         objective = scoring.objective(_OBJECTIVE.value)
         search_tuner = tuner.SearchTuner(
             oracles.build(
@@ -334,6 +345,7 @@ def _prepared(
     searched: "space.Space",
     hyperparameters: "keras_tuner.HyperParameters",
     policy: DevicePolicy,
+    client: "distributed.Client | None",
 ) -> "tuple[RunDirectory, tuner.Study]":
     """Prepares images, roles, features and directory; a chief, or who is alone, describes them."""
     from finetune.search import place, scoring, steps
@@ -371,7 +383,9 @@ def _prepared(
             protocol=_PROTOCOL.value,
             images=stage2_flags.images(),
         )
-    store = features.extract_features(builder, spec, stage2_flags.features_dir(), policy=policy)
+    store = features.extract_features(
+        builder, spec, stage2_flags.features_dir(), policy=policy, client=client
+    )
     return run, _study(searched, spec, store, assigned, builder, policy)
 
 

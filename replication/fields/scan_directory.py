@@ -141,7 +141,7 @@ def scan(
             except FieldError as error:
                 unreadable.append({"path": path, "reason": str(error)})
                 return
-            _write(folder, path, field, field_scan, seconds, truth)
+            write_field(folder, path, field, field_scan, seconds, truth)
 
         waiting = [fields.submit(one, path) for path in paths]
         try:
@@ -243,11 +243,11 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
     if not done.exists():
         return False
     info = files.read_json(done)
-    return info["file"] == _state(path) and info["truth"] == _truth(path, truth)
+    return info["file"] == file_state(path) and info["truth"] == _truth(path, truth)
 
 
-def _state(path: str) -> dict[str, int]:
-    """What tells a file from the one that was scanned; a slide's gigabytes are not read for it."""
+def file_state(path: str) -> dict[str, int]:
+    """Returns what tells a file from another one; a slide's gigabytes are not read for it."""
     state = Path(path).stat()
     return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
@@ -259,7 +259,7 @@ def _truth(path: str, truth: Path | None) -> str | None:
     return str(beside) if beside.exists() else None
 
 
-def _write(
+def write_field(
     folder: Path,
     path: str,
     field: Field,
@@ -267,6 +267,7 @@ def _write(
     seconds: dict[str, float],
     truth: Path | None,
 ) -> None:
+    """Writes what was found in a field; `field.json` last, as then it is finished."""
     field_scan.cells.write(folder / "cells.csv")
     scores = io.BytesIO()
     np.save(scores, field_scan.scores)
@@ -280,7 +281,7 @@ def _write(
         "id": folder.name,
         "name": field.name,
         "path": path,
-        "file": _state(path),
+        "file": file_state(path),
         "width": round(field.width * field.scale),
         "height": round(field.height * field.scale),
         "scale": field.scale,

@@ -4,11 +4,12 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from replication.drawing import terminal
-from replication.fields import scan_directory, scan_evaluation, scanned
+from replication.fields import archive, scan_directory, scan_evaluation, scanned
 from replication.fields.find import stages
 from replication.fields.read import reader
 from replication.fields.scan_directory import Settings
@@ -20,6 +21,9 @@ from replication.runs.directory import RunDirectory
 from tfds_pap import phantom_set
 from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    import distributed
 
 _TRAINED_ON = {
     "phantom": "drawings made by this package",
@@ -126,6 +130,7 @@ def scan_and_report(
     match_radius: float | None = None,
     program: str = "replication.scan",
     flag: str = "scan_dir",
+    client: "distributed.Client | None" = None,
 ) -> Outcome:
     """Scans fields into a directory, measures them against truth, and writes the report.
 
@@ -143,9 +148,11 @@ def scan_and_report(
             default of the evaluation.
         program: For the manifest.
         flag: That names the directory, for messages.
+        client: From `cluster.connected`, whose workers read the fields block by block; None reads
+            them in this process.
 
     Raises:
-        PapError: If models, directory or truth cannot be used.
+        PapError: If models, directory or truth cannot be used, or the cluster is lost.
         folders.TreeError: If there is no field.
     """
     both = models.load(settings)
@@ -161,7 +168,10 @@ def scan_and_report(
         settings=dataclasses.asdict(settings) | {"method": both.stage1.method},
         models=both.about,
     )
-    scan_directory.scan(run, paths, both, settings, workers=workers, truth=truth)
+    if client is None:
+        scan_directory.scan(run, paths, both, settings, workers=workers, truth=truth)
+    else:
+        archive.scan(run, paths, models, both, settings, client, truth=truth)
     table = scan_directory.sum_up(run)
     _print(table)
     for line in (*both.about["stage2"]["scored"], *scanned.remarks(run)):

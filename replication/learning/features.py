@@ -5,29 +5,28 @@ that features depend on, so that a changed key is another store, and a chunk tha
 damaged is computed again, alone.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
-import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
-import tqdm
 
-from replication.learning import models, weights
+from replication.learning import feature_pass, models, weights
 from replication.runs import automatic, device, engines
 from replication.runs.device import DevicePolicy
-from tfds_pap import augmentation, files, pipeline
+from tfds_pap import files, pipeline
 from tfds_pap.errors import PapError
+
+if TYPE_CHECKING:
+    import distributed
 
 #: Part of the key: raise it where the same inputs would give other features.
 CODE_VERSION = 1
@@ -38,9 +37,6 @@ DIRECTORY = Path("runs") / "features"
 #: Images a chunk; at most this many, and those that the device has at hand, are computed again
 #: after a kill.
 _CHUNK = 128
-
-#: Batches that the device is given before the features of an earlier one are fetched.
-_AHEAD = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +206,7 @@ def extract_features(
     *,
     policy: DevicePolicy | None = None,
     batch_size: int | None = None,
+    client: "distributed.Client | None" = None,
 ) -> FeatureStore:
     """Returns the features of every image; computes only what is not stored already.
 
@@ -219,9 +216,11 @@ def extract_features(
         directory: Where all stores lie.
         policy: Where and how to compute; None takes `device.configure`'s defaults.
         batch_size: Images a forward pass; None takes what suits the device.
+        client: From `cluster.connected`, whose workers compute and write the chunks; they must see
+            images, weights and `directory` under the same paths. None computes in this process.
 
     Raises:
-        PapError: If weights do not fit, or features are not finite.
+        PapError: If weights do not fit, features are not finite, or the cluster is lost.
 
     Example:
         >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
@@ -246,8 +245,20 @@ def extract_features(
         missing = [0]
     if missing:
         batch_size = batch_size or automatic.inference_batch(policy.accelerated)
-        batch_size *= policy.sharing.devices
-        _compute(builder, spec, folder, key, [(n, chunks[n]) for n in missing], policy, batch_size)
+        todo = [
+            feature_pass.Chunk(_chunk_path(folder, n), chunks[n], index.ids[chunks[n]])
+            for n in missing
+        ]
+        if client is None:
+            about = _compute(builder, spec, todo, policy, batch_size * policy.sharing.devices)
+        else:
+            # It computes with what this module has.
+            from replication.learning import feature_blocks
+
+            about = feature_blocks.compute(client, builder, spec, todo, policy, batch_size)
+        files.write_json(
+            folder / "about.json", {"key": key, "weights": spec.weights.label, **about}
+        )
     for number in missing:
         read[number] = _read_chunk(folder, number, index.ids[chunks[number]], spec.views)
     features: np.ndarray = np.concatenate([chunk for chunk in read if chunk is not None])
@@ -339,136 +350,45 @@ def forward(
 def _compute(
     builder: tfds.core.DatasetBuilder,
     spec: FeatureSpec,
-    folder: Path,
-    key: dict[str, object],
-    chunks: list[tuple[int, np.ndarray]],
+    chunks: Sequence[feature_pass.Chunk],
     policy: DevicePolicy,
     batch_size: int,
-) -> None:
-    """Decodes ahead of the network, and fetches and writes behind it, in a thread of its own."""
+) -> dict[str, Any]:
+    """Computes and writes chunks in this process; returns what is known of the computation."""
     with policy.sharing.scope():
         extractor = spec.extractor()
-    rows = np.concatenate([rows for _, rows in chunks])
-    index = pipeline.read_index(builder)
+    rows = np.concatenate([chunk.rows for chunk in chunks])
     images = pipeline.image_batches(builder, rows, spec.size, batch_size, spec.resize)
     network = forward(
-        extractor, policy, len(rows) * spec.views, spec.engine, kept_in=folder.parent / "onnx"
+        extractor, policy, len(rows) * spec.views, spec.engine, kept_in=kept_in(chunks[0].path)
     )
-    shown = f"{spec.backbone} features" + (f", {spec.views} views" if spec.views > 1 else "")
-    with tqdm.tqdm(desc=shown, total=len(rows) * spec.views, unit="image", smoothing=0.1) as bar:
-        writer = _Writer(folder, chunks, index.ids, (spec.views, extractor.output_shape[-1]), bar)
-        # Leaving it waits for what has passed the network, so that Ctrl-C loses none of it.
-        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as thread:
-            on_their_way: collections.deque[concurrent.futures.Future] = collections.deque()
-            for number, pixels in enumerate(_turned(images, spec.views, batch_size)):
-                begin = time.perf_counter()
-                place, view = divmod(number, spec.views)
-                features = network(pixels)
-                start = place * batch_size
-                passed = (features, start, min(batch_size, len(rows) - start), view, begin)
-                on_their_way.append(thread.submit(writer.take, *passed))
-                if len(on_their_way) > _AHEAD:
-                    on_their_way.popleft().result()
-            for remaining in on_their_way:
-                remaining.result()
-    about = {
-        "key": key,
-        "weights": spec.weights.label,
+    with feature_pass.progress_bar(spec.backbone, len(rows), spec.views) as bar:
+        passed, seconds = feature_pass.run(
+            network,
+            images,
+            chunks,
+            views=spec.views,
+            length=extractor.output_shape[-1],
+            batch_size=batch_size,
+            advance=bar.update,
+        )
+    return {
         "device": policy.device,
+        "images_per_second": passed / seconds,
+        **facts(spec, extractor),
+    }
+
+
+def kept_in(chunk: Path) -> Path:
+    """Returns where forms of networks for ONNX Runtime lie, beside the store of a chunk."""
+    return chunk.parent.parent / "onnx"
+
+
+def facts(spec: FeatureSpec, extractor: keras.Model) -> dict[str, Any]:
+    """Returns what computes features: engine, parameters, gflops and mebibytes of the extractor."""
+    return {
         "engine": engines.resolve(spec.engine),
-        "images_per_second": writer.rate(),
         "parameters": extractor.count_params(),
         "gflops": models.gflops(extractor),
         "mebibytes": weights.mebibytes(extractor),
     }
-    files.write_json(folder / "about.json", about)
-
-
-def _turned(images: tf.data.Dataset, views: int, batch_size: int) -> tf.data.Dataset:
-    """Each batch in every view, one after the other, filled up to its full size."""
-
-    def turn(pixels: tf.Tensor, view: tf.Tensor) -> tf.Tensor:
-        count = tf.shape(pixels)[0]
-        if views > 1:
-            pixels = augmentation.view(pixels, tf.fill([count], view))
-        # A last batch of another size would be traced anew, for seconds.
-        pixels = tf.pad(pixels, [[0, batch_size - count], [0, 0], [0, 0], [0, 0]])
-        return tf.ensure_shape(pixels, (batch_size, *images.element_spec.shape[1:]))
-
-    numbered = images.flat_map(
-        lambda pixels: tf.data.Dataset.range(views, output_type=tf.int32).map(
-            lambda view: (pixels, view)
-        )
-    )
-    return numbered.map(turn, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
-
-
-class _Writer:
-    """Takes features from the device, in order, and writes each chunk once it is whole.
-
-    Args:
-        folder: Of the store.
-        chunks: Number and rows of each.
-        ids: Of all images.
-        shape: Views and length of the features of an image.
-        bar: Shows how many images have passed.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        chunks: list[tuple[int, np.ndarray]],
-        ids: np.ndarray,
-        shape: tuple[int, int],
-        bar: tqdm.tqdm,
-    ) -> None:
-        self._folder = folder
-        self._ids = ids
-        self._bar = bar
-        self._rows = np.concatenate([rows for _, rows in chunks])
-        self._features = np.empty((len(self._rows), *shape), np.float32)
-        ends = np.cumsum([len(rows) for _, rows in chunks])
-        self._chunks = collections.deque(
-            (number, int(end) - len(rows), int(end))
-            for (number, rows), end in zip(chunks, ends, strict=True)
-        )
-        self._free_at = self._begun = time.perf_counter()
-        self._seconds, self._measured = 0.0, 0
-
-    def take(self, features: Any, start: int, count: int, view: int, begin: float) -> None:
-        """Waits for the features of a batch.
-
-        Args:
-            features: `[b, d]`, those of images first.
-            start: Of the batch among the images that are missing.
-            count: Images of the batch, at most b.
-            view: Which view.
-            begin: When the batch was handed to the device.
-        """
-        pooled = np.asarray(features)
-        self._features[start : start + count, view] = pooled[:count]
-        now = time.perf_counter()
-        # The first batch pays for tracing.
-        if count == len(pooled) and self._bar.n >= len(pooled):
-            self._measured += count
-            # Waiting for images is no part of the pass, nor is what the batch before it took.
-            self._seconds += now - max(begin, self._free_at)
-        self._free_at = now
-        self._bar.update(count)
-        if view == self._features.shape[1] - 1:
-            while self._chunks and self._chunks[0][2] <= start + count:
-                number, first, last = self._chunks.popleft()
-                ids = self._ids[self._rows[first:last]]
-                _write_chunk(_chunk_path(self._folder, number), self._features[first:last], ids)
-
-    def rate(self) -> float:
-        """Images a second of the forward pass alone."""
-        if self._seconds:
-            return self._measured / self._seconds
-        # Of a handful of images there is no batch after the one that pays for tracing.
-        return self._bar.n / (time.perf_counter() - self._begun)
-
-
-def _write_chunk(path: Path, features: np.ndarray, ids: np.ndarray) -> None:
-    with files.replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, features=features, ids=ids)

@@ -71,7 +71,6 @@ def scan(
     """
     decision = stages.stage2.decision
     stage1, seconds = stages.stage1, collections.defaultdict[str, float](float)
-    lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
     scores = score_map(field, stages, pool=pool, advance=advance, block=block, seconds=seconds)
     with _timed(seconds, "suppression"):
         kept = suppression.keep(scores, threshold, radius, stage1.stride)
@@ -87,7 +86,31 @@ def scan(
     named = [np.zeros((0, len(decision.labels))), *pool.map(name, parts)]
     if not parts:
         advance(0.5)
-    probabilities = np.concatenate(named)
+    return collect(field, stages, scores, threshold, kept, np.concatenate(named), dict(seconds))
+
+
+def collect(
+    field: Field,
+    stages: Stages,
+    scores: np.ndarray,
+    threshold: float,
+    kept: np.ndarray,
+    probabilities: np.ndarray,
+    seconds: dict[str, float],
+) -> FieldScan:
+    """Puts together what was found in one field.
+
+    Args:
+        field: The field.
+        stages: Both networks.
+        scores: From `score_map`.
+        threshold: Score of a detection at least.
+        kept: From `suppression.keep`.
+        probabilities: Of stage 2 for each kept ROI, `[n, k]`.
+        seconds: See `FieldScan`.
+    """
+    decision, stage1 = stages.stage2.decision, stages.stage1
+    lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
     x, y = lattice.centres(*kept.T)
     cells = Cells(
         x=x * field.scale,
@@ -99,7 +122,7 @@ def scan(
         classes=decision.classes,
     )
     detections = int((scores >= threshold).sum())
-    return FieldScan(lattice, scores, detections, cells.sorted(), dict(seconds))
+    return FieldScan(lattice, scores, detections, cells.sorted(), seconds)
 
 
 def score_map(
@@ -123,12 +146,7 @@ def score_map(
 
     def score(rows: slice, columns: slice) -> None:
         with _timed(seconds, "read"):
-            pixels = field.read(
-                columns.start * lattice.stride,
-                rows.start * lattice.stride,
-                (columns.stop - columns.start - 1) * lattice.stride + lattice.roi,
-                (rows.stop - rows.start - 1) * lattice.stride + lattice.roi,
-            )
+            pixels = field.read(*covered(lattice, rows, columns))
         with _timed(seconds, "stage1"):
             scores[rows, columns] = stage1.scores(pixels)
         advance(0.5 * (rows.stop - rows.start) * (columns.stop - columns.start) / lattice.rois)
@@ -154,6 +172,16 @@ def blocks(lattice: Lattice, side: int = BLOCK) -> Iterator[tuple[slice, slice]]
                 slice(row, min(row + count, lattice.rows)),
                 slice(column, min(column + count, lattice.columns)),
             )
+
+
+def covered(lattice: Lattice, rows: slice, columns: slice) -> tuple[int, int, int, int]:
+    """Returns what a rectangle of ROIs covers: left, top, width and height, pixels as read."""
+    return (
+        columns.start * lattice.stride,
+        rows.start * lattice.stride,
+        (columns.stop - columns.start - 1) * lattice.stride + lattice.roi,
+        (rows.stop - rows.start - 1) * lattice.stride + lattice.roi,
+    )
 
 
 @contextlib.contextmanager
