@@ -147,6 +147,7 @@ def test_two_devices_find_the_weights_of_one(backend, tmp_path):
         "from tfds_pap import commands; commands.prepare_tensorflow(); "
         f"{lines} test_devices.compare_one_and_two({str(tmp_path)!r})",
         env={**os.environ, "KERAS_BACKEND": backend, sharing.CPU_DEVICES: "2"},
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
