@@ -154,7 +154,7 @@ class _Archive:
             if not field.left and step == "score":
                 self._put(path, "keep", field_blocks.keep, _NAMED)
             elif not field.left:
-                self._put(path, "finish", field_blocks.finish, path, _NAMED, self._truth)
+                self._put(path, "finish", field_blocks.finish, *self._last(path))
         else:
             self._end(path, state="finished", cells=outcome)
 
@@ -166,8 +166,13 @@ class _Archive:
         for part in parts:
             self._put(path, step, function, *part)
         if not parts:
-            last = (path, _NAMED, self._truth) if then == "finish" else (_NAMED,)
+            last = self._last(path) if then == "finish" else (_NAMED,)
             self._put(path, then, after, *last)
+
+    def _last(self, path: str) -> tuple[str, int, Path | None]:
+        """What `finish` needs; a worker may be in a folder where paths mean something else."""
+        truth = scan_directory.truth_file(path, self._truth)
+        return path, _NAMED, None if truth is None else Path(truth)
 
     def _end(self, path: str, **told: Any) -> None:
         seconds = time.perf_counter() - self._open.pop(path).began

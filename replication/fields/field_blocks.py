@@ -121,7 +121,7 @@ def finish(work: Work, path: str, called: str, part: int, truth: Path | None) ->
         path: Of the field.
         called: Its path as the command has it.
         part: Kept ROIs that `name` was called with.
-        truth: See `scan_directory.scan`.
+        truth: From `scan_directory.truth_file`.
     """
     start = time.perf_counter()
     folder, stages, field = work.folder(path), _stages(work), _opened(work, path)
@@ -142,7 +142,8 @@ def finish(work: Work, path: str, called: str, part: int, truth: Path | None) ->
         folder, field, found.lattice, found.scores, found.cells, threshold=threshold
     )
     seconds = {"pictures": time.perf_counter() - start}
-    scan_directory.write_field(folder, called, field, found, seconds, truth)
+    state = scan_directory.file_state(path)
+    scan_directory.write_field(folder, called, field, found, seconds, truth, state=state)
     shutil.rmtree(folder / "blocks")
     return len(found.cells)
 

@@ -243,7 +243,7 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
     if not done.exists():
         return False
     info = files.read_json(done)
-    return info["file"] == file_state(path) and info["truth"] == _truth(path, truth)
+    return info["file"] == file_state(path) and info["truth"] == truth_file(path, truth)
 
 
 def file_state(path: str) -> dict[str, int]:
@@ -252,7 +252,8 @@ def file_state(path: str) -> dict[str, int]:
     return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
-def _truth(path: str, truth: Path | None) -> str | None:
+def truth_file(path: str, truth: Path | None) -> str | None:
+    """Returns the file of a field's annotated nuclei: `truth`, or the one beside it, if any."""
     if truth is not None:
         return str(truth)
     beside = Path(path).parent / TRUTH
@@ -266,8 +267,20 @@ def write_field(
     field_scan: scanner.FieldScan,
     seconds: dict[str, float],
     truth: Path | None,
+    *,
+    state: dict[str, int] | None = None,
 ) -> None:
-    """Writes what was found in a field; `field.json` last, as then it is finished."""
+    """Writes what was found in a field; `field.json` last, as then it is finished.
+
+    Args:
+        folder: Where its results lie.
+        path: Its path as the command has it.
+        field: The field.
+        field_scan: What was found.
+        seconds: By step.
+        truth: See `scan`.
+        state: From `file_state`, where this process cannot tell it by `path`.
+    """
     field_scan.cells.write(folder / "cells.csv")
     scores = io.BytesIO()
     np.save(scores, field_scan.scores)
@@ -281,7 +294,7 @@ def write_field(
         "id": folder.name,
         "name": field.name,
         "path": path,
-        "file": file_state(path),
+        "file": state or file_state(path),
         "width": round(field.width * field.scale),
         "height": round(field.height * field.scale),
         "scale": field.scale,
@@ -292,7 +305,7 @@ def write_field(
         "classes": field_scan.cells.classes.to_json(),
         **summary.summary(field_scan.cells),
         "seconds": {name: round(spent, 4) for name, spent in seconds.items()},
-        "truth": _truth(path, truth),
+        "truth": truth_file(path, truth),
         "notes": notes,
     }
     files.write_json(folder / "field.json", info)
