@@ -208,8 +208,8 @@ def test_damage_is_found_and_only_that_chunk_is_computed(
 def test_extraction_that_was_killed_goes_on(builder, spec, first, tmp_path, monkeypatch):
     forward, passed = features.forward, []
 
-    def killed(*arguments):
-        network = forward(*arguments)
+    def killed(*arguments, **named):
+        network = forward(*arguments, **named)
 
         def passing(x):
             if len(passed) == 32:
