@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
             seconds = (round(killed.undisturbed), round(killed.lost))
             rows.append((name, killed.kills, killed.resumes, *seconds, equal, _BESIDE.value))
             print(*(f"{each!s:<22}" for each in rows[-1]), *killed.differing, flush=True)
-    machine.write_rows(_CSV.value, _COLUMNS, rows)
+            # Whoever stops it here has what was measured.
+            machine.write_rows(_CSV.value, _COLUMNS, rows)
     if differing:
         raise SystemExit(f"faults: {len(differing)} files differ from an undisturbed command's")
 
