@@ -43,7 +43,10 @@ docs: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
 
-# Attacks the embedded server for SOAK_SECONDS (an hour at most); writes results/soak.csv.
+# Attacks the embedded server for SOAK_SECONDS (an hour at most), then kills and resumes the commands
+# SOAK_KILLS times; writes results/soak.csv and results/faults.csv.
 SOAK_SECONDS ?= 480
+SOAK_KILLS ?= 50
 soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/soak.py --seconds=$(SOAK_SECONDS)
+	$(BIN)/python benchmarks/faults.py --kills=$(SOAK_KILLS)

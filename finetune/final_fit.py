@@ -179,7 +179,7 @@ class FinalFit:
                 validate=scoring.validator(examples, assigned.tune) if len(assigned.tune) else None,
             )
             models.save_model(model, model_path)
-            files.write_json(outcome_path, outcome)
+            files.write_last(outcome_path, outcome, (model_path.name,))
             training.remove_state(directory)
         return model_path, files.read_json(outcome_path)
 

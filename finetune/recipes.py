@@ -7,6 +7,7 @@ import keras
 from finetune import blocks
 from finetune.tuning import Tuning
 from replication.learning import features, models, training
+from replication.runs import results
 
 
 def recipe(
@@ -42,7 +43,7 @@ def recipe(
 
     def new_head(width: int) -> keras.Model:
         if head is not None:
-            return keras.models.load_model(head, compile=False, safe_mode=True)
+            return results.load_keras(head)
         return models.head(
             width, classes, units=tuning.hidden_units, dropout=tuning.dropout, seed=seed
         )

@@ -48,6 +48,7 @@ SLOW = (
     "test_hot_swap",
     "test_gradcam",
     "test_soak",
+    "test_faults",
     "test_comparison_report",
     "test_weights",
     "test_serving_predict",

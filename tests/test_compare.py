@@ -57,7 +57,8 @@ def test_both_cuts_print_the_size_of_the_leak(both_cuts):
     assert "leak" in page and "mobilenetv2_035" in page
     for cut in ("image", "group", "let_in"):
         folder = run_dir / cut / "mobilenetv2_035" / "seed_1"
-        assert {path.name for path in folder.iterdir()} == {"fit.json", "predictions.csv"}
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"SHA256SUMS", "fit.json", "predictions.csv"}
         rows = list(csv.DictReader((folder / "predictions.csv").open()))
         assert len(rows) == 48 and {row["split"] for row in rows} == {"test"}
         assert list(rows[0])[4:] == [f"probability_{n}" for n in ("NILM", "SCC", "other")]

@@ -63,6 +63,7 @@ def test_run_directory_holds_what_the_design_says(finished):
     for protocol in ("paper", "clean"):
         fit = run_dir / "stage1" / protocol / "seed_0"
         assert {path.name for path in fit.iterdir()} == {
+            "SHA256SUMS",
             "fit.json",
             "metrics.json",
             "model.keras",

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,62 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+#: Digests of the files of a finished result, as `sha256sum --check` reads them.
+SUMS = "SHA256SUMS"
+
+
+def write_last(path: Path, value: Any, beside: Sequence[str]) -> None:
+    """Writes the JSON file that says a result is finished, after the digests of all its files.
+
+    Whoever reads one of them with `read_json` or `verify` is told of a changed byte.
+
+    Args:
+        path: The JSON file.
+        value: What it holds.
+        beside: Names of the other files of the result, which lie in the same folder.
+    """
+    content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    sums = {name: sha256(path.with_name(name)) for name in beside}
+    sums[path.name] = hashlib.sha256(content).hexdigest()
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    write_atomically(path.with_name(SUMS), lines)
+    write_atomically(path, content)
+
+
+def verify(path: Path) -> None:
+    """Checks a file of a finished result; does nothing where no digest of it was kept.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PapError: If it is not what was written, or is gone.
+    """
+    sums = path.with_name(SUMS)
+    if not sums.exists():
+        return
+    lines = (line.partition("  ") for line in sums.read_text("utf-8", "replace").splitlines())
+    kept = {name: digest for digest, _, name in lines}
+    if path.name not in kept:
+        return
+    if not path.exists():
+        why = "is gone"
+    elif sha256(path) != kept[path.name]:
+        why = f"is damaged or was changed: its SHA-256 is not the one in {SUMS}"
+    else:
+        return
+    raise PapError(
+        f"{path}: {why}; delete {path.parent}, and the command that made it makes it again"
+    )
+
+
 def read_json(path: Path) -> Any:
     """Reads JSON.
 
     Raises:
-        PapError: If the file is missing or is not JSON.
+        PapError: If the file is missing or is not JSON, or is not what `write_last` wrote.
     """
+    verify(path)
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

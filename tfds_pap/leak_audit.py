@@ -25,6 +25,7 @@ from tfds_pap import (
     pipeline,
     twin_candidates,
 )
+from tfds_pap.errors import PapError
 from tfds_pap.splits import TEST, TRAIN, VALIDATION
 
 #: What a pair may be, and from which overlap on two crops are one picture.
@@ -362,16 +363,31 @@ def audit_builder(
     key = hashlib.sha256(" ".join(about).encode())
     path = Path(builder.data_dir) / f"leak-audit-{key.hexdigest()[:16]}.json"
     if features is None and path.exists():
-        pairs = tuple(_stored_pair(values) for values in json.loads(path.read_text("utf-8")))
-        return _of_index(builder.name, index, pairs, effort)
+        try:
+            return _of_index(builder.name, index, _stored_pairs(path), effort)
+        except (PapError, KeyError, TypeError) as error:
+            print(f"Note: {path} is damaged ({str(error).splitlines()[0]}); comparing again")
     store = pipeline.load_images(builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES)
     result = audit(
         builder.name, store.index, np.asarray(store.pixels), features=features, effort=effort
     )
     if features is None:
         stored = [dataclasses.asdict(pair) for pair in result.pairs]
-        files.write_atomically(path, json.dumps(stored))
+        files.write_json(path, {"pairs": stored, "digest": _digest(stored)})
     return result
+
+
+def _digest(stored: list[dict[str, Any]]) -> str:
+    # As it reads back: tuples become lists.
+    return hashlib.sha256(json.dumps(stored).encode()).hexdigest()
+
+
+def _stored_pairs(path: Path) -> tuple[Pair, ...]:
+    """Reads what `audit_builder` keeps; errors of many kinds where it is damaged."""
+    kept = files.read_json(path)
+    if kept["digest"] != _digest(kept["pairs"]):
+        raise PapError("its digest differs")
+    return tuple(_stored_pair(values) for values in kept["pairs"])
 
 
 def _stored_pair(values: dict[str, Any]) -> Pair:

@@ -9,15 +9,19 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
+from google.protobuf import json_format
 
 from tfds_pap import class_table, files, folders, layouts, stored_classes, stored_groups
 from tfds_pap.classes import Classes
@@ -55,7 +59,9 @@ def prepare(
         >>> builder.info.splits["validation"].num_examples
         12
     """
-    builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
+    with _metadata_read(name, data_dir):
+        builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
+        _read_metadata(builder)
     reuse = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
     if builder.is_prepared():
         now = _fingerprint_now(builder, manual_dir)
@@ -133,7 +139,33 @@ def listing_builder(
         # A table of classes is about those of the second stage.
         kind = pap_folders.Builder
         classes = class_table.of_tree(listing.root, listing.class_names)
-    return kind(config=pap_folders.config(listing, classes), data_dir=data_dir)
+    with _metadata_read(kind.name, data_dir):
+        builder = kind(config=pap_folders.config(listing, classes), data_dir=data_dir)
+        _read_metadata(builder)
+    return builder
+
+
+@contextlib.contextmanager
+def _metadata_read(name: str, data_dir: str | os.PathLike | None) -> Iterator[None]:
+    """Says in one line that what TFDS keeps of prepared images cannot be read.
+
+    Raises:
+        PapError: If one of its JSON files is damaged.
+    """
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError, json_format.ParseError):
+        place = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
+        raise PapError(
+            f"{place}: dataset_info.json or metadata.json of prepared images is damaged; delete "
+            "that folder, and they are prepared again"
+        ) from None
+
+
+def _read_metadata(builder: tfds.core.DatasetBuilder) -> None:
+    """Reads what TFDS would read when it is first asked for."""
+    if builder.is_prepared():
+        builder.info.metadata.get("fingerprint")
 
 
 def find_prepared(
@@ -148,7 +180,8 @@ def find_prepared(
     """
     place = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
     for version in sorted(place.glob(f"*_{fingerprint[:12]}*/*/dataset_info.json")):
-        builder = tfds.builder_from_directory(version.parent)
+        with _metadata_read(name, data_dir):
+            builder = tfds.builder_from_directory(version.parent)
         if builder.info.metadata.get("fingerprint") == fingerprint:
             return builder
     return None
@@ -308,11 +341,14 @@ class Index:
 
 
 def read_index(builder: tfds.core.DatasetBuilder) -> Index:
-    """Reads ids, groups and labels of every split of a prepared builder."""
+    """Reads ids, groups and labels of every split of a prepared builder.
+
+    Raises:
+        PapError: If a file of records is damaged.
+    """
     columns: dict[str, list] = {"id": [], "group": [], "label": [], "split": []}
     for split in sorted(builder.info.splits):
-        stored = _parsed(builder, split, tfds.decode.SkipDecoding())
-        for example in stored.as_numpy_iterator():
+        for example in _stored(builder, split):
             columns["id"].append(example["id"].decode())
             columns["group"].append(example["group"].decode())
             columns["label"].append(example["label"])
@@ -373,9 +409,30 @@ def read_files(builder: tfds.core.DatasetBuilder, ids: Sequence[str]) -> list[by
 def stored_files(builder: tfds.core.DatasetBuilder) -> Iterator[tuple[str, bytes]]:
     """Yields id and stored bytes, JPEG, PNG or BMP, of every image of a prepared builder."""
     for split in sorted(builder.info.splits):
-        stored = _parsed(builder, split, tfds.decode.SkipDecoding())
-        for example in stored.as_numpy_iterator():
+        for example in _stored(builder, split):
             yield example["id"].decode(), example["image"]
+
+
+def _stored(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the examples of a split, undecoded.
+
+    Raises:
+        PapError: If one is damaged (TFRecord's checksums tell), or some are missing.
+    """
+    count, expected = 0, builder.info.splits[split].num_examples
+    try:
+        for example in _parsed(builder, split, tfds.decode.SkipDecoding()).as_numpy_iterator():
+            count += 1
+            yield example
+        # A file that ends between two records is no error to TensorFlow.
+        why = "" if count == expected else f"{count} of {expected} images are there"
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as e:
+        why = re.sub(r"\{\{.*?\}\}| \[Op:.*", "", " ".join(str(e.message).split()))[:100].strip()
+    if why:
+        raise PapError(
+            f"{builder.data_dir}: the prepared images of {split} are damaged ({why}); delete that "
+            "folder, and they are prepared again"
+        )
 
 
 def read_images(
@@ -588,11 +645,16 @@ def load_images(
     folder = Path(cache_dir or builder.data_dir)
     key = f"{builder.info.metadata['fingerprint']} {index.order} {shape} {method}"
     path = folder / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    kept = path.with_suffix(".sha256")
+    if path.exists() and not (kept.exists() and kept.read_text("utf-8") == files.sha256(path)):
+        print(f"Note: {path} is damaged; decoding the images again")
+        path.unlink()
     if not path.exists():
         with files.replacing(path) as partial:
             pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
             _decode_all(builder, size, method, pixels)
             pixels.flush()
+            files.write_atomically(kept, files.sha256(partial))
     return ImageStore(index, np.lib.format.open_memmap(path, "r"))
 
 

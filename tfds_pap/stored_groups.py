@@ -12,6 +12,7 @@ from pathlib import Path
 import tensorflow_datasets.public_api as tfds
 
 from tfds_pap import files
+from tfds_pap.errors import PapError
 
 _NAME = "groups.json"
 
@@ -36,8 +37,8 @@ def renew(builder: tfds.core.DatasetBuilder, groups: Mapping[str, str]) -> None:
     path = Path(builder.data_dir) / _NAME
     if digest(groups) == builder.info.metadata.get("groups"):
         path.unlink(missing_ok=True)
-    elif read(builder) != groups:
-        files.write_atomically(path, json.dumps(dict(groups)))
+    elif not path.exists() or _stored(path) != groups:
+        files.write_json(path, {"groups": dict(groups), "digest": digest(groups)})
 
 
 def read(builder: tfds.core.DatasetBuilder) -> dict[str, str] | None:
@@ -45,9 +46,27 @@ def read(builder: tfds.core.DatasetBuilder) -> dict[str, str] | None:
 
     Args:
         builder: A prepared builder.
+
+    Raises:
+        PapError: If their file is damaged.
     """
     path = Path(builder.data_dir) / _NAME
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    groups = _stored(path)
+    if groups is None:
+        raise PapError(f"{path}: is damaged; give the folder of the images, and it is made again")
+    return groups
+
+
+def _stored(path: Path) -> dict[str, str] | None:
+    """The groups of a file; None where it is damaged."""
+    try:
+        stored = files.read_json(path)
+        groups = dict(stored["groups"])
+    except (PapError, TypeError, KeyError, ValueError):
+        return None
+    return groups if stored.get("digest") == digest(groups) else None
 
 
 def digest_now(builder: tfds.core.DatasetBuilder) -> str:

@@ -4,6 +4,7 @@
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -22,6 +23,43 @@ from tfds_pap import files
 from tfds_pap.errors import PapError
 
 _Status = trial_module.TrialStatus
+
+
+#: Entry of `oracle.json` and `trial.json`: a digest of the others.
+_DIGEST = "sha256"
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads what an oracle wrote of itself or of a trial.
+
+    Args:
+        path: `oracle.json` or `trial.json`.
+
+    Raises:
+        PapError: If it is missing, or is not what was written.
+    """
+    state = files.read_json(path)
+    # Searches of before have no digest.
+    if not isinstance(state, dict) or state.pop(_DIGEST, None) not in (None, _digest(state)):
+        raise PapError(
+            f"{path}: is damaged or was changed; restore it, or search again in another directory"
+        )
+    return state
+
+
+def read_trial(path: Path) -> trial_module.Trial:
+    """Reads a trial; errors as of `read_state`."""
+    return trial_module.Trial.from_state(read_state(path))
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    # As it reads back: tuples become lists.
+    state = json.loads(json.dumps(state))
+    files.write_atomically(path, json.dumps({**state, _DIGEST: _digest(state)}))
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _locked(method: Callable) -> Callable:
@@ -257,7 +295,7 @@ class SearchOracle(keras_tuner.Oracle):
     @_locked
     def save(self) -> None:
         """Writes the oracle's state; trials are written as they change."""
-        files.write_atomically(Path(self._get_oracle_fname()), json.dumps(self.get_state()))
+        _write_state(Path(self._get_oracle_fname()), self.get_state())
 
     @_locked
     def reload(self) -> None:
@@ -269,10 +307,9 @@ class SearchOracle(keras_tuner.Oracle):
         Raises:
             PapError: If a file is missing or no JSON.
         """
-        state = files.read_json(Path(self._get_oracle_fname()))
+        state = read_state(Path(self._get_oracle_fname()))
         self.trials = {
-            trial_id: trial_module.Trial.from_state(files.read_json(self._trial_path(trial_id)))
-            for trial_id in state["start_order"]
+            trial_id: read_trial(self._trial_path(trial_id)) for trial_id in state["start_order"]
         }
         self.set_state(state)
         ended = {trial_id for trial_id, trial in self.trials.items() if self._has_ended(trial)}
@@ -383,7 +420,7 @@ class SearchOracle(keras_tuner.Oracle):
         return Path(self._project_dir) / f"trial_{trial_id}" / "trial.json"
 
     def _save_trial(self, trial: trial_module.Trial) -> None:
-        files.write_atomically(self._trial_path(trial.trial_id), json.dumps(trial.get_state()))
+        _write_state(self._trial_path(trial.trial_id), trial.get_state())
 
 
 def _last_line(message: str | None) -> str:

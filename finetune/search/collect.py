@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras_tuner
-
-from finetune.search import scoring, trials
+from finetune.search import base_oracle, scoring, trials
 from finetune.tuning import Tuning
 from replication.runs.directory import RunDirectory
 from tfds_pap import files
@@ -37,7 +35,7 @@ def read_trials(directory: Path) -> list[trials.Trial]:
     Raises:
         PapError: If it holds no search, or one of its files is not readable.
     """
-    oracle = files.read_json(directory / PROJECT / "oracle.json")
+    oracle = base_oracle.read_state(directory / PROJECT / "oracle.json")
     return [
         _trial(directory / PROJECT / f"trial_{trial_id}", trial_id, order)
         for order, trial_id in enumerate(oracle["end_order"])
@@ -99,7 +97,7 @@ def tuning(trial: trials.Trial) -> Tuning:
 
 
 def _trial(folder: Path, trial_id: str, order: int) -> trials.Trial:
-    trial = keras_tuner.engine.trial.Trial.load(str(folder / "trial.json"))
+    trial = base_oracle.read_trial(folder / "trial.json")
     values = trial.hyperparameters.values
     executions = [files.read_json(path) for path in sorted(folder.glob("execution_*/result.json"))]
     if trial.status != "COMPLETED" or not executions:

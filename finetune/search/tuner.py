@@ -215,7 +215,8 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             past = Path(self.get_trial_dir(key["inherited"])) / f"execution_{number}"
             training.copy_state(past, directory)
         result = self._fit(tuning, key, directory)
-        files.write_json(directory / "result.json", result)
+        scored = ("predictions.csv",) if result["status"] == "completed" else ()
+        files.write_last(directory / "result.json", result, ("key.json", *scored))
         # Only Hyperband goes on where a trial ended.
         if "tuner/epochs" not in values:
             training.remove_state(directory)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow_datasets.public_api as tfds
 import tqdm
@@ -16,7 +15,7 @@ from replication.comparison.candidates import Candidate, Cost
 from replication.learning import features, heads, knobs, models, weights, whole_model
 from replication.measures import published
 from replication.measures.predictions import Predictions
-from replication.runs import description, device, provenance
+from replication.runs import description, device, provenance, results
 from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
@@ -397,10 +396,11 @@ def save_winner(
         seed: Seed of the head that is joined.
 
     Raises:
-        PapError: If the whole model says something else than the head on stored features.
+        PapError: If the whole model says something else than the head on stored features, or the
+            head's file is damaged.
     """
     head_path = run.path / heads.PUBLISHED / spec.backbone / f"seed_{seed}" / "head.keras"
-    head = keras.models.load_model(head_path, compile=False, safe_mode=True)
+    head = results.load_keras(head_path)
     model = whole_model.join(spec, head)
     whole_model.largest_difference(
         model, spec, builder, tested.take(range(min(_CHECKED_IMAGES, len(tested))))

@@ -25,9 +25,13 @@ from replication.fields.scanned import scanned_fields
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, tables
+from tfds_pap.errors import PapError
 
 TRUTH = "nuclei.csv"
 GROUPS = "groups.csv"
+
+#: Of a field's files, what later commands take figures from.
+_READ_AGAIN = ("cells.csv", "scores.npy")
 
 #: Fields are counted in fractions, as one slide may take longer than all the others.
 _READING = 0.8  # Of the work on a field; the rest goes into its pictures.
@@ -242,7 +246,13 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
     done = folder / "field.json"
     if not done.exists():
         return False
-    info = files.read_json(done)
+    try:
+        info = files.read_json(done)
+        for name in _READ_AGAIN:
+            files.verify(folder / name)
+    except PapError as error:
+        tqdm.tqdm.write(f"Note: {str(error).partition(';')[0]}; scanning {path} again")
+        return False
     return info["file"] == file_state(path) and info["truth"] == truth_file(path, truth)
 
 
@@ -308,4 +318,4 @@ def write_field(
         "truth": truth_file(path, truth),
         "notes": notes,
     }
-    files.write_json(folder / "field.json", info)
+    files.write_last(folder / "field.json", info, _READ_AGAIN)

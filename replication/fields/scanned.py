@@ -56,7 +56,9 @@ class ScannedField:
     @property
     def scores(self) -> np.ndarray:
         """The score of each ROI, float32 `[rows, columns]`."""
-        return np.load(self.folder / "scores.npy")
+        path = self.folder / "scores.npy"
+        files.verify(path)
+        return np.load(path)
 
 
 def scanned_fields(run: RunDirectory) -> list[ScannedField]:

@@ -156,7 +156,7 @@ def _trained(
             models.save_model(head, directory / "head.keras")
     predictions = evaluation.Predictions.of(store.index, parts, np.concatenate(probabilities))
     predictions.write(directory / "predictions.csv")
-    files.write_json(
+    files.write_last(
         directory / "fit.json",
         {
             "seed": seed,
@@ -176,6 +176,7 @@ def _trained(
             ],
             "seconds": time.perf_counter() - start,
         },
+        ("predictions.csv", *(("head.keras",) if len(fits) == 1 else ())),
     )
     for number in range(len(fits)):
         shutil.rmtree(directory / f"fold_{number}", ignore_errors=True)

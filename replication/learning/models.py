@@ -38,14 +38,15 @@ def stage1_cnn(size: int = 20, *, dropout_after_dense: bool = False) -> keras.Mo
     """
     images = keras.Input((size, size, 3), name="image")
     x = keras.layers.Rescaling(1 / 255, name="scale")(images)
-    x = keras.layers.Conv2D(10, 10, activation="relu")(x)
-    x = keras.layers.MaxPooling2D(2)(x)
+    # Names of our own: Keras would count what this process has built before.
+    x = keras.layers.Conv2D(10, 10, activation="relu", name="conv")(x)
+    x = keras.layers.MaxPooling2D(2, name="pool")(x)
     if not dropout_after_dense:
-        x = keras.layers.Dropout(0.3)(x)
-    x = keras.layers.Flatten()(x)
-    x = keras.layers.Dense(16, activation="relu")(x)
+        x = keras.layers.Dropout(0.3, name="dropout")(x)
+    x = keras.layers.Flatten(name="flat")(x)
+    x = keras.layers.Dense(16, activation="relu", name="dense")(x)
     if dropout_after_dense:
-        x = keras.layers.Dropout(0.3)(x)
+        x = keras.layers.Dropout(0.3, name="dropout")(x)
     outputs = keras.layers.Dense(2, activation="softmax", dtype="float32", name="probabilities")(x)
     return keras.Model(images, outputs, name="stage1_cnn")
 
@@ -68,13 +69,13 @@ def stage2_cnn(protocol: str, size: int = STAGE2_SIZE, *, classes: int = 4) -> k
         x = keras.ops.flip(images, axis=-1)
     else:
         x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
-    for filters in _STAGE2_FILTERS:
-        x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
-        x = keras.layers.MaxPooling2D(2)(x)
-        x = keras.layers.Dropout(0.3)(x)
-    x = keras.layers.Flatten()(x)
-    x = keras.layers.Dense(128, activation="relu")(x)
-    x = keras.layers.Dense(64, activation="relu")(x)
+    for number, filters in enumerate(_STAGE2_FILTERS, start=1):
+        x = keras.layers.Conv2D(filters, 3, activation="relu", name=f"conv_{number}")(x)
+        x = keras.layers.MaxPooling2D(2, name=f"pool_{number}")(x)
+        x = keras.layers.Dropout(0.3, name=f"dropout_{number}")(x)
+    x = keras.layers.Flatten(name="flat")(x)
+    x = keras.layers.Dense(128, activation="relu", name="dense_1")(x)
+    x = keras.layers.Dense(64, activation="relu", name="dense_2")(x)
     outputs = keras.layers.Dense(
         classes, activation="softmax", dtype="float32", name="probabilities"
     )(x)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -138,24 +139,33 @@ class TrainingState(keras.callbacks.Callback):
         return self._directory / f"best_{self.best_epoch:04d}.npz"
 
     def restore(self, model: keras.Model) -> int:
-        """Restores a compiled model and its optimizer; returns the epoch to go on with."""
+        """Restores a compiled model and its optimizer; returns the epoch to go on with.
+
+        A state that is damaged is announced and removed; training begins anew.
+        """
         if not self._path.exists():
             return 0
         model.optimizer.build(model.trainable_variables)
-        with np.load(self._path) as stored:
+        try:
+            # All of it, before anything is assigned.
+            stored = _loaded(self._path, _everything(model))
             meta = json.loads(str(stored["meta"]))
-            _assign(_everything(model), stored)
-        self.history = meta["history"]
-        self.best_epoch = meta["best_epoch"]
+            self.history, self.best_epoch = meta["history"], meta["best_epoch"]
+            if self.best_epoch is not None:
+                self._best = _loaded(self._best_path(), _changing(model))
+        except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"Note: the state in {self._directory} is damaged ({reason}); training anew")
+            remove_state(self._directory)
+            self.history, self.best_epoch, self._best = [], None, None
+            return 0
+        _assign(_everything(model), stored)
         return len(self.history)
 
     def restore_best(self, model: keras.Model) -> None:
         """Sets the weights to those of the best epoch."""
         if self._best is not None:
             _assign(_changing(model), self._best)
-            return
-        with np.load(self._best_path()) as stored:
-            _assign(_changing(model), stored)
 
     def should_stop(self) -> bool:
         """Tells whether patience has run out."""
@@ -242,6 +252,16 @@ def _arrays(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
 def _save(path: Path, **arrays: Any) -> None:
     with files.replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def _loaded(path: Path, variables: list[keras.Variable]) -> dict[str, Any]:
+    """Reads arrays, whose checksums the zip has; a ValueError where they do not fit."""
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    for number, variable in enumerate(variables):
+        if arrays[str(number)].shape != tuple(variable.shape):
+            raise ValueError(f"{path.name}: variable {number} has another shape")
+    return arrays
 
 
 def _assign(variables: list[keras.Variable], stored: Any) -> None:

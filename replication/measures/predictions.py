@@ -221,6 +221,7 @@ class Predictions:
             ValueError: One line that names the file, the line and column, and what was expected.
             OSError: The file cannot be read.
         """
+        files.verify(Path(path))
         try:
             # Spreadsheets put a byte order mark before the header.
             with Path(path).open(encoding="utf-8-sig", newline="") as file:

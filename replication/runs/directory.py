@@ -53,7 +53,12 @@ class RunDirectory:
             hold(run.path)
         identity = json.loads(json.dumps(identity))
         if run.manifest_path.exists():
-            before = run.manifest()["identity"]
+            before = run.manifest().get("identity")
+            if not isinstance(before, dict):
+                raise PapError(
+                    f"{run.manifest_path}: expected an identity; restore it, or delete {path} and "
+                    "start again"
+                )
             for key in sorted(identity.keys() & before.keys()):
                 if identity[key] != before[key]:
                     raise PapError(
@@ -80,7 +85,13 @@ class RunDirectory:
         """
         if not self.manifest_path.exists():
             raise PapError(f"{self.path}: not a run directory (no manifest.json)")
-        return read_json(self.manifest_path)
+        try:
+            manifest = read_json(self.manifest_path)
+        except PapError as error:
+            raise PapError(f"{error}; restore it, or delete {self.path} and start again") from None
+        if not isinstance(manifest, dict):
+            raise PapError(f"{self.manifest_path}: expected a JSON object")
+        return manifest
 
     def update_manifest(self, **values: Any) -> None:
         """Sets values of the manifest."""

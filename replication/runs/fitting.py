@@ -98,8 +98,7 @@ def run_fit(
             model, recipe.features, builder, predictions.select("test")
         )
     models.save_model(model, directory / "model.keras")
-    # Written last: the fit is finished.
-    files.write_json(
+    files.write_last(
         directory / "fit.json",
         {
             **_facts(recipe, examples.index, assigned),
@@ -108,6 +107,7 @@ def run_fit(
             **outcome,
             **(about or {}),
         },
+        ("model.keras", "predictions.csv", "metrics.json"),
     )
     _write_session(run, files.read_json(directory / "fit.json"), predictions.select("test"))
     training.remove_state(directory)

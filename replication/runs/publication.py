@@ -171,7 +171,7 @@ def heat_maps(
 
 @functools.lru_cache(maxsize=1)
 def _model(path: Path) -> keras.Model:
-    return models.without_xla(keras.saving.load_model(path, compile=False, safe_mode=True))
+    return results.load_keras(path)
 
 
 def print_summary(

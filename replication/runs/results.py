@@ -123,18 +123,31 @@ def load_model(fit: Fit) -> "keras.Model":
         fit: Whose.
 
     Raises:
+        PapError: As `load_keras`.
+    """
+    return load_keras(fit.model_path)
+
+
+def load_keras(path: Path) -> "keras.Model":
+    """Loads a model that this package saved; nothing in its file is run as code.
+
+    Args:
+        path: The `.keras` file.
+
+    Raises:
         PapError: In one line, if the file is damaged, or holds code that safe mode refuses.
     """
     import keras
 
     from replication.learning import models
 
+    files.verify(path)
     try:
-        model = keras.saving.load_model(fit.model_path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
         return models.without_xla(model)
     except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         why = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise PapError(f"{fit.model_path}: not a model that can be loaded: {why}") from error
+        raise PapError(f"{path}: not a model that can be loaded: {why}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,7 @@ class Cells:
             PapError: If it is no such table.
         """
         classes = classes or Classes.known(STAGE2_CLASSES)
+        files.verify(path)
         try:
             table = pd.read_csv(io.BytesIO(path.read_bytes()))
             columns: Sequence[str] = (*_BEFORE, *classes.names, *_AFTER)
