@@ -43,6 +43,10 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "deploy": ("serving.deploy", "write compose file, manifest and configs"),
     },
     "This machine": {
+        "verify": (
+            "replication.verify",
+            "does what a run or a committed table states come out again?",
+        ),
         "doctor": ("replication.doctor", "what is ready, and the command that mends what is not"),
     },
 }

@@ -8,6 +8,8 @@ A run directory of `pap benchmark`:
 """
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,11 +196,22 @@ def _figures(cut: str, scored: Mapping[str, Sequence[Predictions]]) -> dict[str,
 def _made(environment: Mapping[str, Any]) -> dict[str, str]:
     versions = {"python": environment["python"], **environment["versions"]}
     return {
+        "command": _command(environment["command"]),
         "machine": environment["device"],
         "commit": environment["git_commit"],
         "packages": "; ".join(f"{name} {version}" for name, version in versions.items()),
         "date": environment["time"][:10],
     }
+
+
+def _command(typed: str) -> str:
+    """A command without what says where this machine keeps things."""
+    words = [
+        re.sub(r"=(~|/|\.\./)[^,]*", "=DIR", word)
+        for word in shlex.split(typed)
+        if not word.startswith(("--run_dir", "--data_dir", "--features_dir"))
+    ]
+    return shlex.join(words)
 
 
 def write(run: RunDirectory) -> Path:

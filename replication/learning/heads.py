@@ -164,6 +164,7 @@ def _trained(
             "recipe": dataclasses.asdict(recipe),
             "optimizer_config": outcomes[0]["optimizer_config"],
             "weights": store.about["weights"],
+            "digests": {"predictions.csv": files.sha256(directory / "predictions.csv")},
             "features": store.about["key"],
             "folds": [
                 {

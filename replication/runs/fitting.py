@@ -27,6 +27,9 @@ _HYPERPARAMETERS = (
     *("optimizer", "learning_rate", "batch_size", "epochs_at_most", "parameters"),
 )
 
+#: Files of a fit by which `pap verify` tells whether they are those that were written.
+_DIGESTED = ("model.keras", "predictions.csv")
+
 #: From examples and the positions of the tune role to what scores an epoch.
 Validator = Callable[[training.Store, np.ndarray], Callable[[keras.Model], dict[str, float]]]
 
@@ -105,6 +108,7 @@ def run_fit(
             **_facts(recipe, examples.index, assigned),
             **{"protocol": protocol, "seed": seed, "device": policy.device},
             **{"parameters": model.count_params(), "git_commit": run_environment.git_commit()},
+            "digests": {name: files.sha256(directory / name) for name in _DIGESTED},
             **outcome,
             **(about or {}),
         },
