@@ -1,6 +1,7 @@
 """A run's own command once more, in another directory, and what came out beside what is stated."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import pandas as pd
 from replication.runs.directory import RunDirectory
 from replication.verification import figures
 from replication.verification.figures import Checked, Rule
-from tfds_pap import files
+from tfds_pap import commands, files
 from tfds_pap.errors import PapError
 
 #: Commands that write a directory of fits, whose name is their --run_dir.
@@ -74,7 +75,7 @@ def start(command: Sequence[str], folder: Path | None = None) -> None:
     if folder is not None:
         environment["PYTHONPATH"] = str(folder)
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=False)
-    if done.returncode < 0 or done.returncode > 128:
+    if done.returncode in (-signal.SIGINT, commands.INTERRUPTED):
         raise KeyboardInterrupt
     if done.returncode:
         raise PapError(f"the repeated command ended with status {done.returncode}")
