@@ -42,6 +42,11 @@ _SCRATCH = path_flags.define(
 _MINUTES = flags.DEFINE_float(
     "minutes", 3.0, "With --csv: what a command may take, in minutes (default: 3).", lower_bound=0
 )
+_ONLY = flags.DEFINE_string(
+    "only",
+    "",
+    "With --csv: only commands that hold these words, such as --efforts=fast (default: all).",
+)
 _PLACES = flags.DEFINE_multi_string(
     "place",
     [],
@@ -88,7 +93,9 @@ def _table(path: Path, places: dict[str, str]) -> bool:
     committed.recipe(path)
     with tempfile.TemporaryDirectory() as scratch:
         same, repeated = True, 0
-        for checked in committed.checks(path, _MINUTES.value, places, Path(scratch), _FACTOR.value):
+        for checked in committed.checks(
+            path, _MINUTES.value, places, Path(scratch), _FACTOR.value, only=_ONLY.value
+        ):
             same &= figures.say([checked])
             repeated += checked.figures
     if not repeated:

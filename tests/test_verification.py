@@ -135,6 +135,13 @@ def test_a_committed_table_is_made_again_and_a_changed_figure_named(checkout, tm
     ]
 
 
+def test_only_the_commands_asked_for_are_repeated(checkout, tmp_path):
+    path = checkout()
+    with pytest.raises(PapError, match=r"--only=fast: no command of .*small\.csv holds that"):
+        next(committed.checks(path, 3.0, {}, tmp_path, 4.0, only="fast"))
+    assert next(committed.checks(path, 3.0, {}, tmp_path, 4.0, only="small.py --csv")).figures
+
+
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [

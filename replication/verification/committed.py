@@ -44,7 +44,13 @@ def recipe(path: Path) -> dict[str, Any]:
 
 
 def checks(
-    path: Path, minutes: float, places: Mapping[str, str], scratch: Path, factor: float
+    path: Path,
+    minutes: float,
+    places: Mapping[str, str],
+    scratch: Path,
+    factor: float,
+    *,
+    only: str = "",
 ) -> Iterator[Checked]:
     """Makes a table again, a command at a time.
 
@@ -54,6 +60,7 @@ def checks(
         places: From a flag's name, or from a word such as WEIGHTS, to the place it stands for.
         scratch: Where commands write.
         factor: By which times may be off, either way.
+        only: Words that a command has to hold; of the others nothing is said.
 
     Yields:
         What came out of each command, or why it was not run.
@@ -63,6 +70,9 @@ def checks(
     """
     how = recipe(path)
     table = pd.read_csv(path)
+    table = table[table["command"].str.contains(only, regex=False)]
+    if table.empty:
+        raise PapError(f"--only={only}: no command of {path} holds that")
     for number, (command, rows) in enumerate(table.groupby("command", sort=False)):
         place = f"{path.name}, {len(rows)} rows of `{command}`"
         typed = shlex.split(str(command))[1:]
