@@ -5,6 +5,7 @@ python docs/results.py             # part of `make results`
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`; `TABLES` says how NAME is made.
 """
 
+import functools
 import io
 import re
 import types
@@ -15,6 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from replication.comparison import figures
+from replication.comparison.differences import COMPARED
 from replication.comparison.ranking import pareto
 from replication.drawing import shown
 from replication.measures.names import METRICS
@@ -225,6 +227,21 @@ def _seconds(row: pd.Series) -> tuple[str, str]:
     return f"{row['seconds']:.2f} s", f"{row['processor_seconds']:.2f} s"
 
 
+def _benchmark(name: str) -> Iterator[str]:
+    rows = []
+    for _, row in read(name).iterrows():
+        figures = [_with_interval(row, metric) for metric in COMPARED]
+        gap = ""
+        if row["cut"] == "image":
+            ends = (row[f"accuracy_minus_by_group_{end}"] for end in ("low", "high"))
+            gap = f"{shown.points(row['accuracy_minus_by_group'])} {shown.points_interval(*ends)}"
+        twins = f"{row['audit_pairs_across_folds']:g}"
+        rows.append((row["model"], row["cut"], *figures, gap, twins))
+    metrics = (f"{METRICS[metric].words}, %" for metric in COMPARED)
+    head = ("model", "cut by", *metrics, "accuracy above by group, points", "twins across folds")
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "leak": _leak,
     "comparison": _comparison,
@@ -232,6 +249,10 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "audit_peers": _audit_peers,
     "interval_coverage": _interval_coverage,
     "first_minute": _first_minute,
+    **{
+        path.stem: functools.partial(_benchmark, path.stem)
+        for path in sorted(RESULTS.glob("benchmark_*.csv"))
+    },
 }
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from replication.flags import audit as audit_flags
+from replication.flags import backbones as backbone_flags
 from replication.flags import device as device_flags
 from replication.flags import engine as engine_flags
 from replication.flags import shared
@@ -26,7 +27,7 @@ from replication.flags import values as flag_values
 from replication.learning.knobs import HeadRecipe
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import cluster_flags, commands, folder_flags, path_flags
+from tfds_pap import cluster_flags, commands, folder_flags
 
 if TYPE_CHECKING:
     import distributed
@@ -36,18 +37,6 @@ if TYPE_CHECKING:
     from tfds_pap import pipeline
 
 _RUN_DIR = shared.run_dir("Where the comparison is written (default: runs/compare-<data>).")
-_BACKBONES = flags.DEFINE_list(
-    "backbones",
-    None,
-    "Backbones: names of the table in replication/learning/models.py or of keras.applications "
-    "(default: the whole table; with a directory of weights, those whose file lies in it).",
-)
-_WEIGHTS = flags.DEFINE_list(
-    "weights",
-    ["imagenet"],
-    "imagenet (default; Keras's download and cache), none, or the path of a file or directory of "
-    ".h5 or .keras files; NAME=one of these sets it for one backbone: none,mobilenetv2=DIR.",
-)
 _PROTOCOL = shared.protocol(
     "clean (default): each backbone's own preprocessing, best epoch on tune images. paper: BGR "
     "0..255 unscaled and the last epoch, as in P6, whose 250 px come with --size=250; P4's size is "
@@ -69,9 +58,6 @@ _CUT = flags.DEFINE_enum(
     "and how much is scarcity of groups (default: group where every group is known, else image).",
 )
 _UNIT = flags.DEFINE_string("group_unit", "group", "What a group is, for texts (default: group).")
-_SIZE = flags.DEFINE_integer(
-    "size", None, "Input in pixels (default: the backbone's own, 224 for most).", lower_bound=32
-)
 _RESIZE = flags.DEFINE_enum(
     "resize",
     "bilinear",
@@ -101,6 +87,7 @@ _BATCH_SIZE = shared.batch_size(16, "Images a step of the head (default: the pap
 _EPOCHS = shared.epochs(50, "Epochs at most of each head (default: the paper's 50).")
 _DRY_RUN = shared.dry_run("fits, epochs")
 
+flags.adopt_module_key_flags(backbone_flags)
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(stage2_flags)
@@ -186,9 +173,7 @@ def _compare(
 
 def _check_flags(argv: list[str]) -> None:
     commands.no_arguments(argv)
-    for source in _weights().values():
-        if not path_flags.is_word_or_path(source, shared.WEIGHTS):
-            raise app.UsageError(f"--weights={source}: {shared.NO_WEIGHTS}")
+    backbone_flags.check()
     stage2_flags.images()
     engine_flags.engine()
     if _FOLDS.value == 1:
@@ -203,23 +188,18 @@ def _check_flags(argv: list[str]) -> None:
 def _feature_specs(policy: DevicePolicy) -> "dict[str, features.FeatureSpec]":
     """Returns which features of each backbone are compared."""
     from replication.comparison import steps
-    from replication.learning import features
-    from replication.runs import dry_run
 
-    sources = _weights()
-    return {
-        name: features.feature_spec(
-            name,
-            source=dry_run.at_hand(name, _source(name)) if _DRY_RUN.value else _source(name),
-            protocol=_PROTOCOL.value,
-            size=_SIZE.value,
-            resize=_RESIZE.value,
-            views=int(_VIEWS.value),
-            precision=policy.precision,
-            engine=engine_flags.engine(),
-        )
-        for name in steps.backbone_names(_BACKBONES.value, sources)
-    }
+    return steps.feature_specs(
+        steps.backbone_names(backbone_flags.names(), backbone_flags.sources()),
+        backbone_flags.source,
+        at_hand=_DRY_RUN.value,
+        protocol=_PROTOCOL.value,
+        size=backbone_flags.size(),
+        resize=_RESIZE.value,
+        views=int(_VIEWS.value),
+        precision=policy.precision,
+        engine=engine_flags.engine(),
+    )
 
 
 def _dry_run(
@@ -241,15 +221,10 @@ def _dry_run(
         protocol=_PROTOCOL.value,
         policy=policy,
     )
-    download = sum(dry_run.download_bytes(name, _source(name)) for name in specs)
+    download = sum(dry_run.download_bytes(name, backbone_flags.source(name)) for name in specs)
     parts |= {"images": images.bytes_to_prepare, "weights": download}
     folder = _RUN_DIR.value or Path("runs") / f"compare-{steps.data_name(builder)}"
     dry_run.report(Path(folder), lines, parts)
-
-
-def _source(name: str) -> str:
-    sources = _weights()
-    return sources.get(name, sources[""])
 
 
 def _head_recipe() -> HeadRecipe:
@@ -281,15 +256,6 @@ def _describe(
         images=stage2_flags.images(),
         remarks=steps.size_remarks(_PROTOCOL.value, specs),
     )
-
-
-def _weights() -> dict[str, str]:
-    """From a backbone's name to where its weights are; "" stands for every other backbone."""
-    specs = {"": "imagenet"}
-    for entry in _WEIGHTS.value:
-        name, equals, spec = entry.rpartition("=")
-        specs[name.lower() if equals else ""] = spec
-    return specs
 
 
 def _folds() -> int:

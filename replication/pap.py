@@ -17,6 +17,10 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "From images to a report": {
         "run": ("replication.run", "train both stages as the paper does, and report"),
         "compare": ("replication.compare", "which pre-trained network is best, and how much leaks"),
+        "benchmark": (
+            "replication.benchmark",
+            "one table of models x cuts on any images, that others can cite",
+        ),
         "search": ("finetune.search", "let KerasTuner fine-tune a backbone"),
         "train": ("finetune.train", "train what a search chose, and look at the test images once"),
     },
@@ -39,6 +43,10 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "deploy": ("serving.deploy", "write compose file, manifest and configs"),
     },
     "This machine": {
+        "verify": (
+            "replication.verify",
+            "does what a run or a committed table states come out again?",
+        ),
         "doctor": ("replication.doctor", "what is ready, and the command that mends what is not"),
     },
 }

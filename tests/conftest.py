@@ -28,6 +28,8 @@ SLOW = (
     "test_search",
     "test_run",
     "test_compare",
+    "test_benchmark",
+    "test_verify",
     "test_library",
     "test_search_tuner",
     "test_hostile",

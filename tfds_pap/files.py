@@ -186,11 +186,7 @@ def verify(path: Path) -> None:
     Raises:
         PapError: If it is not what was written, or is gone.
     """
-    sums = path.with_name(SUMS)
-    if not sums.exists():
-        return
-    lines = (line.partition("  ") for line in sums.read_text("utf-8", "replace").splitlines())
-    kept = {name: digest for digest, _, name in lines}
+    kept = kept_sums(path.parent)
     if path.name not in kept:
         return
     if not path.exists():
@@ -202,6 +198,15 @@ def verify(path: Path) -> None:
     raise PapError(
         f"{path}: {why}; delete {path.parent}, and the command that made it makes it again"
     )
+
+
+def kept_sums(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 that each file of a finished result had; empty where none was kept."""
+    sums = folder / SUMS
+    if not sums.exists():
+        return {}
+    lines = (line.partition("  ") for line in sums.read_text("utf-8", "replace").splitlines())
+    return {name: digest for digest, _, name in lines}
 
 
 def read_json(path: Path) -> Any:

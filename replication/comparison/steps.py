@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from replication.comparison.candidates import Candidate, Cost
 from replication.learning import features, heads, knobs, models, weights, whole_model
 from replication.measures import published
 from replication.measures.predictions import Predictions
-from replication.runs import description, device, provenance, results
+from replication.runs import description, device, dry_run, provenance, results
 from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
@@ -90,6 +90,27 @@ def backbone_names(named: Sequence[str] | None, specs: Mapping[str, str]) -> lis
     return names
 
 
+def feature_specs(
+    names: Sequence[str], source: Callable[[str], str], *, at_hand: bool, **settings: Any
+) -> dict[str, features.FeatureSpec]:
+    """Returns which features of each backbone are compared.
+
+    Args:
+        names: The backbones.
+        source: From a name to where its weights are.
+        at_hand: Whether weights that would be downloaded are replaced by random ones.
+        **settings: See `features.feature_spec`.
+    """
+    return {
+        name: features.feature_spec(
+            name,
+            source=dry_run.at_hand(name, source(name)) if at_hand else source(name),
+            **settings,
+        )
+        for name in names
+    }
+
+
 #: Input of P6's final model in pixels; that of P4's comparison is not published.
 _P6_SIZE = 250
 
@@ -151,6 +172,7 @@ def describe(
     untrained: Sequence[str],
     images: published.Source | None = None,
     remarks: Sequence[str] = (),
+    program: str = "replication.compare",
 ) -> None:
     """Writes what is compared on what into the manifest, which holds the audit already.
 
@@ -162,6 +184,7 @@ def describe(
         untrained: Names of backbones with random weights.
         images: Whose they are by declaration: "original", "stand-in", or None.
         remarks: Sentences that belong above every figure.
+        program: The module that was run.
 
     Raises:
         PapError: If the declaration contradicts what is published.
@@ -172,7 +195,7 @@ def describe(
     run.update_manifest(
         source=source,
         announcement=" ".join(filter(None, [announcement.strip(), *remarks])),
-        environment=run_environment.describe(policy, "replication.compare"),
+        environment=run_environment.describe(policy, program),
         data={builder.name: description.describe_images(builder, index)},
     )
 

@@ -10,7 +10,8 @@ import pandas as pd
 import tensorflow_datasets.public_api as tfds
 
 from replication.drawing import shown, terminal
-from replication.learning import gradcam, models
+from replication.learning import gradcam
+from replication.measures import published
 from replication.report import model_card
 from replication.report import page as report
 from replication.runs import description, results
@@ -89,8 +90,22 @@ def write_page(
 
 def summarise(run: RunDirectory) -> list[results.Row]:
     """Sets the run beside the papers; writes `summary.csv`."""
-    rows = results.summary_rows(results.read_fits(run), run.manifest()["source"])
-    table = pd.DataFrame(
+    source = run.manifest()["source"]
+    rows = results.summary_rows(results.read_fits(run), source)
+    files.write_atomically(
+        run.path / "summary.csv", summary_table(rows, source).to_csv(index=False)
+    )
+    return rows
+
+
+def summary_table(rows: Sequence[results.Row], source: published.Source) -> pd.DataFrame:
+    """Returns what `summary.csv` holds.
+
+    Args:
+        rows: From `results.summary_rows`.
+        source: Where the images come from.
+    """
+    return pd.DataFrame(
         {
             "stage": row.stage,
             "model": row.name,
@@ -105,14 +120,12 @@ def summarise(run: RunDirectory) -> list[results.Row]:
             "seeds": summary.seeds,
             "images": summary.count,
             "method": summary.method,
-            "source": run.manifest()["source"],
+            "source": source,
             "verdict": row.verdict if metric == "accuracy" else "",
         }
         for row in rows
         for metric, summary in row.summary.items()
     )
-    files.write_atomically(run.path / "summary.csv", table.to_csv(index=False))
-    return rows
 
 
 def suspect_notes(

@@ -33,6 +33,9 @@ def describe(run: RunDirectory, fit: results.Fit, graph: Graph) -> dict[str, Any
     """
     manifest, metrics, info = run.manifest(), decisions.metrics(fit), fit.info
     environment = dict(manifest.get("environment", {}))
+    # Of use to who has the run; who asks a server need not learn folders and packages.
+    for inner in ("repeat", "packages"):
+        environment.pop(inner, None)
     if "command" in environment:
         environment["command"] = model_card.without_folders(environment["command"])
     triage = metrics["triage"]

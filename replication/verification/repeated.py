@@ -1,0 +1,142 @@
+"""A run's own command once more, in another directory, and what came out beside what is stated."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from replication.runs.directory import RunDirectory
+from replication.verification import figures
+from replication.verification.figures import Checked, Rule
+from tfds_pap import commands, files
+from tfds_pap.errors import PapError
+
+#: Commands that write a directory of fits, whose name is their --run_dir.
+PROGRAMS = ("replication.run", "replication.compare", "replication.benchmark", "finetune.train")
+
+#: Said of a row beside its figures, or measured on the machine of the moment.
+ABOUT = frozenset({"machine", "commit", "packages", "date", "command", "device"})
+_MEASURED = frozenset({"images_per_second"})
+
+#: Tables of a run directory, and the columns that name a row.
+_TABLES: Mapping[str, Sequence[str]] = {
+    "summary.csv": ("stage", "model", "protocol", "metric"),
+    "ranking.csv": ("backbone", "metric"),
+    "pairs.csv": ("first", "second"),
+    "leak.csv": ("backbone", "metric"),
+    "benchmark.csv": ("model", "cut"),
+}
+
+
+def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
+    """Returns the module that was run, and its arguments with other places to write to.
+
+    Args:
+        run: What is repeated.
+        scratch: Below which the repeated command writes.
+
+    Raises:
+        PapError: The manifest names no command, or one that is not repeated.
+    """
+    repeat = run.manifest().get("environment", {}).get("repeat")
+    if repeat is None:
+        raise PapError(
+            f"{run.manifest_path}: expected environment.repeat, the command that repeats the run "
+            "(made before manifests had it)"
+        )
+    program, typed = repeat["program"], list(repeat["arguments"])
+    # A manifest is a file that others may have written: nothing else is started for it.
+    if program not in PROGRAMS:
+        raise PapError(
+            f"{run.manifest_path}: {program} is not repeated, only {', '.join(PROGRAMS)}"
+        )
+    typed.append(f"--run_dir={scratch / 'run'}")
+    if any(word.startswith("--features_dir") for word in typed):
+        # Stored features would be taken for granted.
+        typed.append(f"--features_dir={scratch / 'features'}")
+    return program, typed
+
+
+def start(command: Sequence[str], folder: Path | None = None) -> None:
+    """Runs a Python command to its end; what it prints is shown.
+
+    Args:
+        command: Arguments of Python.
+        folder: Where it runs, and from where it imports; None is here.
+
+    Raises:
+        PapError: It ended with another status than 0.
+    """
+    environment = dict(os.environ)
+    if folder is not None:
+        environment["PYTHONPATH"] = str(folder)
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=False)
+    if done.returncode in (-signal.SIGINT, commands.INTERRUPTED):
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise PapError(f"the repeated command ended with status {done.returncode}")
+
+
+def rule(run: RunDirectory, changes: Sequence[str]) -> tuple[Rule, str]:
+    """Returns what must be the same, and why.
+
+    Args:
+        run: What is repeated.
+        changes: Versions that differ.
+    """
+    ignored = ABOUT | _MEASURED
+    if not run.manifest()["identity"].get("deterministic"):
+        why = "the run was made without --deterministic, so that two trainings differ"
+        return Rule(by_interval=True, ignored=ignored), why
+    if changes:
+        why = "packages differ, so that not even --deterministic gives equal weights"
+        return Rule(by_interval=True, ignored=ignored), why
+    return Rule(ignored=ignored), "the run was made with --deterministic and these packages"
+
+
+def checks(stated: RunDirectory, again: RunDirectory, what: Rule) -> Iterator[Checked]:
+    """Compares a run directory with that of the repeated command.
+
+    Args:
+        stated: The run.
+        again: Made by its command.
+        what: Counts as the same.
+
+    Yields:
+        What came out of each file, and of the images.
+    """
+    yield _manifests(stated.manifest(), again.manifest())
+    for name in ("predictions.csv", "metrics.json"):
+        for path in sorted(stated.path.glob(f"**/seed_*/{name}")):
+            place = path.relative_to(stated.path)
+            yield _compared(str(place), path, again.path / place, what)
+    for name in _TABLES:
+        if name == "pairs.csv" and what.by_interval:
+            # The better one of a pair comes first, and may be the other one.
+            continue
+        if (stated.path / name).exists():
+            yield _compared(name, stated.path / name, again.path / name, what)
+
+
+def _compared(place: str, then: Path, now: Path, what: Rule) -> Checked:
+    if not now.exists():
+        lack = "the repeated command did not make it (another command may have added it)"
+        return Checked(place, different=[lack])
+    if then.name == "predictions.csv":
+        return figures.predictions(place, then, now, what)
+    if then.suffix == ".csv":
+        return figures.tables(place, pd.read_csv(then), pd.read_csv(now), what, _TABLES[place])
+    checked = Checked(place)
+    checked.compare("", files.read_json(then), files.read_json(now), what)
+    return checked
+
+
+def _manifests(then: Mapping, now: Mapping) -> Checked:
+    checked = Checked("manifest.json: images, roles, audit")
+    for name in ("data", "audit"):
+        checked.compare(name, then.get(name, {}), now.get(name, {}), Rule())
+    return checked
