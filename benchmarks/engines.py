@@ -107,7 +107,7 @@ def _rows(
             ),
             "images_a_processor_second": round(images / np.median(processor[engine]), 1),
             "images_a_second": round(images / np.median(wall[engine]), 1),
-            "ratio_in_pairs": round(np.median(processor["tensorflow"] / processor[engine]), 2),
+            "engine/tensorflow": round(np.median(processor["tensorflow"] / processor[engine]), 2),
             "largest_difference": f"{difference[engine] / scale:.1e}",
             "difference_is": differs,
             "images": images,
