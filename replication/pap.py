@@ -17,6 +17,10 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "From images to a report": {
         "run": ("replication.run", "train both stages as the paper does, and report"),
         "compare": ("replication.compare", "which pre-trained network is best, and how much leaks"),
+        "defects": (
+            "replication.defects",
+            "what each defect of the papers' code is worth",
+        ),
         "search": ("finetune.search", "let KerasTuner fine-tune a backbone"),
         "train": ("finetune.train", "train what a search chose, and look at the test images once"),
     },
