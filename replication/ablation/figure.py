@@ -72,7 +72,10 @@ def _sizes(figure: Figure, drawn: Sequence[Size]) -> None:
         handles.append(Line2D([], [], marker=marker, color=colour, linewidth=1.6))
         words.append(METRICS[metric].words if metric in METRICS else metric)
     if not all(size.points.told_from_zero for size in drawn):
-        hollow = {"color": palette.GREY, "markerfacecolor": palette.GROUND, "linewidth": 0}
-        handles.append(Line2D([], [], marker="o", **hollow))
+        handles.append(
+            Line2D(
+                [], [], marker="o", color=palette.GREY, markerfacecolor=palette.GROUND, linewidth=0
+            )
+        )
         words.append("hollow: not told apart from 0")
     figures.legend(figure, handles, words)

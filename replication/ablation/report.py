@@ -10,7 +10,7 @@ import pandas as pd
 
 from replication.ablation import figure
 from replication.ablation.sizes import Size
-from replication.ablation.steps import Plan
+from replication.ablation.steps import OF_NETWORK, Plan
 from replication.drawing import pages, shown, terminal
 from replication.measures.names import METRICS
 from replication.runs.directory import RunDirectory
@@ -43,7 +43,7 @@ def write(run: RunDirectory, sizes: Sequence[Size], plan: Plan) -> Path:
         figure_uri=shown.svg(figure.sizes(drawn)) if drawn else "",
         row=cells,
         methods=list(dict.fromkeys(f"{_name(s)}: {s.points.method}" for s in sizes if s.metric)),
-        network=plan.networks and _network(plan),
+        network=_network(plan) if plan.wants(*OF_NETWORK) else "",
         details=json.dumps(manifest, indent=2),
     )
     path = run.path / "report.html"
@@ -170,6 +170,6 @@ def _network(plan: Plan) -> str:
     network = next(iter(plan.networks.values()))
     seeds = shown.plural(len(plan.seeds), "seed")
     return (
-        f"{network.name}: {network.size} px, {shown.plural(network.epochs, 'epoch')} in batches of "
+        f"P2's network: {network.size} px, {shown.plural(network.epochs, 'epoch')} in batches of "
         f"{network.batch_size} (the paper: 100 in batches of 32), {seeds}"
     )

@@ -76,9 +76,9 @@ def paired(
         with_defect: Test predictions, one a seed; rows may come in any order.
         without: Of the same images, with the same seeds.
     """
-    sides = [[_by_id(run) for run in runs] for runs in (with_defect, without)]
-    found = differences(*sides, confidence=0.95, resamples=2000, seed=0)
-    return _of_metrics(size, sides[0], sides[1], found)
+    first, second = ([_by_id(run) for run in runs] for runs in (with_defect, without))
+    found = differences(first, second, confidence=0.95, resamples=2000, seed=0)
+    return _of_metrics(size, first, second, found)
 
 
 def apart(

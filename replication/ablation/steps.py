@@ -249,19 +249,19 @@ class Work:
 
     def _searched(self, store: features.FeatureStore, note: str) -> list[Size]:
         """D3: the point that P5 would choose, on the rows that it was trained on and on others."""
+        what = "best point scored on rows that it trained on, or on the validation folder"
         sides: tuple[list[Predictions], list[Predictions]] = ([], [])
         for seed in self.plan.seeds:
             scored = [
                 self._point(store, point, seed)
                 for point in tqdm.tqdm(self.plan.points, desc=f"P5, seed {seed}", unit="point")
             ]
-            best = max(
-                (one for one in scored if one is not None),
-                key=lambda run: sizes.figure(run.select("tune"), "accuracy"),
-            )
+            finite = [one for one in scored if one is not None]
+            if not finite:
+                return [Size("D3", "P5", what, note=f"No point of seed {seed} has a finite loss.")]
+            best = max(finite, key=lambda run: sizes.figure(run.select("tune"), "accuracy"))
             sides[0].append(best.select("tune"))
             sides[1].append(best.select("test"))
-        what = "best point scored on rows that it trained on, or on the validation folder"
         note += f"{len(self.plan.points)} of P5's 162 points; of more the best is luckier still."
         return sizes.apart(Size("D3", "P5", what, note=note), *sides)
 
@@ -293,16 +293,17 @@ class Work:
                 # P5 watched the training accuracy; nothing else is looked at before the end.
                 validate=_nothing,
             )
+            rows = np.concatenate([assigned.tune, assigned.test])
+            said = training.predict(model, store, rows)
+            if not np.isfinite(said).all():
+                # The last step may leave weights that no loss has seen.
+                raise training.Diverged("probabilities are not finite")
         except training.Diverged:
             directory.mkdir(parents=True, exist_ok=True)
             diverged.touch()
             return None
-        rows = np.concatenate([assigned.tune, assigned.test])
-        Predictions.of(
-            store.index,
-            (("tune", assigned.tune), ("test", assigned.test)),
-            training.predict(model, store, rows),
-        ).write(path)
+        scored = (("tune", assigned.tune), ("test", assigned.test))
+        Predictions.of(store.index, scored, said).write(path)
         training.remove_state(directory)
         return Predictions.read(path)
 
