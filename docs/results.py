@@ -225,6 +225,30 @@ def _seconds(row: pd.Series) -> tuple[str, str]:
     return f"{row['seconds']:.2f} s", f"{row['processor_seconds']:.2f} s"
 
 
+def _defects() -> Iterator[str]:
+    rows = []
+    for _, row in read("defects").iterrows():
+        if row["difference"] != row["difference"]:
+            continue
+        ends = shown.points_interval(row["low"], row["high"])
+        points = f"{shown.points(row['difference'])} {ends}"
+        sides = [f"{100 * row[side]:.1f}" for side in ("with_defect", "without")]
+        metric = row["metric"].replace("_", " ")
+        rows.append(
+            (
+                f"{row['defect']} of {row['part']}",
+                row["what"],
+                metric,
+                *sides,
+                points,
+                row["verdict"],
+                str(row["seeds"]),
+            )
+        )
+    head = ("", "with it, or without", "figure", "with, %", "without, %", "points", "", "seeds")
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "leak": _leak,
     "comparison": _comparison,
@@ -232,6 +256,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "audit_peers": _audit_peers,
     "interval_coverage": _interval_coverage,
     "first_minute": _first_minute,
+    "defects": _defects,
 }
 
 
