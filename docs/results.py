@@ -242,6 +242,30 @@ def _benchmark(name: str) -> Iterator[str]:
     return _table(head, rows)
 
 
+def _defects() -> Iterator[str]:
+    rows = []
+    for _, row in read("defects").iterrows():
+        if row["difference"] != row["difference"]:
+            continue
+        ends = shown.points_interval(row["low"], row["high"])
+        points = f"{shown.points(row['difference'])} {ends}"
+        sides = [f"{100 * row[side]:.1f}" for side in ("with_defect", "without")]
+        metric = row["metric"].replace("_", " ")
+        rows.append(
+            (
+                f"{row['defect']} of {row['part']}",
+                row["what"],
+                metric,
+                *sides,
+                points,
+                row["verdict"],
+                str(row["seeds"]),
+            )
+        )
+    head = ("", "with it, or without", "figure", "with, %", "without, %", "points", "", "seeds")
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "leak": _leak,
     "comparison": _comparison,
@@ -253,6 +277,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
         path.stem: functools.partial(_benchmark, path.stem)
         for path in sorted(RESULTS.glob("benchmark_*.csv"))
     },
+    "defects": _defects,
 }
 
 

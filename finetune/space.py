@@ -17,6 +17,7 @@ from typing import Any
 import keras_tuner
 
 from finetune.tuning import Tuning
+from replication.learning import knobs
 from tfds_pap.errors import PapError
 
 NAMES = ("paper", "extended")
@@ -26,14 +27,9 @@ Declare = Callable[[keras_tuner.HyperParameters], Mapping[str, Any]]
 
 def paper(hp: keras_tuner.HyperParameters) -> dict[str, Any]:
     """The space of P5: 6 heads x 3 dropouts x 3 learning rates of SGD x 3 batch sizes."""
-    head = hp.Choice("head", ["16", "32", "64", "32-16", "32-8", "16-8"])
-    return {
-        "hidden_units": tuple(map(int, head.split("-"))),
-        "dropout": hp.Choice("dropout", [0.2, 0.5, 0.8]),
-        "optimizer": "sgd",
-        "learning_rate": hp.Choice("learning_rate", [0.01, 0.1, 1.0]),
-        "batch_size": hp.Choice("batch_size", [16, 32, 64]),
-    }
+    values = {name: hp.Choice(name, list(choices)) for name, choices in knobs.P5_SPACE.items()}
+    hidden_units = tuple(map(int, values.pop("head").split("-")))
+    return {"hidden_units": hidden_units, "optimizer": "sgd", **values}
 
 
 #: The point that the authors chose (P5); the batch size is that of P6.

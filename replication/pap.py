@@ -21,6 +21,10 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "replication.benchmark",
             "one table of models x cuts on any images, that others can cite",
         ),
+        "defects": (
+            "replication.defects",
+            "what each defect of the papers' code is worth",
+        ),
         "search": ("finetune.search", "let KerasTuner fine-tune a backbone"),
         "train": ("finetune.train", "train what a search chose, and look at the test images once"),
     },

@@ -69,13 +69,13 @@ def is_word_or_path(value: str, words: Collection[str]) -> bool:
 
 
 def define_word_or_path(
-    name: str, default: str, help_text: str, words: Collection[str], fault: str
+    name: str, default: str | None, help_text: str, words: Collection[str], fault: str
 ) -> flags.FlagHolder[str]:
     """Defines a flag whose value is one of a few words, or the path of what is there.
 
     Args:
         name: Of the flag.
-        default: Its value where it is not given.
+        default: Its value where it is not given; None leaves that to the command.
         help_text: States the default.
         words: Of which it may be one.
         fault: What is said where it is neither.

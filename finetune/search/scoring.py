@@ -8,7 +8,7 @@ import keras_tuner
 import numpy as np
 
 from finetune.search.trials import Direction
-from replication.learning import features, training
+from replication.learning import features, heads, training
 from replication.measures import confusion
 from tfds_pap import pipeline, roles
 from tfds_pap.classes import Classes
@@ -44,10 +44,7 @@ def assign_roles(
     Args:
         index: What is known of the images.
         protocol: "clean": a fifth of the train folder tunes, the validation folder is not looked
-            at. "paper": as P5 did, all of the train folder trains, and its own first rows, as many
-            as the validation folder has, are scored ("the first 800 rows of the concatenated
-            array"); the rows are in the order in which P2's notebook shuffled them, as P5's is not
-            published.
+            at. "paper": as P5 did, see `heads.scored_on_training`.
         blocks: What the clean protocol keeps together, by id; None keeps groups together.
 
     Returns:
@@ -57,11 +54,9 @@ def assign_roles(
     Raises:
         roles.CutError: If the train folder is too small to cut.
     """
-    assigned = roles.assign_roles(index, protocol, stage=2, blocks=blocks)
-    if protocol == "clean":
-        return assigned
-    train = np.concatenate([assigned.train, assigned.tune])
-    return roles.Roles(train, train[: len(assigned.test)], assigned.test)
+    if protocol == "paper":
+        return heads.scored_on_training(index)
+    return roles.assign_roles(index, protocol, stage=2, blocks=blocks)
 
 
 def check_objective(name: str, index: pipeline.Index, positions: np.ndarray) -> None:

@@ -82,6 +82,27 @@ def cut(
     return folds.cut(index, count, by=name, seed=seed, blocks=blocks)
 
 
+def scored_on_training(index: pipeline.Index) -> roles.Roles:
+    """Returns the roles of P5's search: all of the train folder trains, and its own rows tune.
+
+    As many rows are scored as the validation folder has ("the first 800 rows of the concatenated
+    array"); they are in the order in which P2's notebook shuffled them, as P5's is not published.
+
+    Args:
+        index: What is known of the images.
+
+    Returns:
+        The roles. Tune is part of train, which is defect D3; the validation folder, role test,
+        chooses nothing.
+
+    Raises:
+        roles.CutError: If the train folder is too small to cut.
+    """
+    assigned = roles.assign_roles(index, "paper", stage=2)
+    train = np.concatenate([assigned.train, assigned.tune])
+    return roles.Roles(train, train[: len(assigned.test)], assigned.test)
+
+
 def train_head(
     store: features.FeatureStore,
     recipe: HeadRecipe | None = None,

@@ -4,6 +4,9 @@
 """
 
 import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,3 +55,34 @@ class HeadRecipe(Optimization):
 
     hidden_units: tuple[int, ...] = (64,)
     dropout: float = 0.2
+
+
+#: The published space of P5, 162 points: hidden layers, dropout, SGD's learning rate, batch size.
+P5_SPACE: Mapping[str, Sequence[Any]] = {
+    "head": ("16", "32", "64", "32-16", "32-8", "16-8"),
+    "dropout": (0.2, 0.5, 0.8),
+    "learning_rate": (0.01, 0.1, 1.0),
+    "batch_size": (16, 32, 64),
+}
+#: Epochs at most of a point of P5, and epochs without a higher training accuracy that end it.
+P5_EPOCHS, P5_PATIENCE = 30, 5
+
+
+def p5_points() -> list[HeadRecipe]:
+    """Returns every point of P5's grid, in the order of `P5_SPACE`.
+
+    Example:
+        >>> len(p5_points()), p5_points()[0].hidden_units
+        (162, (16,))
+    """
+    return [
+        HeadRecipe(
+            hidden_units=tuple(map(int, head.split("-"))),
+            dropout=dropout,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=P5_EPOCHS,
+            patience=P5_PATIENCE,
+        )
+        for head, dropout, learning_rate, batch_size in itertools.product(*P5_SPACE.values())
+    ]

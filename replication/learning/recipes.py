@@ -97,6 +97,7 @@ def plan(
     augment: str | None = None,
     minutes: int | None = None,
     classes: int | None = None,
+    without: str | None = None,
 ) -> training.Recipe:
     """Returns how one stage is trained, as the flags say.
 
@@ -113,6 +114,8 @@ def plan(
         minutes: What a run on phantoms is made for, from `PHANTOM_MINUTES`.
         classes: Of the second stage, of a lab's own images, beside whose figures nothing published
             stands; None for the papers' four.
+        without: "D1": the second stage's CNN is fed RGB in -1..1 and all else stays as the protocol
+            has it. None leaves every defect of the protocol in.
     """
     preset: dict[str, Any] = dict(PHANTOM_PRESET[protocol, stage]) if phantoms else {}
     if preset and minutes:
@@ -127,9 +130,11 @@ def plan(
             recipe = dataclasses.replace(recipe, epochs=_PAPER_STAGE1.epochs, **_CLEAN)
     else:
         recipe = RECIPES[protocol, stage]
-        if stage == 2 and classes is not None:
-            own = functools.partial(models.stage2_cnn, protocol, classes=classes)
-            recipe = dataclasses.replace(recipe, build=own)
+        if stage == 2 and (classes is not None or without == "D1"):
+            own = {} if classes is None else {"classes": classes}
+            fed = "clean" if without == "D1" else protocol
+            build = functools.partial(models.stage2_cnn, fed, **own)
+            recipe = dataclasses.replace(recipe, build=build)
     if classes is not None:
         # P3's test on a fifth of the train folder is a defect of its own, not of other images.
         recipe = dataclasses.replace(recipe, published=published.NONE, test_within_train=False)

@@ -46,6 +46,7 @@ def run_fit(
     about: Mapping[str, Any] | None = None,
     progress: keras.callbacks.Callback | None = None,
     blocks: Mapping[str, str] | None = None,
+    watch: Callable[[Path, training.Store, roles.Roles], keras.callbacks.Callback] | None = None,
 ) -> None:
     """Trains, saves and scores one model; returns at once where that is done.
 
@@ -62,6 +63,7 @@ def run_fit(
         validator: Scores epochs with other figures than loss and accuracy.
         about: Further entries of `fit.json`.
         blocks: What roles keep together, by id; None keeps groups together.
+        watch: From the fit's directory, its examples and roles to what looks on as it trains.
         progress: Shows how far training is, instead of a line of the fit's own.
 
     Raises:
@@ -87,6 +89,7 @@ def run_fit(
         label=None if progress else words,
         callbacks=(
             *tensorboard.callbacks(logs, examples, assigned, profile=profile),
+            *([watch(directory, examples, assigned)] if watch else []),
             *filter(None, [progress]),
         ),
         validate=validator(examples, assigned.tune) if validator and len(assigned.tune) else None,
