@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "compare": ("replication.compare", "which pre-trained network is best, and how much leaks"),
         "search": ("finetune.search", "let KerasTuner fine-tune a backbone"),
         "train": ("finetune.train", "train what a search chose, and look at the test images once"),
+        "paper": ("replication.paper", "all of the above as the papers did, and their claims"),
     },
     "With trained models": {
         "predict": (
