@@ -123,6 +123,7 @@ def write(settings: plan.Settings, steps: Sequence[plan.Step], program: str) -> 
         published_words=_published,
         hindrances=dict.fromkeys(hindrances.values()),
         lines=lines,
+        reports={line.step.name: line.report for line in lines},
         checked=_checked(run.path),
         about=about,
         now=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes").replace("T", " "),
