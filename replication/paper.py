@@ -84,11 +84,11 @@ def main(argv: list[str]) -> None:
     limits, costs = _limits(run, settings, wanted)
     every = plan.steps(settings, limits)
     print(*_plan_lines(settings, _missing(run, every, wanted), limits, costs), sep="\n", flush=True)
-    try:
-        for number, step in enumerate(plan.selected(every, wanted, ()), start=1):
-            _perform(run, step, every, f"[{number} of {len(wanted)}]", costs)
-    finally:
-        lines = _apart(_write_page, settings, every, _program())
+    lines: list[str] = []
+    for number, step in enumerate(plan.selected(every, wanted, ()), start=1):
+        # The page is there after the first step, and follows the others.
+        if _perform(run, step, every, f"[{number} of {len(wanted)}]", costs) or not lines:
+            lines = _apart(_write_page, settings, every, _program())
     print(*lines, sep="\n")
     known = work.records(run)
     print(f"\nTable of claims and every report: {run.path / 'index.html'}")
@@ -219,13 +219,13 @@ def _perform(
     every: Sequence[plan.Step],
     place: str,
     costs: Mapping[str, plan.Cost],
-) -> None:
-    """Runs a step where its results are not there and valid, and says what came of it."""
+) -> bool:
+    """Runs a step where its results are not there and valid; tells whether anything changed."""
     known = work.records(run)
     why = work.why_invalid(run.path, step, known)
     if why is None:
         print(f"{place} {step.name}: there and valid")
-        return
+        return False
     if why:
         aside = work.set_aside(run.path, step)
         kept = f"; what was there is kept in {aside}" if aside else ""
@@ -235,12 +235,13 @@ def _perform(
         if work.why_invalid(run.path, by_name[need], known) is not None:
             work.refuse(run, step, f"needs {need}, which is not done")
             print(f"{place} {step.name}: not begun, needs {need}", flush=True)
-            return
+            return True
     limit = plan.limit_of(run.manifest()["limits"], step.name)
     print(f"\n{place} {step.name}: {step.what}\n$ {step.command}", flush=True)
     record = work.perform(run, step, round(costs[step.name].seconds(limit), 1))
     end = record["reason"] or f"{record['seconds']:.0f} s"
     print(f"{place} {step.name}: {record['state']}: {end}", flush=True)
+    return True
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:

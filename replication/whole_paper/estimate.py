@@ -25,8 +25,8 @@ _OTHER_START = 30.0
 _AUDIT_SECONDS = 0.02
 #: Of a whole field, beside the forward passes of its cells.
 _FIELD_SECONDS = 8.0
-#: P4's heads, P5's grid and epochs, P6's epochs.
-_HEADS, _HEAD_EPOCHS, _GRID, _TRIAL_EPOCHS, _FINAL_EPOCHS = 3, 50, 162, 30, 50
+#: P4's heads and the epochs of P4 and P6; P5's grid and epochs.
+_HEADS, _HEAD_EPOCHS, _GRID, _TRIAL_EPOCHS = 3, 50, 162, 30
 #: P6's input in pixels.
 _FINAL_SIZE = 250
 _FIELDS = 3
@@ -43,25 +43,37 @@ class _Measured:
         default_factory=dict
     )
     #: Features that an earlier step of the plan leaves to a later one.
-    counted: set[tuple[str, int, int, str]] = dataclasses.field(default_factory=set)
+    counted: set[tuple[str, int, str]] = dataclasses.field(default_factory=set)
+
+    heads: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
 
     def extraction(
         self, backbone: str, size: int | None = None, views: int = 1
     ) -> dry_run.Extraction:
+        """What the features of a backbone cost."""
         spec = features.feature_spec(backbone, source="none", size=size, views=views)
         key = (backbone, spec.size, views)
         if key not in self.extractions:
             self.extractions[key] = dry_run.extraction(spec, self.images[2].index, self.policy)
         return self.extractions[key]
 
+    def head(self, backbone: str, batch_size: int) -> float:
+        """Seconds of a head of 50 epochs; neither protocol nor the size of images changes it."""
+        key = (backbone, batch_size)
+        if key not in self.heads:
+            recipe = HeadRecipe(epochs=_HEAD_EPOCHS, batch_size=batch_size, patience=0)
+            store = self.extraction(backbone).store
+            self.heads[key] = dry_run.head_seconds(store, recipe, "clean", self.policy)
+        return self.heads[key]
+
     def new_features(self, backbone: str, protocol: str, size: int | None = None) -> float:
-        """Seconds of features that no step before has stored."""
-        measured = self.extraction(backbone, size)
-        key = (backbone, size or 0, 1, protocol)
+        """Seconds of features that no step before has stored; another size goes by its area."""
+        key = (backbone, size or 0, protocol)
         if key in self.counted:
             return 0.0
         self.counted.add(key)
-        return measured.seconds
+        usual = features.feature_spec(backbone, source="none").size
+        return self.extraction(backbone).seconds * ((size or usual) / usual) ** 2
 
 
 def measure(
@@ -158,39 +170,25 @@ def _image_seconds(recipe: training.Recipe, policy: DevicePolicy) -> float:
 
 
 def _comparison(protocol: str, known: _Measured) -> Cost:
-    by = {}
-    for backbone in known.settings.backbones:
-        store = known.extraction(backbone).store
-        head = dry_run.head_seconds(store, HeadRecipe(epochs=_HEAD_EPOCHS), protocol, known.policy)
-        by[backbone] = known.new_features(backbone, protocol) + _HEADS * head
+    by = {
+        backbone: known.new_features(backbone, protocol) + _HEADS * known.head(backbone, 16)
+        for backbone in known.settings.backbones
+    }
     return Cost(_OTHER_START + sum(by.values()), by=by)
 
 
 def _search(protocol: str, known: _Measured) -> Cost:
     backbone = known.settings.backbones[0]
-    store = known.extraction(backbone).store
-    sizes = [
-        dry_run.head_seconds(
-            store,
-            HeadRecipe(epochs=_TRIAL_EPOCHS, batch_size=size, patience=0),
-            protocol,
-            known.policy,
-        )
-        for size in (16, 64)
-    ]
-    # The time of a step hardly depends on its batch: that of 32 lies between, by steps.
-    trial = float(np.mean([sizes[0], math.sqrt(sizes[0] * sizes[1]), sizes[1]]))
-    fixed = _OTHER_START + known.new_features(backbone, protocol)
-    return Cost(fixed, _GRID * trial, _GRID)
+    small, large = known.head(backbone, 16), known.head(backbone, 64)
+    # A step takes about as long whatever its batch, so that the batch of 32 lies between.
+    trial = float(np.mean([small, math.sqrt(small * large), large])) * _TRIAL_EPOCHS / _HEAD_EPOCHS
+    return Cost(_OTHER_START + known.new_features(backbone, protocol), _GRID * trial, _GRID)
 
 
 def _final(protocol: str, known: _Measured) -> Cost:
     backbone = known.settings.backbones[0]
-    measured = known.extraction(backbone, _FINAL_SIZE)
-    head = dry_run.head_seconds(
-        measured.store, HeadRecipe(epochs=_FINAL_EPOCHS), protocol, known.policy
-    )
+    stored = known.new_features(backbone, protocol, _FINAL_SIZE)
     # The whole model is run on every test image once more.
-    tests = len(known.images[2].index.ids) - known.images[2].train
-    again = tests / measured.images_per_second
-    return Cost(_OTHER_START + known.new_features(backbone, protocol, _FINAL_SIZE) + head + again)
+    total = len(known.images[2].index.ids)
+    again = stored * (total - known.images[2].train) / total
+    return Cost(_OTHER_START + stored + known.head(backbone, 16) + again)
