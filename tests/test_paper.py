@@ -413,6 +413,10 @@ def test_verdicts_are_those_of_an_independent_comparison(left):
     # 0.992 of about 400 images: the intervals do not meet.
     assert high < wilson(397, 400)[0] and p1.kind == "lower"
     assert found["P1.accuracy", "paper"].kind == "agrees"
+    for name, right in zip(STAGE2_CLASSES, (199, 197, 191, 191), strict=True):
+        of_class = found[f"P6.sensitivity_of_{name}", "paper"]
+        assert of_class.value == right / 200 and of_class.kind == "agrees"
+        assert (of_class.low, of_class.high) == pytest.approx(wilson(right, 200))
     assert found["P6.recall", "paper"].value == pytest.approx(0.9725)
     assert found["P6.loss", "paper"].verdict.startswith("no verdict")
 

@@ -71,7 +71,7 @@ class Claim:
     @property
     def is_share(self) -> bool:
         """Whether it is shown in percent."""
-        return self.figure.metric in _SHARES
+        return self.figure.metric in _SHARES or self.figure.metric.startswith("per_class.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,7 +126,7 @@ def write(settings: plan.Settings, steps: Sequence[plan.Step], program: str) -> 
         reports={line.step.name: line.report for line in lines},
         checked=_checked(run.path),
         about=about,
-        now=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes").replace("T", " "),
+        now=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         total=pages.duration(sum(line.record.get("seconds", 0.0) for line in lines)),
     )
     files.write_atomically(run.path / "index.html", page)
@@ -278,6 +278,11 @@ def _checked(directory: Path) -> list[str]:
 
 
 def _metric(claim: Claim) -> str:
+    if claim.figure.key.endswith("validation_accuracy"):
+        return "validation accuracy"
+    if claim.figure.metric.startswith("per_class."):
+        _, name, metric = claim.figure.metric.split(".")
+        return f"{metric} of {name}"
     return _WORDS.get(claim.figure.metric, claim.figure.metric.replace("_", " "))
 
 
