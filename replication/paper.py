@@ -8,11 +8,9 @@ Every step is a command of this project in a process of its own. One whose resul
 valid is skipped, any may be killed, and the same command goes on where it was.
 """
 
-import concurrent.futures
-import multiprocessing
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +86,7 @@ def main(argv: list[str]) -> None:
     for number, step in enumerate(plan.selected(every, wanted, ()), start=1):
         # The page is there after the first step, and follows the others.
         if _perform(run, step, every, f"[{number} of {len(wanted)}]", costs) or not lines:
-            lines = _apart(_write_page, settings, every, _program())
+            lines = work.apart(_write_page, settings, every, _program())
     print(*lines, sep="\n")
     known = work.records(run)
     print(f"\nTable of claims and every report: {run.path / 'index.html'}")
@@ -166,7 +164,7 @@ def _planned(
 ) -> tuple[dict[str, Any], dict[str, plan.Cost]]:
     """Measures steps, and shortens them where there is a budget."""
     print(f"Measuring how long {len(names)} steps take on this machine ...", flush=True)
-    costs = _apart(_measure, settings, list(names), device_flags.values())
+    costs = work.apart(_measure, settings, list(names), device_flags.values())
     if _BUDGET.value is None:
         return {}, costs
     taken = sum(cost.seconds(plan.limit_of(limits or {}, name)) for name, cost in before.items())
@@ -242,16 +240,6 @@ def _perform(
     end = record["reason"] or f"{record['seconds']:.0f} s"
     print(f"{place} {step.name}: {record['state']}: {end}", flush=True)
     return True
-
-
-def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a process of its own, whose memory is given back."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise PapError(f"a process of {_program()} was killed (memory?)") from error
 
 
 def _measure(

