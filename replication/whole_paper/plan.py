@@ -217,7 +217,7 @@ def _pretrained(settings: Settings, limits: Mapping[str, Any], common: Sequence[
                 f"P4: pre-trained networks compared, {protocol} protocol",
                 "replication.compare",
                 arguments,
-                (f"{name}/ranking.csv",),
+                (f"{name}/ranking.csv", *([f"{name}/pairs.csv"] if len(compared) > 1 else [])),
                 f"{name}/report.html",
                 backbones=compared,
             )
