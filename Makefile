@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lint results docs soak clean
+.PHONY: run paper test check lint results docs soak clean
 
 # The stamp is renewed whenever the declared dependencies change.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -15,6 +15,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 run: $(VENV)/.installed
 	$(BIN)/python -m replication.run
+
+# Audit, P1 to P6, fields and a served model: make paper PAPER_FLAGS='--manual_dir=DIR --images=original'
+paper: $(VENV)/.installed
+	$(BIN)/python -m replication.paper $(PAPER_FLAGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

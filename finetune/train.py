@@ -40,6 +40,11 @@ _HPARAMS = flags.DEFINE_string(
     "JSON file with fields of finetune.tuning.Tuning, such as best.json of a search; p6 is the "
     "paper's final model (default: none).",
 )
+_BACKBONE = flags.DEFINE_string(
+    "backbone",
+    None,
+    "With --hparams: another backbone than the one it names (default: its own).",
+)
 _WEIGHTS = shared.weights("; those of the search where there is one")
 _PROTOCOL = shared.protocol(
     "clean (default): the backbone's own preprocessing, best epoch on tune images. paper: BGR "
@@ -79,6 +84,8 @@ def main(argv: list[str]) -> None:
     commands.no_arguments(argv)
     if bool(_FROM_SEARCH.value) == bool(_HPARAMS.value):
         raise app.UsageError("--from_search, --hparams: give one of them")
+    if _BACKBONE.value and _FROM_SEARCH.value:
+        raise app.UsageError("--backbone goes with --hparams; a search has its own backbone")
     seeds, images = flag_values.seeds(_SEEDS.value), stage2_flags.images()
     folder_flags.announce()
     start = time.perf_counter()
@@ -147,6 +154,8 @@ def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
         print(f"Trial {best.trial.trial_id}: {monitor} {best.trial.score:.4f}")
     else:
         tuning = Tuning.read(P6 if _HPARAMS.value == "p6" else Path(_HPARAMS.value))
+        if _BACKBONE.value:
+            tuning = tuning.replace({"backbone": _BACKBONE.value.lower()})
     if tuning.unfrozen_blocks and _SECOND_PHASE_BLOCKS.value:
         raise PapError(
             f"--second_phase_blocks={_SECOND_PHASE_BLOCKS.value}: expected 0, as these "

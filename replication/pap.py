@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "search": ("finetune.search", "let KerasTuner fine-tune a backbone"),
         "train": ("finetune.train", "train what a search chose, and look at the test images once"),
+        "paper": ("replication.paper", "all of the above as the papers did, and their claims"),
     },
     "With trained models": {
         "predict": (

@@ -43,6 +43,19 @@ def policy() -> DevicePolicy:
     )
 
 
+def values() -> tuple[str, str, bool]:
+    """Returns --xla, --precision and --deterministic, for another process to set itself up."""
+    return _XLA.value, _PRECISION.value, _DETERMINISTIC.value
+
+
+def given() -> tuple[str, ...]:
+    """Returns those that are not left as they are, as another command takes them."""
+    chosen = (_XLA, _PRECISION, _DETERMINISTIC)
+    return tuple(
+        f"--{flag.name}={str(flag.value).lower()}" for flag in chosen if flag.value != flag.default
+    )
+
+
 def identity(policy: DevicePolicy) -> dict[str, object]:
     """Returns what results depend on, for `RunDirectory.open`.
 

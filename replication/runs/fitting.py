@@ -106,7 +106,9 @@ def run_fit(
         {
             **_facts(recipe, examples.index, assigned),
             **{"protocol": protocol, "seed": seed, "device": policy.device},
-            **{"parameters": model.count_params(), "git_commit": run_environment.git_commit()},
+            "parameters": model.count_params(),
+            "trainable_parameters": sum(int(np.prod(w.shape)) for w in model.trainable_weights),
+            "git_commit": run_environment.git_commit(),
             **outcome,
             **(about or {}),
         },
