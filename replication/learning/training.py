@@ -506,14 +506,16 @@ def predict(
     model: keras.Model, store: Store, positions: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
     """Returns float32 probabilities `[n, classes]` of the images at these positions."""
-    batches = store.batches(positions, batch_size).map(lambda images, labels: images)
     if model.steps_per_execution > 1:
         # Keras would unroll as many forward passes into one graph.
         model = keras.Model(model.inputs, model.outputs)
     if not model.compiled:
         models.without_xla(model)
-    batches = sharing.evenly(batches, sharing.devices_of(model))
-    return model.predict(batches, verbose=0)[: len(positions)]
+    devices = sharing.devices_of(model)
+    # So that only the last batch may be one that cannot be divided.
+    batch_size += -batch_size % devices
+    batches = store.batches(positions, batch_size).map(lambda images, labels: images)
+    return model.predict(sharing.evenly(batches, devices), verbose=0)[: len(positions)]
 
 
 def _loss_and_accuracy(
