@@ -475,7 +475,7 @@ def _steps_per_execution(store: Store, policy: DevicePolicy, steps: int) -> int:
         # A head's step takes about a millisecond, half of which is Python's.
         return steps
     # So does a CNN's on a GPU; on a processor it takes a hundred.
-    alone = policy.accelerated and policy.replicas == 1
+    alone = policy.accelerated and policy.sharing.devices == 1
     return automatic.steps_per_execution(steps) if alone else 1
 
 

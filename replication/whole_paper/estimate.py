@@ -154,7 +154,7 @@ def _training(name: str, known: _Measured) -> Cost:
 
 def _image_seconds(recipe: training.Recipe, policy: DevicePolicy) -> float:
     """Seconds that an image takes in a step of training: the faster of two, after the first."""
-    with policy.scope():
+    with policy.sharing.scope():
         model = recipe.build(recipe.size)
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=policy.jit_compile)
     pixels = np.random.default_rng(0).integers(
