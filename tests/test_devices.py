@@ -17,7 +17,7 @@ from commands import command
 from finetune.search import local_workers
 from replication.learning import features, training
 from replication.runs import device, sharing
-from tfds_pap import keras_settings, pipeline, roles
+from tfds_pap import cluster, gpus, keras_settings, pipeline, roles
 from tfds_pap.errors import PapError
 
 #: Of a weight of 1 or so between one device and two: sums are taken in another order.
@@ -276,8 +276,32 @@ def test_each_worker_of_a_search_sees_one_gpu(tmp_path, monkeypatch):
     for name in ("TUNER_ID", "ORACLE_IP", "ORACLE_PORT"):
         # So that what the workers' chief sets is taken back.
         monkeypatch.setenv(f"KERASTUNER_{name}", "")
-    for named, expected in (("", ["0", "1", "0"]), ("2,GPU-5f", ["2", "GPU-5f", "2"])):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(gpus, "_DEVICES", tmp_path)
+    for name in ("nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    for named, expected in ((None, ["2", "10", "2"]), ("2,GPU-5f", ["2", "GPU-5f", "2"])):
+        if named is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         seen.clear()
-        with local_workers.LocalWorkers(3, tmp_path, gpus=2):
+        with local_workers.LocalWorkers(3, tmp_path):
             assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "worker", "expected"),
+    [
+        ("2,GPU-5f", 3, "GPU-5f"),
+        ("2", 1, "2"),
+        ("", 0, ""),
+        # Whoever names workers otherwise, as a queueing system does, gave them their devices.
+        ("2,GPU-5f", "slurm-0", "2,GPU-5f"),
+    ],
+)
+def test_each_worker_of_a_cluster_on_this_machine_sees_one_gpu(
+    named, worker, expected, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    cluster.see_one_gpu(worker)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected

@@ -20,7 +20,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfds_pap import commands
+from tfds_pap import commands, gpus
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -263,6 +263,17 @@ def _versions() -> dict[str, str]:
     return backend | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
+def see_one_gpu(worker: Any) -> None:
+    """Gives this process one of the machine's GPUs, in turn.
+
+    Args:
+        worker: Its name: a number where `connected` started it; others have devices of their own.
+    """
+    # A second call would choose among the one that is left.
+    if isinstance(worker, int) and len(gpus.visible()) > 1:
+        os.environ.update(gpus.in_turn(worker))
+
+
 def _call(call: bytes, versions: dict[str, str]) -> Any:
     """What a worker runs: prepares its process once, then calls."""
     import distributed
@@ -279,6 +290,7 @@ def _call(call: bytes, versions: dict[str, str]) -> Any:
     threads = str(worker.state.nthreads)
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", threads)
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", threads)
+    see_one_gpu(worker.name)
     commands.prepare_tensorflow()
     function, arguments = pickle.loads(call)
     return function(*arguments)

@@ -199,7 +199,7 @@ def _run(start: float, client: "distributed.Client | None", release: Callable[[]
             expected = estimate.estimate(study, plan)
             seconds = pages.duration(expected.seconds, digits=0)
             print(f"About {seconds} on one process: {expected.words}")
-        _search(search_tuner, plan, run, hyperparameters, policy)
+        _search(search_tuner, plan, run, hyperparameters)
         page = steps.publish(run, study, plan, name=_TUNER.value)
     print(f"\n{time.perf_counter() - start:.0f} s")
     print(f"Report: {page}")
@@ -411,7 +411,6 @@ def _search(
     plan: "oracles.Plan",
     run: RunDirectory,
     hyperparameters: "keras_tuner.HyperParameters",
-    policy: DevicePolicy,
 ) -> None:
     """Runs every trial: here, in workers of this machine, or in those of a cluster."""
     from finetune.search import local_workers, place, progress, tensorboard
@@ -421,9 +420,7 @@ def _search(
         if place.is_chief():
             search_tuner.serve(display.update)
         elif _WORKERS.value > 1:
-            with local_workers.LocalWorkers(
-                _WORKERS.value, run.path, policy.accelerators
-            ) as workers:
+            with local_workers.LocalWorkers(_WORKERS.value, run.path) as workers:
 
                 def tick() -> None:
                     display.update()

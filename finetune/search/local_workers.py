@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from tfds_pap import gpus
 from tfds_pap.errors import PapError
 
 _ADDRESS = "127.0.0.1"
@@ -15,32 +16,16 @@ _ADDRESS = "127.0.0.1"
 _PIPE = "FINETUNE_CHIEF_HOLDS_STDIN"
 
 
-#: Names the GPUs that a process sees, for TensorFlow and for JAX.
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-def visible(gpus: int) -> list[str]:
-    """Returns what `CUDA_VISIBLE_DEVICES` calls each GPU that this process sees.
-
-    Args:
-        gpus: How many the backend sees.
-    """
-    named = [name for name in os.environ.get(_VISIBLE, "").split(",") if name]
-    return (named or [str(number) for number in range(gpus)])[:gpus]
-
-
 class LocalWorkers:
     """Starts workers as processes, and makes this process their chief. Used as a context.
 
     Args:
         count: Number of workers.
         directory: Of the search; each worker's output goes to a file in it.
-        gpus: Of this machine, as the backend counts them; each worker sees one of them.
     """
 
-    def __init__(self, count: int, directory: Path, gpus: int = 0) -> None:
+    def __init__(self, count: int, directory: Path) -> None:
         self._count = count
-        self._gpus = visible(gpus)
         self._directory = directory
         self._processes: list[subprocess.Popen] = []
 
@@ -61,9 +46,8 @@ class LocalWorkers:
                 # Workers that each take every core get in one another's way.
                 "TF_NUM_INTRAOP_THREADS": threads,
                 "TF_NUM_INTEROP_THREADS": threads,
+                **gpus.in_turn(number),
             }
-            if self._gpus:
-                environment[_VISIBLE] = self._gpus[number % len(self._gpus)]
             with self._log(number).open("wb") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "finetune.search", *sys.argv[1:]],
