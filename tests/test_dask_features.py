@@ -1,6 +1,5 @@
 """Features by the workers of a Dask cluster on loopback: the same bytes, whoever is killed."""
 
-import contextlib
 import threading
 
 import pytest
@@ -13,7 +12,7 @@ from tfds_pap.errors import PapError
 
 pytest.importorskip("distributed")
 
-POLICY = DevicePolicy("CPU", False, "float32", contextlib.nullcontext)
+POLICY = DevicePolicy("CPU", False, "float32")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from slides import TILE, write_repeated
 
 from replication.fields import scan_directory, whole_fields
 from replication.runs import device
-from tfds_pap import cluster, phantom
+from tfds_pap import cluster, files, phantom
 from tfds_pap.errors import PapError
 
 pytest.importorskip("distributed")
@@ -47,7 +47,7 @@ def contents(folder):
     found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.glob("fields/*/**/*"))
-        if path.is_file() and path.name != "field.json"
+        if path.is_file() and path.name not in ("field.json", files.SUMS)
     }
     return found | {"cells.csv": (folder / "cells.csv").read_bytes()}
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from commands import command
 
-from serving.deploy.jobs import Job, render
+from serving.deploy.job_files import Job, render
 from serving.deploy.render import DeployError
 
 SEARCH = ("--manual_dir=/my data", "--tuner=hyperband", "--weights=none", "--max_epochs=9")

@@ -227,12 +227,12 @@ def test_file_cache_gives_the_same_batches_and_is_used_again(store, manual_dir, 
     filed = pipeline.load_images(builder, 24, budget_bytes=1, cache_dir=tmp_path)
     assert isinstance(filed.pixels, np.memmap)
     assert stream(filed, seed=3, epochs=range(2)) == stream(store, seed=3, epochs=range(2))
-    (cache,) = tmp_path.iterdir()
+    (cache,) = tmp_path.glob("*.npy")
     written = cache.stat().st_mtime_ns
     pipeline.load_images(builder, 24, budget_bytes=1, cache_dir=tmp_path)
-    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written]
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")] == [written]
     pipeline.load_images(builder, 12, budget_bytes=1, cache_dir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
 def test_an_interrupted_file_cache_leaves_nothing(manual_dir, data_dir, tmp_path, monkeypatch):

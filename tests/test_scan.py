@@ -170,8 +170,11 @@ def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "expected fields (field.jpg slide.svs folder/ ...), or --phantom"),
-        (["--phantom", "a.jpg"], "expected fields (field.jpg slide.svs folder/ ...), or --phantom"),
+        ([], "expected fields (field.jpg slide.svs folder/ ...), --slides, or --phantom"),
+        (
+            ["--phantom", "a.jpg"],
+            "expected fields (field.jpg slide.svs folder/ ...), --slides, or --phantom",
+        ),
         (["--mpp=0", "a.jpg"], "--mpp=0.0: expected a number above 0"),
         (["--threshold=1.5", "a.jpg"], "--threshold"),
     ],

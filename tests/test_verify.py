@@ -35,9 +35,9 @@ def copy(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy", ignore=shutil.ignore_patterns("logs", ".lock"))
     run = RunDirectory(tmp_path / "copy")
 
-    def verify():
+    def verify(figures=51):
         checks = [*recomputed.checks(run), *recomputed.images(run)]
-        assert sum(checked.figures for checked in checks) > 50
+        assert sum(checked.figures for checked in checks) >= figures
         return {checked.place: checked.different for checked in checks if checked.different}
 
     return run, verify
@@ -104,7 +104,7 @@ def test_a_tampered_table_and_model_are_found(copy):
     assert line.startswith("model.keras: ")
 
 
-def test_tampered_predictions_change_what_is_made_of_them(copy):
+def test_tampered_predictions_are_found_and_nothing_is_made_of_them(copy):
     run, verify = copy
     path = run.path / "stage1/clean/seed_0/predictions.csv"
     rows = path.read_text().splitlines()
@@ -112,7 +112,8 @@ def test_tampered_predictions_change_what_is_made_of_them(copy):
     *words, one, other = rows[test].split(",")
     rows[test] = ",".join([*words, other, one])
     path.write_text("\n".join(rows) + "\n")
-    different = verify()
+    # Its five digests: what readers refuse is not computed from.
+    different = verify(figures=5)
     assert different.keys() == {"stage1/clean/seed_0: digests"}
     (line,) = different["stage1/clean/seed_0: digests"]
     assert line.startswith("predictions.csv: ")

@@ -262,8 +262,16 @@ def _parsed(
     builder: tfds.core.DatasetBuilder,
     split: str,
     image_decoder: tfds.decode.Decoder,
+    wanted: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Examples in stored order; all that reads a builder goes through here and agrees on it."""
+    """Examples in stored order; all that reads a builder goes through here and agrees on it.
+
+    Args:
+        builder: A prepared builder.
+        split: TFDS split.
+        image_decoder: Of the image.
+        wanted: bool, one for each record; the others are read and not parsed. None wants all.
+    """
     features = builder.info.features
     group_of = _renewed_groups(builder)
 
@@ -273,9 +281,12 @@ def _parsed(
 
     # One map parses and decodes: as_dataset hands every example through four, which cost a third
     # of the decoding itself.
-    return _records(builder, split).map(
-        parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    records = _records(builder, split)
+    if wanted is not None:
+        chosen = tf.constant(wanted)
+        records = records.enumerate().filter(lambda position, _: tf.gather(chosen, position))
+        records = records.map(lambda _, record: record)
+    return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _renewed_groups(builder: tfds.core.DatasetBuilder) -> tf.lookup.StaticHashTable | None:
@@ -598,23 +609,13 @@ def image_batches(
     Returns:
         Dataset of uint8 `[b, size, size, 3]`, in stored order.
     """
-    features = builder.info.features
-    decoder = _decoder(size, method)
-    total = sum(builder.info.splits[split].num_examples for split in builder.info.splits)
-    wanted = tf.constant(np.isin(np.arange(total), positions))
-
-    def decode(record: tf.Tensor) -> tf.Tensor:
-        return features.deserialize_example(record, decoders={"image": decoder})["image"]
-
-    stored = [_records(builder, split) for split in sorted(builder.info.splits)]
-    records = functools.reduce(lambda first, second: first.concatenate(second), stored)
-    # What is not wanted is read and not decoded.
-    records = records.enumerate().filter(lambda position, record: tf.gather(wanted, position))
-    images = records.map(
-        lambda position, record: decode(record),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+    decoder, parts, first = _decoder(size, method), [], 0
+    for split in sorted(builder.info.splits):
+        stop = first + builder.info.splits[split].num_examples
+        wanted = np.isin(np.arange(first, stop), positions)
+        parts.append(_parsed(builder, split, decoder, wanted).map(lambda example: example["image"]))
+        first = stop
+    images = functools.reduce(lambda before, after: before.concatenate(after), parts)
     return images.batch(batch_size).prefetch(2)
 
 
