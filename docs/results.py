@@ -282,7 +282,7 @@ def _paper() -> Iterator[str]:
     ]
     total = table.loc[table["state"] == "done", ["seconds", "processor_seconds"]].sum()
     together = ("together", "", *(f"{each:,.0f}" for each in total), "", "")
-    head = ("step", "", "s", "processor s", "peak MiB", "left out, weights")
+    head = ("step", "", "s", "processor s", "peak MiB", "left out; weights")
     return _table(head, [*rows, together])
 
 
