@@ -4,6 +4,7 @@ import itertools
 import types
 from collections.abc import Callable, Iterator
 
+import coverage_defects
 import numpy as np
 
 from finetune.report import effects, selection
@@ -252,7 +253,13 @@ def _levels(rng: np.random.Generator, kind: str, table: np.ndarray, points: np.n
 
 
 #: What is drawn besides cells, from a world, a number of groups and a seed.
-PARTS = {"fields": fields, "seeds": seeds, "searches": searches, "trials": trials}
+PARTS = {
+    "fields": fields,
+    "seeds": seeds,
+    "searches": searches,
+    "trials": trials,
+    "defects": coverage_defects.defects,
+}
 
 #: Parts in which groups play no role.
 WITHOUT_GROUPS = ("trials",)

@@ -266,6 +266,26 @@ def _defects() -> Iterator[str]:
     return _table(head, rows)
 
 
+def _paper() -> Iterator[str]:
+    table = read("paper")
+    rows = [
+        (
+            f"`{row['step']}`",
+            row["what"],
+            f"{row['seconds']:,.0f}",
+            f"{row['processor_seconds']:,.0f}",
+            f"{row['peak_memory_mib']:,.0f}",
+            "; ".join(said for said in (row["reduced"], row["weights"]) if isinstance(said, str)),
+        )
+        # A step that was not run, or failed, has no time.
+        for _, row in table[table["state"] == "done"].iterrows()
+    ]
+    total = table.loc[table["state"] == "done", ["seconds", "processor_seconds"]].sum()
+    together = ("together", "", *(f"{each:,.0f}" for each in total), "", "")
+    head = ("step", "", "s", "processor s", "peak MiB", "left out; weights")
+    return _table(head, [*rows, together])
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "leak": _leak,
     "comparison": _comparison,
@@ -278,6 +298,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
         for path in sorted(RESULTS.glob("benchmark_*.csv"))
     },
     "defects": _defects,
+    "paper": _paper,
 }
 
 

@@ -3,6 +3,7 @@
     python -m replication.paper --manual_dir=DIR --images=original --budget=120
     python -m replication.paper                                    # drawn images, random weights
     python -m replication.paper --manual_dir=DIR --dry_run         # what, how long, with what
+    python -m replication.paper --manual_dir=DIR --ablate_defects  # and how large each defect is
 
 Every step is a command of this project in a process of its own. One whose results are there and
 valid is skipped, any may be killed, and the same command goes on where it was.
@@ -56,6 +57,12 @@ _ONLY = flags.DEFINE_list(
     "only", [], "Steps to run, such as p2,p4 or p4-clean (default: all of them)."
 )
 _SKIP = flags.DEFINE_list("skip", [], "Steps to leave out (default: none).")
+_ABLATE_DEFECTS = flags.DEFINE_boolean(
+    "ablate_defects",
+    False,
+    "Measure the size of each defect of the published code as well: the step defects, four more "
+    "trainings of P2's network and some heads (default: not).",
+)
 _DRY_RUN = shared.dry_run("steps, their commands")
 
 flags.adopt_module_key_flags(device_flags)
@@ -116,6 +123,7 @@ def _settings() -> plan.Settings:
         tuple(dict.fromkeys(name.lower() for name in _BACKBONES.value or default)),
         _SEED.value,
         device_flags.given(),
+        ablate_defects=_ABLATE_DEFECTS.value,
     )
 
 

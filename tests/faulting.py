@@ -36,6 +36,11 @@ COMMANDS = {
     ),
     "serving.export": ("--run_dir=RUN --serving_dir=pap_stage2 --check_images=2", "pap_stage2"),
     "replication.scan": ("--stage1=RUN --stage2=RUN --scan_dir=run --stride=100 ../fields", "run"),
+    # The cheapest step: kills meet what goes on around steps, which are commands of above.
+    "replication.paper": (
+        f"{_IMAGES} --weights=none --backbones=mobilenetv2_035 --run_dir=run --only=audit",
+        "run/audit",
+    ),
 }
 _RUN = "../whole-replication.run/run"
 

@@ -2,11 +2,13 @@ import dataclasses
 import io
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from commands import command
+from conftest import make_tree
 
 from replication.learning import features, models, training, weights
 from replication.runs.device import DevicePolicy
@@ -66,6 +68,56 @@ def test_features_equal_the_full_models_pooled_output(builder, spec, first):
         )
         maps = network.predict(((turned / 255 - mean) / deviation).astype(np.float32), verbose=0)
         np.testing.assert_allclose(store.features[:, number], maps.mean(axis=(1, 2)), atol=1e-4)
+
+
+def test_ten_times_the_images_are_decoded_no_farther_ahead(spec, tmp_path, monkeypatch):
+    decoded, passed, alive = 0, 0, []
+    plain = pipeline._decoder
+
+    def counting(size, method):
+        def count(pixels):
+            nonlocal decoded
+            decoded += 1
+            return pixels
+
+        decoder = plain(size, method)
+        decode = decoder.decode_example
+
+        def counted(data):
+            pixels = tf.numpy_function(count, [decode(data)], tf.uint8)
+            return tf.ensure_shape(pixels, (size, size, 3))
+
+        decoder.decode_example = counted
+        return decoder
+
+    def slow(*_, **__):
+        def network(pixels):
+            nonlocal passed
+            # What can be decoded ahead of the network is.
+            time.sleep(0.01)
+            alive.append(decoded - passed)
+            passed += len(pixels)
+            return np.zeros((len(pixels), 8), np.float32)
+
+        return network
+
+    monkeypatch.setattr(pipeline, "_decoder", counting)
+    monkeypatch.setattr(features, "forward", slow)
+    most = []
+    for count in (14, 149):
+        decoded, passed, alive = 0, 0, []
+        make_tree(tmp_path / str(count), "DB_4", train=count, validation=1)
+        many = pipeline.prepare("pap_db4", "original", tmp_path / str(count), tmp_path / "prepared")
+        one = dataclasses.replace(spec, views=1)
+        store = features.extract_features(
+            many, one, tmp_path / "stores", policy=POLICY, batch_size=4
+        )
+        assert decoded == len(store.index.ids) == 4 * (count + 1)
+        most.append(max(alive))
+    # Batches of 4: two each behind the decoder and the filling, one on its way through each, and
+    # what the threads of both have in hand.
+    assert most[0] > 4 and most[1] <= 4 * (8 + 2 * os.cpu_count()), most
+    assert most[1] < 600 / 2, most
 
 
 @pytest.mark.parametrize("views", [1, 8])

@@ -80,6 +80,24 @@ def test_paper_stage2_sees_what_the_notebooks_read_with_cv2(name, tmp_path):
     np.testing.assert_array_equal(found, notebook.astype(np.float32))
 
 
+def test_names_do_not_count_what_was_built_before(tmp_path):
+    models.stage2_cnn("paper")
+    model = models.stage2_cnn("paper")
+    assert [each.name for each in model.operations[:2]] == ["image", "rgb_to_bgr"]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert [each.name for each in loaded.operations[:2]] == ["image", "rgb_to_bgr"]
+    # A file of before, whose name was Keras's own.
+    model.operations[1].name = "flip_7"
+    model.save(tmp_path / "old.keras")
+    old = keras.models.load_model(tmp_path / "old.keras", safe_mode=True)
+    assert old.operations[1].name == "flip_7"
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 250, 250, 3)).astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(old(pixels)), np.asarray(loaded(pixels)))
+    network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Conv2D(2, 1, name="conv")])
+    assert models.feature_extractor(network, 4, "caffe").operations[1].name == "rgb_to_bgr"
+
+
 def test_paper_stage2_resizes_as_cv2_within_rounding(tmp_path):
     save_image(tmp_path / "cell.jpg", seed=1, size=310)
     recipe = recipes.RECIPES["paper", 2]

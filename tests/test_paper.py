@@ -1,5 +1,6 @@
 """The whole paper: its plan, which results are valid, and the table of claims."""
 
+import dataclasses
 import json
 import math
 import os
@@ -28,8 +29,10 @@ from tfds_pap.taxonomy import STAGE1_CLASSES, STAGE2_CLASSES
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [
     "audit", "p1-20", "p1-50", "p2", "p3", "p4-paper", "p4-clean",
-    "p5-paper", "p5-clean", "p6-paper", "p6-clean", "scan", "export",
+    "p5-paper", "p5-clean", "p6-paper", "p6-clean", "defects", "scan", "export",
 ]  # fmt: skip
+#: Without --ablate_defects.
+USUAL = [name for name in NAMES if name != "defects"]
 
 #: Of the test images of P6 as published, rows true, NILM to SCC.
 P6_CONFUSION = [[199, 1, 0, 0], [0, 197, 2, 1], [0, 1, 191, 8], [0, 4, 5, 191]]
@@ -65,13 +68,14 @@ def reference() -> dict[str, set[str]]:
     [
         Settings(Path("runs/x"), weights=("none",), backbones=plan.DRAWN_BACKBONES),
         Settings(Path("runs/x"), "trees", "original", "data", device=("--xla=off",)),
+        Settings(Path("runs/x"), "trees", "original", "data", ablate_defects=True),
     ],
-    ids=["drawn", "original"],
+    ids=["drawn", "original", "with defects"],
 )
-@pytest.mark.parametrize("limits", [{}, {"p2": 3, "p4": ["resnet152"], "p5": 9}])
+@pytest.mark.parametrize("limits", [{}, {"p2": 3, "p4": ["resnet152"], "p5": 9, "defects": 2}])
 def test_every_step_is_a_command_with_flags_that_it_has(settings, limits):
     every = plan.steps(settings, limits)
-    assert [step.name for step in every] == NAMES
+    assert [step.name for step in every] == (NAMES if settings.ablate_defects else USUAL)
     flags = reference()
     for step in every:
         given = [each for each in step.arguments if each.startswith("--")]
@@ -91,6 +95,21 @@ def test_a_limit_is_a_flag_of_its_step_alone():
     assert "--epochs=3" in less[3].arguments and "--max_trials=9" in less[7].arguments
     # A part of a grid in its own order would see the first heads alone.
     assert "--tuner=random" in less[7].arguments and "--tuner=grid" in full[7].arguments
+
+
+def test_defects_are_measured_on_the_network_of_p6_and_follow_the_budget():
+    settings = Settings(Path("r"), weights=("none", "vgg16=DIR"), backbones=("vgg16",), seed=3)
+    settings = dataclasses.replace(settings, ablate_defects=True)
+    (step,) = plan.selected(plan.steps(settings, {"defects": 7}), {"defects"}, ())
+    # D7 is a spread over seeds: one seed has none.
+    assert {"--backbone=vgg16", "--weights=DIR", "--seeds=3,4", "--epochs=7"} <= {*step.arguments}
+    costs = {"defects": Cost(10, 100, 50), "export": Cost(5)}
+    limits = plan.shorten(costs, 65)
+    assert limits == {"defects": 25}
+    assert plan.reductions(limits, costs) == {"defects": "25 of 50 epochs at most"}
+    assert page.hindering(settings, [step], {}) == {
+        "defects": "another network than the paper's (vgg16)"
+    }
 
 
 COSTS = {
@@ -514,7 +533,7 @@ def test_the_page_shows_claims_steps_and_what_is_missing(left, tmp_path):
     rows = pd.read_csv(run.path / "claims.csv")
     assert {*rows["step"]} == {"p4-clean", "p5-paper"}
     times = pd.read_csv(run.path / "times.csv").set_index("step")
-    assert [*times.index] == NAMES and times.loc["p5-paper", "seconds"] == 90.0
+    assert [*times.index] == USUAL and times.loc["p5-paper", "seconds"] == 90.0
     assert times.loc["p2", "state"] == work.WAITING
     assert all((run.path / link).exists() for link in re.findall(r'href="([^"#:]+)"', text)), (
         "a dead link"
@@ -526,8 +545,14 @@ def test_costs_are_measured_and_nothing_is_written(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     settings = Settings(tmp_path / "run", data_dir=str(tmp_path / "data"), weights=("none",))
-    found = estimate.measure(settings, ["audit", "p1-20", "export"], ("auto", "auto", False))
-    assert [*found] == ["audit", "p1-20", "export"]
+    monkeypatch.setattr(estimate._Measured, "new_features", lambda *_: 100.0)
+    monkeypatch.setattr(estimate._Measured, "head", lambda *_: 1.0)
+    names = ["audit", "p1-20", "defects", "export"]
+    found = estimate.measure(settings, names, ("auto", "auto", False))
+    assert [*found] == names
+    # Two feeds; of two seeds 18 points of 30 epochs and 22 heads of 50.
+    assert found["defects"].fixed == pytest.approx(30 + 2 * 100 + 2 * (18 * 0.6 + 22))
+    assert found["defects"].amount == 9 and found["defects"].scaled > 0
     assert found["p1-20"].amount == 30 and 0 < found["p1-20"].scaled < 600
     assert not found["audit"].measured and found["audit"].fixed > found["export"].fixed / 10
     assert list(tmp_path.iterdir()) == []

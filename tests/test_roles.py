@@ -81,3 +81,20 @@ def test_a_class_that_a_role_lacks_is_named():
     (line,) = roles.lacking(given, poor)
     assert line.startswith("the test role has no image of ") and line.count(",") == 1
     assert not roles.lacking(given, assigned)
+
+
+@pytest.mark.parametrize("count", [6, 9, 12])
+def test_a_fifth_of_few_images_holds_one_of_each_class(count):
+    # Of 3 classes; scikit-learn refuses to stratify a fifth of 6 or 9, which is 2 images.
+    given = index(["train"] * count + ["validation"] * 3)
+    assigned = roles.assign_roles(given, "clean", stage=2)
+    assert roles.lacking(given, assigned) == []
+    assert len(assigned.tune) == 3 and len(assigned.train) == count - 3
+    again = roles.assign_roles(given, "clean", stage=2)
+    assert assigned.tune.tolist() == again.tune.tolist()
+
+
+def test_one_image_of_a_class_cannot_be_cut_and_says_so():
+    given = index(["train"] * 5 + ["validation"] * 3)
+    with pytest.raises(roles.CutError, match="train folder has a class with 1 image"):
+        roles.assign_roles(given, "clean", stage=2)

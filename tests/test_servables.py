@@ -11,9 +11,7 @@ import pytest
 import serving_models
 import tensorflow as tf
 from serving_models import predict_request, refused, states, until
-from tensorflow_serving.apis import (
-    prediction_log_pb2,
-)
+from tensorflow_serving.apis import model_pb2, prediction_log_pb2
 
 from serving.model import warmup
 from serving.server import handlers
@@ -268,6 +266,39 @@ def test_half_written_versions_are_refused(version, tmp_path, damage, codes):
         Servable.load("tiny", 2, copy)
     assert caught.value.code in codes
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name", ["variables.data-00000-of-00001", "variables.index"], ids=["data", "index"]
+)
+def test_a_flipped_bit_of_a_new_version_leaves_the_old_one_serving(version, tmp_path, caplog, name):
+    base = tmp_path / "tiny"
+    base.mkdir()
+    serving_models.copy_version(version, base / "1")
+    manager = Manager(serving_models.model_config(tiny=base), load=Servable.load, poll_seconds=0)
+    manager.start()
+    hidden = shutil.copytree(version, base / ".2.copying")
+    path = hidden / "variables" / name
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:40], whole[40] ^ 1, *whole[41:]]))
+    hidden.rename(base / "2")
+    try:
+        manager._scan()
+        assert states(manager) == [(2, "END"), (1, "AVAILABLE")]
+        with manager.use(model_pb2.ModelSpec(name="tiny")) as serving:
+            assert serving.version == 1
+            answer = serving.run("linear", {"x": np.float32([[1, 2]])})["y"]
+            assert answer == serving_models.linear(np.float32([[1, 2]]), bias=10.0)
+        (line,) = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+        assert str(base / "2") in line and "\n" not in line
+        # The same files are not tried again; whole ones are.
+        manager._scan()
+        assert sum(each.levelname == "ERROR" for each in caplog.records) == 1
+        (base / "2" / "variables" / name).write_bytes(whole)
+        manager._scan()
+        assert (2, "AVAILABLE") in states(manager)
+    finally:
+        manager.stop(drain_seconds=0)
 
 
 def test_a_model_with_another_tag_is_refused(tmp_path):

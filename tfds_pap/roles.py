@@ -8,6 +8,7 @@ groups are known, is kept for the test of either protocol.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -199,6 +200,9 @@ def _clean_cut(
             + f"; a {role} role needs 2 or more"
         )
     if not np.all(groups != ""):
+        if math.ceil(_TUNE_FRACTION * len(train)) < len(index.class_names):
+            # A fifth of so few images cannot hold every class: one image of each is more.
+            return _cuts_by_class(labels, np.arange(len(train)))[0]
         return model_selection.train_test_split(
             np.arange(len(train)),
             test_size=_TUNE_FRACTION,

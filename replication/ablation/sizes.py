@@ -206,12 +206,13 @@ def published_specificity(
     return float(np.mean(of_batches))
 
 
-def specificity(size: Size, runs: Sequence[Predictions]) -> Size:
+def specificity(size: Size, runs: Sequence[Predictions], resamples: int = 2000) -> Size:
     """D5 of P6: the published formula minus the mean one-against-rest specificity.
 
     Args:
         size: What is compared.
         runs: Test predictions, one a seed, in stored order, which makes the batches.
+        resamples: Number of resamples.
     """
     first = runs[0]
     labels, count = first.labels, len(first.class_names)
@@ -236,7 +237,7 @@ def specificity(size: Size, runs: Sequence[Predictions]) -> Size:
         return {"specificity": np.stack(of_runs, axis=1)}
 
     once = gap(np.ones((1, len(first))))["specificity"][0]
-    interval = intervals.percentile_bootstrap(gap, first.groups)["specificity"]
+    interval = intervals.percentile_bootstrap(gap, first.groups, resamples=resamples)["specificity"]
     low, high = shares.over_seeds(float(once.mean()), interval.low, interval.high, once)
     published = float(np.mean([published_specificity(labels, run.probabilities) for run in runs]))
     lowest = min(

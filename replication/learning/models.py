@@ -66,7 +66,7 @@ def stage2_cnn(protocol: str, size: int = STAGE2_SIZE, *, classes: int = 4) -> k
     """
     images = keras.Input((size, size, 3), name="image")
     if protocol == "paper":
-        x = keras.ops.flip(images, axis=-1)
+        x = _to_bgr(images)
     else:
         x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
     for number, filters in enumerate(_STAGE2_FILTERS, start=1):
@@ -80,6 +80,14 @@ def stage2_cnn(protocol: str, size: int = STAGE2_SIZE, *, classes: int = 4) -> k
         classes, activation="softmax", dtype="float32", name="probabilities"
     )(x)
     return keras.Model(images, outputs, name="stage2_cnn")
+
+
+def _to_bgr(images: keras.KerasTensor) -> keras.KerasTensor:
+    """Flips RGB to BGR inside a model, under a name that does not count what was built before."""
+    flipped = keras.ops.flip(images, axis=-1)
+    # The operation takes no name, and a layer of our own would not load without this package.
+    flipped._keras_history.operation.name = "rgb_to_bgr"
+    return flipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +221,7 @@ def feature_extractor(network: keras.Model, size: int, preprocessing: str) -> ke
     flip, scale, offset = PREPROCESSING[preprocessing]
     network.trainable = False
     images = keras.Input((size, size, 3), name="image")
-    x = keras.ops.flip(images, axis=-1) if flip else images
+    x = _to_bgr(images) if flip else images
     if (scale, offset) != PREPROCESSING["included"][1:]:
         # In bfloat16 the means would be off by a tenth of a grey level.
         x = keras.layers.Rescaling(list(scale), list(offset), dtype="float32", name="scale")(x)

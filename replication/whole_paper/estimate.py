@@ -27,6 +27,9 @@ _AUDIT_SECONDS = 0.02
 _FIELD_SECONDS = 8.0
 #: P4's heads and the epochs of P4 and P6; P5's grid and epochs.
 _HEADS, _HEAD_EPOCHS, _GRID, _TRIAL_EPOCHS = 3, 50, 162, 30
+#: Of `pap defects`: seeds, P5's points, other heads of a seed (two feeds, four a fold of D6), and
+#: the pixels of drawn images.
+_DEFECT_SEEDS, _DEFECT_POINTS, _DEFECT_HEADS, _DEFECT_SIZE = 2, 18, 2 + 4 * 5, 96
 #: P6's input in pixels.
 _FINAL_SIZE = 250
 _FIELDS = 3
@@ -110,6 +113,8 @@ def _cost(name: str, known: _Measured) -> Cost:
         return _search(ending, known)
     if part == "p6":
         return _final(ending, known)
+    if part == "defects":
+        return _defects(known)
     start = _START.get(name, _OTHER_START)
     if name == "audit":
         count = sum(len(each.index.ids) for each in known.images.values())
@@ -192,3 +197,17 @@ def _final(protocol: str, known: _Measured) -> Cost:
     total = len(known.images[2].index.ids)
     again = stored * (total - known.images[2].train) / total
     return Cost(_OTHER_START + stored + known.head(backbone, 16) + again)
+
+
+def _defects(known: _Measured) -> Cost:
+    """P2's network with and without D1, and heads on the features of both feeds."""
+    drawn = known.settings.manual_dir is None
+    backbone, size = known.settings.backbones[0], _DEFECT_SIZE if drawn else None
+    stored = sum(known.new_features(backbone, protocol, size) for protocol in PROTOCOLS)
+    head = known.head(backbone, 16)
+    points = _DEFECT_POINTS * head * _TRIAL_EPOCHS / _HEAD_EPOCHS
+    heads = _DEFECT_SEEDS * (points + _DEFECT_HEADS * head)
+    recipe = recipes.plan("paper", 2, phantoms=drawn)
+    epoch = known.images[2].train * _image_seconds(recipe, known.policy)
+    networks = _DEFECT_SEEDS * 2
+    return Cost(_OTHER_START + stored + heads, networks * recipe.epochs * epoch, recipe.epochs)

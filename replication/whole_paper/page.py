@@ -150,7 +150,7 @@ def hindering(
         if untrained:
             reasons.append(f"random weights ({', '.join(untrained)})")
         stands_in = settings.backbones[0] != plan.PAPER_BACKBONES[0]
-        if stands_in and step.part in ("p5", "p6", "scan", "export"):
+        if stands_in and step.part in ("p5", "p6", "defects", "scan", "export"):
             reasons.append(f"another network than the paper's ({settings.backbones[0]})")
         if step.name in reduced:
             reasons.append(f"a reduced run ({reduced[step.name]})")

@@ -33,6 +33,7 @@ _SHORTENED = {
     "p3": "epochs at most",
     "p4": "backbones",
     "p5": "trials",
+    "defects": "epochs at most",
 }
 #: A budget leaves this share of epochs and trials at least.
 _LEAST = 0.05
@@ -52,6 +53,7 @@ class Settings:
         seed: Of every model but the heads of P4, which have three.
         device: Flags of the device policy.
         audit: How hard the audit looks.
+        ablate_defects: Whether the size of each defect of the published code is measured as well.
     """
 
     directory: Path
@@ -63,6 +65,7 @@ class Settings:
     seed: int = 0
     device: tuple[str, ...] = ()
     audit: str = "full"
+    ablate_defects: bool = False
 
     @property
     def source(self) -> "Source":
@@ -159,7 +162,13 @@ def steps(settings: Settings, limits: Mapping[str, Any] | None = None) -> list[S
         ("audit/pap_db3/audit.json", "audit/pap_db4/audit.json"),
         "audit/pap_db4/audit.html",
     )
-    return [audit, *run, *_pretrained(settings, limits, common), *_endings(settings, data)]
+    return [
+        audit,
+        *run,
+        *_pretrained(settings, limits, common),
+        *([_defects(settings, limits, common)] if settings.ablate_defects else []),
+        *_endings(settings, data),
+    ]
 
 
 def _trainings(settings: Settings, limits: Mapping[str, Any], common: Sequence[str]) -> list[Step]:
@@ -272,6 +281,27 @@ def _pretrained(settings: Settings, limits: Mapping[str, Any], common: Sequence[
             )
         )
     return found
+
+
+def _defects(settings: Settings, limits: Mapping[str, Any], common: Sequence[str]) -> Step:
+    chosen = settings.backbones[0]
+    return Step(
+        "defects",
+        "D1 to D8: the size of each defect of the published code",
+        "replication.defects",
+        (
+            f"--backbone={chosen}",
+            f"--weights={settings.weights_of(chosen)}",
+            # D7 is a spread over seeds, of which one has none.
+            f"--seeds={settings.seed},{settings.seed + 1}",
+            *([f"--epochs={limits['defects']}"] if "defects" in limits else []),
+            *common,
+            f"--run_dir={settings.directory / 'defects'}",
+        ),
+        ("defects/defects.csv",),
+        "defects/report.html",
+        backbones=(chosen,),
+    )
 
 
 def _endings(settings: Settings, data: Sequence[str]) -> list[Step]:

@@ -163,7 +163,7 @@ def perform(run: RunDirectory, step: Step, planned: float | None) -> dict[str, A
         "exit_status": outcome.status,
         "ended": _now(),
         "seconds": round(record["seconds"] + outcome.seconds, 1),
-        "processor_seconds": round(outcome.processor_seconds, 1),
+        "processor_seconds": round(outcome.processor_seconds, 2),
         "peak_memory_mib": round(outcome.peak_memory_mib),
         "results": made,
         "needs": {need: digest(known[need]["results"]) for need in step.needs},
