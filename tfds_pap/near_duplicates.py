@@ -119,7 +119,7 @@ def find(
     points = keypoints.detect(grey, how.detected, shown("audit: keypoints", len(rows)))
     comparison = alignment.Comparison(grey, points)
     hashes = hashes_of(grey)
-    work: set[_Candidate] = {
+    work: set[Candidate] = {
         (a, b, mirrored, None)
         for a, b, mirrored in twin_candidates.by_keypoints(points, parts, how)
     }
@@ -134,7 +134,7 @@ def find(
 
 def close(
     by_pair: dict[tuple[int, int], Match],
-    compare: Callable[[list["_Candidate"]], dict[tuple[int, int], Match]],
+    compare: Callable[[list["Candidate"]], dict[tuple[int, int], Match]],
 ) -> None:
     """Compares pairs both of which match a third picture, and adds what matches.
 
@@ -160,10 +160,10 @@ def ranked(matches: Iterable[Match], equals: list[list[list[int]]]) -> list[Matc
 
 
 #: First, second (below it), whether one is mirrored, and the view of the second where known.
-_Candidate = tuple[int, int, bool, int | None]
+Candidate = tuple[int, int, bool, int | None]
 
 
-def _order(candidate: _Candidate) -> tuple:
+def _order(candidate: Candidate) -> tuple:
     return (*candidate[:3], -1 if candidate[3] is None else candidate[3])
 
 
@@ -188,7 +188,7 @@ def unseen(words: str, total: int) -> Callable[[Iterable], Iterable]:
 
 def compare(
     comparison: "alignment.Comparison",
-    work: list[_Candidate],
+    work: list[Candidate],
     shown: Callable[[str, int], Callable[[Iterable], Iterable]],
 ) -> dict[tuple[int, int], Match]:
     """Returns the best match of each pair that is one, in the order of the candidates."""
@@ -216,7 +216,7 @@ def keep_better(by_pair: dict[tuple[int, int], Match], match: Match) -> None:
 
 def _implied(
     by_pair: dict[tuple[int, int], Match],
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """Pairs that were not found, both of which match a third picture so that they overlap."""
     partners: dict[int, list[Match]] = {}
     for match in sorted(by_pair.values(), key=lambda m: -m.overlap):
@@ -318,7 +318,7 @@ def hashes_of(grey: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def _by_hash(hashes: np.ndarray, by_side: list[np.ndarray]) -> Iterator[_Candidate]:
+def _by_hash(hashes: np.ndarray, by_side: list[np.ndarray]) -> Iterator[Candidate]:
     """Pairs whose hashes differ by few bits in some view."""
     pictures = np.arange(len(hashes))
     for members in by_side:
@@ -329,7 +329,7 @@ def _by_hash(hashes: np.ndarray, by_side: list[np.ndarray]) -> Iterator[_Candida
 
 def near_hashes(
     index: Any, members: np.ndarray, hashes: np.ndarray, pictures: np.ndarray
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     """Yields pairs whose hashes differ by few bits in some view.
 
     Args:
@@ -349,7 +349,7 @@ def near_hashes(
             yield low, high, alignment.mirrors(back), back
 
 
-def by_features(features: np.ndarray, by_side: list[np.ndarray]) -> Iterator[_Candidate]:
+def by_features(features: np.ndarray, by_side: list[np.ndarray]) -> Iterator[Candidate]:
     """Yields nearest neighbours by cosine; nothing is known of how they lie."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     for members in by_side:

@@ -28,7 +28,7 @@ import threadpoolctl
 
 from tfds_pap import alignment, files, keypoints, near_duplicates, twin_candidates
 from tfds_pap.alignment import SIZE
-from tfds_pap.near_duplicates import Match
+from tfds_pap.near_duplicates import Candidate, Match
 from tfds_pap.twin_candidates import Described
 
 #: Pairs that are compared with their pictures in memory at one time.
@@ -249,7 +249,7 @@ def meet(work: Work, side: int, part: int) -> None:
 def vote(work: Work, block: int) -> None:
     """Finds the pairs that a block asks for, by what its keypoints met, and by hash."""
     plan = plan_of(work.folder)
-    found: set[tuple[int, int, bool, int | None]] = set()
+    found: set[Candidate] = set()
     if plan.project is not None:
         found.update((a, b, mirror, None) for a, b, mirror in _by_keypoints(work, plan, block))
     numbers, _ = _compared(work, plan, block)
@@ -372,13 +372,13 @@ def matches_in(path: Path) -> Iterator[tuple[Match, bool]]:
         yield Match(int(first), int(second), lay, similarity, overlap), bool(equal)
 
 
-def candidates_of(found: set[tuple[int, int, bool, int | None]]) -> np.ndarray:
+def candidates_of(found: set[Candidate]) -> np.ndarray:
     """Returns candidates as int64 `[n, 4]`, ascending; a view that is not known as -1."""
     rows = [(a, b, mirrored, -1 if view is None else view) for a, b, mirrored, view in found]
     return np.array(sorted(rows), np.int64).reshape(-1, 4)
 
 
-def save_candidates(work: Work, name: str, found: set[tuple[int, int, bool, int | None]]) -> None:
+def save_candidates(work: Work, name: str, found: set[Candidate]) -> None:
     """Writes candidates, those of each block of the first picture apart."""
     rows = candidates_of(found)
     block = rows[:, 0] // work.block

@@ -79,7 +79,9 @@ def find(
     if features is not None:
         by_side = [np.flatnonzero(plan.side[rows] == side) for side in range(len(plan.parts))]
         found = near_duplicates.by_features(np.asarray(features, np.float32)[rows], by_side)
-        numbered = {(int(rows[a]), int(rows[b]), mirrored, None) for a, b, mirrored, _ in found}
+        numbered: set[near_duplicates.Candidate] = {
+            (int(rows[a]), int(rows[b]), mirrored, None) for a, b, mirrored, _ in found
+        }
         twin_blocks.save_candidates(work, "candidates_features", numbered)
     _search(client, work, plan)
     by_pair: dict[tuple[int, int], Match] = {}
@@ -119,31 +121,22 @@ def find(
 def _search(client: "distributed.Client", work: Work, plan: twin_blocks.Plan) -> None:
     """The shuffle, the votes and the comparison of the candidates."""
 
-    def missing(step: Callable[..., Any], name: str, places: Iterable[tuple]) -> None:
-        calls = [
-            (work, *place) for place in places if not (work.folder / name.format(*place)).exists()
-        ]
-        _run(client, _WORDS[step], step, calls)
+    def missing(
+        words: str, step: Callable[..., Any], name: str, places: Iterable[tuple[int, ...]]
+    ) -> None:
+        there = {path.name for path in work.folder.iterdir()}
+        calls = [(work, *place) for place in places if name.format(*place) not in there]
+        _run(client, words, step, calls)
 
-    blocks = [(b,) for b in work.blocks]
+    blocks = [(block,) for block in work.blocks]
     if plan.project is not None:
-        missing(twin_blocks.scatter, "scattered_{:05d}.npz", blocks)
-        small = [(side,) for side, parts in enumerate(plan.parts) if not parts]
-        missing(twin_blocks.gather, "few_{}.npy", small)
+        missing("lists", twin_blocks.scatter, "scattered_{:05d}.npz", blocks)
+        few = [(side,) for side, parts in enumerate(plan.parts) if not parts]
+        missing("small sides", twin_blocks.gather, "few_{}.npy", few)
         dealt = [(side, part) for side, parts in enumerate(plan.parts) for part in range(parts)]
-        missing(twin_blocks.meet, "met_{}_{:04d}.npz", dealt)
-    missing(twin_blocks.vote, "candidates_{:05d}.npz", blocks)
-    missing(twin_blocks.verify, "matches_{:05d}.npy", blocks)
-
-
-#: What the bar of a step says.
-_WORDS = {
-    twin_blocks.scatter: "lists",
-    twin_blocks.gather: "small sides",
-    twin_blocks.meet: "neighbours",
-    twin_blocks.vote: "candidates",
-    twin_blocks.verify: "comparing",
-}
+        missing("neighbours", twin_blocks.meet, "met_{}_{:04d}.npz", dealt)
+    missing("candidates", twin_blocks.vote, "candidates_{:05d}.npz", blocks)
+    missing("comparing", twin_blocks.verify, "matches_{:05d}.npy", blocks)
 
 
 def _run(
