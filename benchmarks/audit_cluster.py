@@ -1,6 +1,6 @@
 """What the leak audit costs on a cluster, and whether it finds the same as in one process.
 
-    python benchmarks/audit_cluster.py --numbers=1000,10000 --workers=2 --effort=fast
+    python benchmarks/audit_cluster.py --counts=1000,10000 --workers=2 --effort=fast
 
 The drawn crops of `audit_growth.py`, by the workers of --cluster=local and then in this process.
 """
@@ -17,15 +17,13 @@ import numpy as np
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import audit_growth
 import machine
+import planted_crops
 
-_NUMBERS = flags.DEFINE_list(
-    "numbers", ["1000", "10000"], "Numbers of images (default: 1000,10000)."
-)
+_COUNTS = flags.DEFINE_list("counts", ["1000", "10000"], "Numbers of images (default: 1000,10000).")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Workers of one thread (default: 2).")
 _EFFORT = flags.DEFINE_enum("effort", "fast", ["fast", "full"], "Which audit (default: fast).")
-_TABLE = flags.DEFINE_string("table", None, "A CSV that rows are added to (default: none).")
+_CSV = flags.DEFINE_string("csv", None, "A CSV that rows are added to (default: none).")
 
 
 def _on_cluster(path: Path, count: int, folder: Path) -> tuple[list, dict[str, Any]]:
@@ -70,8 +68,8 @@ def main(argv: list[str]) -> None:
     """Draws, audits, compares, prints and writes."""
     del argv
     print(machine.describe())
-    counts = sorted(int(count) for count in _NUMBERS.value)
-    pixels, structured = audit_growth.crops(counts[-1])
+    counts = sorted(int(count) for count in _COUNTS.value)
+    pixels, structured = planted_crops.crops(counts[-1])
     for count in counts:
         folder = Path(tempfile.mkdtemp())
         np.save(folder / "crops.npy", pixels[:count])
@@ -88,7 +86,7 @@ def main(argv: list[str]) -> None:
         ]  # fmt: skip
         for row in rows:
             print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
-        machine.add_rows(_TABLE.value, rows)
+        machine.add_rows(_CSV.value, rows)
 
 
 if __name__ == "__main__":
