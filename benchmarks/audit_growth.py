@@ -8,40 +8,20 @@ Drawn crops, half of them twins of the other half by mixed changes, in one data 
 import resource
 import sys
 import time
-from concurrent import futures
 from pathlib import Path
 
 import numpy as np
-import tqdm
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
-import planted_twins as planted
+import planted_crops
 
 _COUNTS = flags.DEFINE_list(
     "counts", ["1000", "10000", "50000"], "Numbers of images (default: 1000,10000,50000)."
 )
 _EFFORTS = flags.DEFINE_list("efforts", ["fast", "full"], "Which audits (default: fast,full).")
 _CSV = flags.DEFINE_string("csv", None, "A CSV that rows are added to (default: none).")
-
-
-def crops(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pixels `[count, 128, 128, 3]`, each odd one a twin of the one before it.
-
-    Also returns whether what each pair shares has structure, bool `[count // 2]`.
-    """
-    with futures.ProcessPoolExecutor() as pool:
-        pairs = list(tqdm.tqdm(pool.map(_pair, range(count // 2), chunksize=50), total=count // 2))
-    pixels = np.stack([picture for pair, _ in pairs for picture in pair])
-    return pixels, np.array([structured for _, structured in pairs])
-
-
-def _pair(number: int) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
-    (original,) = planted.drawn(1, number)
-    twin = planted.twin(original.picture, "mixed", np.random.default_rng([0, number]))
-    small = planted.small(original.picture), planted.small(twin.picture)
-    return small, twin.structure >= planted.LEAST_STRUCTURE
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +31,7 @@ def main(argv: list[str]) -> None:
 
     print(machine.describe())
     counts = sorted(int(count) for count in _COUNTS.value)
-    pixels, structured = crops(counts[-1])
+    pixels, structured = planted_crops.crops(counts[-1])
     rows = []
     for effort in _EFFORTS.value:
         for count in counts:

@@ -190,6 +190,78 @@ def _audit_peers() -> Iterator[str]:
     return _table((f"found at no false alarm in {pairs:,} pairs, %", *short), rows)
 
 
+def _audit_cluster() -> Iterator[str]:
+    rows = [
+        (
+            f"{one.images:,}",
+            f"{one.workers} workers" if one.workers else "this process",
+            f"{one.seconds:,.0f}",
+            f"{one.processor_seconds:,.0f}",
+            f"{one.caller_processor_seconds:.1f}" if one.workers else "",
+            f"{one.peak_mib:,.0f}",
+            f"{one.kept_kib_an_image:.0f}" if one.workers else "",
+            f"{one.pairs:,}",
+        )
+        for one in read("audit_cluster").itertuples()
+    ]
+    head = (
+        "drawn crops", "computed by", "s", "processor seconds", "of the caller beside it",
+        "peak of a process, MiB", "kept meanwhile, KiB an image", "pairs",
+    )  # fmt: skip
+    return _table(head, rows)
+
+
+#: Images of the audit that is told on paper, and what a core is taken to cost, $ an hour.
+_ON_PAPER = 10**8
+_CORE_HOUR = 0.05
+
+
+def _audit_on_paper() -> Iterator[str]:
+    growth = read("audit_growth").query("effort == 'fast'")
+    # A keypoint meets a number of others that grows with the root of the images.
+    root, an_image = growth["images"] ** 0.5, growth["processor_milliseconds_an_image"]
+    slope = root.cov(an_image) / root.var()
+    base = an_image.mean() - slope * root.mean()
+    spread = read("audit_cluster").query("workers > 0")
+    alone = read("audit_cluster").query("workers == 0")
+    share = spread["processor_seconds"].sum() / alone["processor_seconds"].sum()
+    milliseconds = share * (base + slope * _ON_PAPER**0.5)
+    hours = milliseconds / 1000 * _ON_PAPER / 3600
+    largest = spread.loc[spread["images"].idxmax()]
+    caller = largest["caller_processor_seconds"] / largest["images"] * _ON_PAPER / 3600
+    kept = largest["kept_kib_an_image"] * 1024 * _ON_PAPER / 1e12
+    rows = [
+        (
+            "processor time an image",
+            f"{share:.2f} x ({base:.1f} + {slope:.3f} x the root of the images) ms",
+            f"{milliseconds:,.0f} ms",
+        ),
+        (
+            "all of it",
+            f"{_ON_PAPER:,} x {milliseconds:,.0f} ms / 3,600 s",
+            f"{hours:,.0f} core hours",
+        ),
+        ("with 1,000 workers of one core", f"{hours:,.0f} / 1,000", f"{hours / 1000:,.0f} h"),
+        (
+            "money, where a core costs $ 0.05 an hour (an assumption)",
+            f"{hours:,.0f} x $ {_CORE_HOUR}",
+            f"$ {hours * _CORE_HOUR:,.0f}",
+        ),
+        (
+            "kept on the shared file system meanwhile",
+            f"{_ON_PAPER:,} x {largest['kept_kib_an_image']:.0f} KiB",
+            f"{kept:,.1f} TB",
+        ),
+        (
+            "the caller alone, which nobody helps",
+            f"{_ON_PAPER:,} x {1000 * largest['caller_processor_seconds'] / largest['images']:.2f}"
+            " ms / 3,600 s",
+            f"{caller:,.0f} h",
+        ),
+    ]
+    return _table(("100 million images, fast", "arithmetic", "on paper"), rows)
+
+
 def _interval_coverage() -> Iterator[str]:
     table = read("interval_coverage")
     table = table[~table["kind"].str.startswith("tried")]
@@ -291,6 +363,8 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "comparison": _comparison,
     "audit_recall": _audit_recall,
     "audit_peers": _audit_peers,
+    "audit_cluster": _audit_cluster,
+    "audit_on_paper": _audit_on_paper,
     "interval_coverage": _interval_coverage,
     "first_minute": _first_minute,
     **{

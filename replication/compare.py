@@ -140,7 +140,7 @@ def _compare(
             **audit_flags.identity(),
         },
     )
-    audits = description.audit(run, [builder], audit_flags.effort(), audit_flags.note)
+    audits = description.audit(run, [builder], audit_flags.effort(), audit_flags.note, client)
     if blocks := audit_flags.blocks(audits).get(builder.name):
         design = dataclasses.replace(design, blocks=blocks)
         steps.check_cuts(index, design)

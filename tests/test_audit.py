@@ -159,6 +159,7 @@ def test_folders_are_audited_across_groups(leaky, tmp_path):
         (["--datasets=pap_db5"], "--datasets=pap_db5: expected pap_db3,pap_db4"),
         (["--folders=/nowhere"], "/nowhere: no such folder"),
         (["--folders=/", "--manual_dir=/"], "--folders and --manual_dir: give one of them"),
+        (["--cluster=nowhere"], "--cluster=nowhere: expected local, an address such as tcp://"),
         (["--predictions=/nowhere.csv"], "--predictions=/nowhere.csv: no such file"),
         (["--predictions={empty}"], "expected id,split,label"),
         (

@@ -208,25 +208,22 @@ class Comparison:
         )
 
     def verify(
-        self, a: int, b: int, how: "bool | Alignment", view: int | None = None
+        self, a: int, b: int, mirrored: bool, view: int | None = None
     ) -> tuple[Alignment, float, float] | None:
         """Lays b on a and says how well they agree.
 
         Args:
             a: One picture.
             b: The other.
-            how: Whether one is mirrored, or how they lie on one another.
+            mirrored: Whether one is mirrored.
             view: Of b, where it is known that this view, shifted, may be a.
 
         Returns:
             Alignment, correlation (below 1) and overlap; None where they do not agree.
         """
-        if isinstance(how, Alignment):
-            # Composed of two maps, each a little off: the keypoints say it better.
-            return self._by_keypoints(a, b, how.mirrored)
         if view is not None:
             return self._by_view(a, b, view)
-        return self._by_keypoints(a, b, how)
+        return self._by_keypoints(a, b, mirrored)
 
     def _by_keypoints(
         self, a: int, b: int, mirrored: bool

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from tfds_pap import commands, folder_flags, path_flags
+from tfds_pap import cluster_flags, commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
+    import distributed
+
     from tfds_pap import leak_audit
 
 _MANUAL_DIR = path_flags.define(
@@ -59,6 +61,7 @@ _OUTPUT = path_flags.define(
 )
 
 flags.adopt_module_key_flags(folder_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 _KNOWN = ("pap_db3", "pap_db4")
 
@@ -77,7 +80,11 @@ def main(argv: list[str]) -> None:
         )
 
     folder_flags.announce()
+    with cluster_flags.connected(_AUDIT.value != "off") as client:
+        _audit(client)
 
+
+def _audit(client: "distributed.Client | None") -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from tfds_pap import audit_files, leak_audit, pipeline
@@ -100,7 +107,9 @@ def main(argv: list[str]) -> None:
             rows = audit_files.read_predictions(
                 Path(_PREDICTIONS.value), dict(zip(index.ids.tolist(), classes, strict=True))
             )
-        result = leak_audit.audit_builder(builder, features=features, effort=_AUDIT.value)
+        result = leak_audit.audit_builder(
+            builder, features=features, effort=_AUDIT.value, client=client
+        )
         print(f"\n{result.one_line()}\n{result.blindness()}.")
         _print_counts(result)
         output = Path(_OUTPUT.value) / builder.name

@@ -95,7 +95,8 @@ def connected(where: str, *, workers: int | None = None) -> Iterator["distribute
                 threads_per_worker=1,
                 # Blocks are bounded; a worker above Dask's own limit would be paused for ever.
                 memory_limit=0,
-                dashboard_address="127.0.0.1:0" if importlib.util.find_spec("bokeh") else None,
+                # Without bokeh no dashboard is there; the default port may be another cluster's.
+                dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
             )
             yield stack.enter_context(distributed.Client(stack.enter_context(cluster)))

@@ -103,6 +103,11 @@ def detect(
     )
 
 
+def threads() -> int:
+    """Returns how many threads this process may have: all cores, of a worker of a cluster fewer."""
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or os.cpu_count() or 1
+
+
 def in_order(work: Callable, items: Iterable) -> Iterator:
     """Maps on every core, lazily and in order; OpenCV lets go of Python's lock.
 
@@ -111,7 +116,7 @@ def in_order(work: Callable, items: Iterable) -> Iterator:
         items: Taken a few ahead of what is asked for.
     """
     ahead = 64
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with futures.ThreadPoolExecutor(threads()) as pool:
         waiting: list[futures.Future] = []
         for item in items:
             waiting.append(pool.submit(work, item))

@@ -5,10 +5,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets.public_api as tfds
@@ -23,10 +24,15 @@ from tfds_pap import (
     name_stems,
     near_duplicates,
     pipeline,
+    twin_blocks,
     twin_candidates,
+    twin_cluster,
 )
 from tfds_pap.errors import PapError
 from tfds_pap.splits import TEST, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    import distributed
 
 #: What a pair may be, and from which overlap on two crops are one picture.
 KINDS = ("identical pixels", "near-duplicate", "overlapping crops")
@@ -285,6 +291,13 @@ def audit(
         features: float32 `[n, d]` of a frozen backbone, for nearest neighbours; None goes without.
         effort: One of `near_duplicates.EFFORTS`.
     """
+    matches = near_duplicates.find(pixels, features, sides=index.splits, effort=effort)
+    return _of_matches(dataset, index, matches, effort)
+
+
+def _of_matches(
+    dataset: str, index: pipeline.Index, matches: Iterable[near_duplicates.Match], effort: str
+) -> Audit:
     ids, splits, groups = index.ids.tolist(), index.splits.tolist(), index.groups.tolist()
     labels = [index.class_names[label] for label in index.labels]
 
@@ -302,7 +315,7 @@ def audit(
             labels=both(labels, match),
             groups=both(groups, match),
         )
-        for match in near_duplicates.find(pixels, features, sides=index.splits, effort=effort)
+        for match in matches
     )
     return _of_index(dataset, index, pairs, effort)
 
@@ -342,6 +355,7 @@ def audit_builder(
     *,
     features: np.ndarray | None = None,
     effort: str = "full",
+    client: "distributed.Client | None" = None,
 ) -> Audit:
     """Audits a prepared builder; without features the result is kept beside its data.
 
@@ -349,32 +363,96 @@ def audit_builder(
         builder: From `pipeline.prepare` or `pipeline.prepare_folders`.
         features: See `audit`; in the order of `pipeline.read_index`.
         effort: One of `EFFORTS`; "off" compares no picture and says so.
+        client: From `cluster.connected`: its workers compute, block by block, and find the same.
+            They see the builder's files under the same path. None computes here.
+
+    Raises:
+        PapError: If a worker does not see the same images, or the cluster is lost.
     """
     index = pipeline.read_index(builder)
     if effort == "off":
         return _of_index(builder.name, index, (), effort)
     code = hashlib.sha256()
     for module in (
-        affine_fit, alignment, content, keypoints, near_duplicates, twin_candidates,
+        affine_fit, alignment, content, keypoints, near_duplicates, twin_blocks, twin_candidates,
         sys.modules[__name__],
     ):  # fmt: skip
         code.update(Path(str(module.__file__)).read_bytes())
     about = (pipeline.identity(builder), index.order, effort, code.hexdigest())
     key = hashlib.sha256(" ".join(about).encode())
     path = Path(builder.data_dir) / f"leak-audit-{key.hexdigest()[:16]}.json"
-    if features is None and path.exists():
+
+    def found() -> Audit:
+        if client is not None:
+            return _on_cluster(client, builder, index, features, effort, path.with_suffix(""))
+        store = pipeline.load_images(
+            builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES
+        )
+        pixels = np.asarray(store.pixels)
+        return audit(builder.name, store.index, pixels, features=features, effort=effort)
+
+    if features is not None:
+        return found()
+    return _kept(path, builder.name, index, effort, found)
+
+
+def _kept(
+    path: Path, dataset: str, index: pipeline.Index, effort: str, found: Callable[[], Audit]
+) -> Audit:
+    """Reads an audit where it is kept, and keeps it there where it is not."""
+    if path.exists():
         try:
-            return _of_index(builder.name, index, _stored_pairs(path), effort)
+            return _of_index(dataset, index, _stored_pairs(path), effort)
         except (PapError, KeyError, TypeError) as error:
             print(f"Note: {path} is damaged ({str(error).splitlines()[0]}); comparing again")
-    store = pipeline.load_images(builder, near_duplicates.SIZE, "area", budget_bytes=_BUDGET_BYTES)
-    result = audit(
-        builder.name, store.index, np.asarray(store.pixels), features=features, effort=effort
-    )
-    if features is None:
-        stored = [dataclasses.asdict(pair) for pair in result.pairs]
-        files.write_json(path, {"pairs": stored, "digest": _digest(stored)})
+    result = found()
+    stored = [dataclasses.asdict(pair) for pair in result.pairs]
+    files.write_json(path, {"pairs": stored, "digest": _digest(stored)})
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """The images of a builder, as workers read them."""
+
+    data_dir: str
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        builder = pipeline.open_prepared(self.data_dir)
+        return pipeline.load_part(builder, start, stop, near_duplicates.SIZE, "area")
+
+    def __str__(self) -> str:
+        return self.data_dir
+
+
+def _on_cluster(
+    client: "distributed.Client",
+    builder: tfds.core.DatasetBuilder,
+    index: pipeline.Index,
+    features: np.ndarray | None,
+    effort: str,
+    folder: Path,
+) -> Audit:
+    """Audits by the workers of a cluster, whose blocks lie in a folder until all are done."""
+    if features is not None:
+        digest = hashlib.sha256(features.tobytes()).hexdigest()
+        folder = folder.with_name(f"{folder.name}-{digest[:16]}")
+    folder = folder.absolute().with_name(f"{folder.name}.blocks")
+    folder.mkdir(exist_ok=True)
+    with files.locked(folder):
+        # Another process that held the lock may have removed it.
+        folder.mkdir(exist_ok=True)
+        matches = twin_cluster.find(
+            client,
+            _Prepared(str(Path(builder.data_dir).absolute())),
+            index.ids,
+            index.splits,
+            folder,
+            features=features,
+            effort=effort,
+        )
+        shutil.rmtree(folder)
+    return _of_matches(builder.name, index, matches, effort)
 
 
 def _digest(stored: list[dict[str, Any]]) -> str:

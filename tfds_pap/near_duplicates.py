@@ -15,6 +15,7 @@ another.
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,9 +44,10 @@ _HASH_CANDIDATES = 5
 #: Neighbours a picture and side among given features.
 _FEATURE_NEIGHBOURS = 5
 
-#: Partners of one picture that are compared with one another, and how often what was found is used.
+#: Partners of one picture that are compared with one another.
 _CLOSURE_PARTNERS = 12
-_CLOSURE_ROUNDS = 2
+#: How often pairs that were found lead to further ones.
+CLOSURE_ROUNDS = 2
 
 #: With fewer pictures than this nothing is shown while they are compared, nor in a log.
 _SHOWN_FROM = 500
@@ -107,40 +109,61 @@ def find(
         return []
     how = EFFORTS[effort]
     # What has equals is compared once for each side.
-    equals = _equals(pixels, sides)
-    rows = np.array(sorted(members[0] for same in equals for members in same), int)
+    equals = same_pixels(map(digest, pixels), sides)
+    rows = distinct(equals)
     shown = _progress(len(rows))
     grey = np.stack([cv2.cvtColor(np.asarray(pixels[row]), cv2.COLOR_RGB2GRAY) for row in rows])
     by_side = [np.flatnonzero(sides[rows] == side) for side in np.unique(sides)]
+    edges = np.searchsorted(rows, range(0, len(pixels), twin_candidates.blocks(len(pixels))))[1:]
+    parts = [np.split(members, np.searchsorted(members, edges)) for members in by_side]
     points = keypoints.detect(grey, how.detected, shown("audit: keypoints", len(rows)))
     comparison = alignment.Comparison(grey, points)
-    hashes = _hashes(grey)
-    work: set[_Candidate] = {
+    hashes = hashes_of(grey)
+    work: set[Candidate] = {
         (a, b, mirrored, None)
-        for a, b, mirrored in twin_candidates.by_keypoints(points, by_side, how)
+        for a, b, mirrored in twin_candidates.by_keypoints(points, parts, how)
     }
     work.update(_by_hash(hashes, by_side))
     if features is not None:
-        work.update(_by_features(np.asarray(features, np.float32)[rows], by_side))
-    by_pair = _compare(comparison, sorted(work, key=_order), shown)
+        work.update(by_features(np.asarray(features, np.float32)[rows], by_side))
+    by_pair = compare(comparison, sorted(work, key=_order), shown)
     if how.closure:
-        for _ in range(_CLOSURE_ROUNDS):
-            more = _implied(by_pair)
-            by_pair.update(_compare(comparison, more, shown))
-    matches = [_exact(m, rows, pixels) for m in by_pair.values()]
-    known = {(match.first, match.second) for match in matches}
-    for match in _inherited(tuple(matches), equals):
-        if (match.first, match.second) not in known:
-            known.add((match.first, match.second))
-            matches.append(match)
-    return sorted(matches, key=lambda m: (-m.similarity, m.first, m.second))
+        close(by_pair, lambda more: compare(comparison, more, shown))
+    return ranked((_exact(m, rows, pixels) for m in by_pair.values()), equals)
+
+
+def close(
+    by_pair: dict[tuple[int, int], Match],
+    compare: Callable[[list["Candidate"]], dict[tuple[int, int], Match]],
+) -> None:
+    """Compares pairs both of which match a third picture, and adds what matches.
+
+    Args:
+        by_pair: The match of each pair that is one, in ascending order of pairs.
+        compare: Returns the best match of each pair that is one, likewise.
+    """
+    for _ in range(CLOSURE_ROUNDS):
+        by_pair.update(compare(_implied(by_pair)))
+
+
+def ranked(matches: Iterable[Match], equals: list[list[list[int]]]) -> list[Match]:
+    """Adds what follows for pictures that equal one that was compared; the most similar first.
+
+    Args:
+        matches: Of positions among all pictures.
+        equals: From `same_pixels`.
+    """
+    by_pair = {(match.first, match.second): match for match in matches}
+    for match in _inherited(tuple(by_pair.values()), equals):
+        by_pair.setdefault((match.first, match.second), match)
+    return sorted(by_pair.values(), key=lambda m: (-m.similarity, m.first, m.second))
 
 
 #: First, second (below it), whether one is mirrored, and the view of the second where known.
-_Candidate = tuple[int, int, bool, int | None]
+Candidate = tuple[int, int, bool, int | None]
 
 
-def _order(candidate: _Candidate) -> tuple:
+def _order(candidate: Candidate) -> tuple:
     return (*candidate[:3], -1 if candidate[3] is None else candidate[3])
 
 
@@ -158,16 +181,21 @@ def _progress(count: int) -> Callable[[str, int], Callable[[Iterable], Iterable]
     return shown
 
 
-def _compare(
+def unseen(words: str, total: int) -> Callable[[Iterable], Iterable]:
+    """Shows no progress; see `compare`."""
+    return iter
+
+
+def compare(
     comparison: "alignment.Comparison",
-    work: list[_Candidate] | list[tuple[int, int, Alignment]],
+    work: list[Candidate],
     shown: Callable[[str, int], Callable[[Iterable], Iterable]],
 ) -> dict[tuple[int, int], Match]:
-    """The best match of each pair that is one."""
+    """Returns the best match of each pair that is one, in the order of the candidates."""
 
     def one(item: tuple) -> Match | None:
-        a, b, *how = item
-        verified = comparison.verify(a, b, *how)
+        a, b, *_ = item
+        verified = comparison.verify(*item)
         return verified and Match(a, b, *verified)
 
     by_pair: dict[tuple[int, int], Match] = {}
@@ -175,22 +203,27 @@ def _compare(
     with threadpoolctl.threadpool_limits(1):
         for match in shown("audit: comparing", len(work))(keypoints.in_order(one, work)):
             if match:
-                known = by_pair.get((match.first, match.second))
-                if known is None or match.similarity > known.similarity:
-                    by_pair[match.first, match.second] = match
+                keep_better(by_pair, match)
     return by_pair
+
+
+def keep_better(by_pair: dict[tuple[int, int], Match], match: Match) -> None:
+    """Keeps the more similar of two matches of a pair, the first where they are alike."""
+    known = by_pair.get((match.first, match.second))
+    if known is None or match.similarity > known.similarity:
+        by_pair[match.first, match.second] = match
 
 
 def _implied(
     by_pair: dict[tuple[int, int], Match],
-) -> list[tuple[int, int, Alignment]]:
+) -> list[Candidate]:
     """Pairs that were not found, both of which match a third picture so that they overlap."""
     partners: dict[int, list[Match]] = {}
     for match in sorted(by_pair.values(), key=lambda m: -m.overlap):
         for seen in (match, match.reversed()):
             if len(here := partners.setdefault(seen.first, [])) < _CLOSURE_PARTNERS:
                 here.append(seen)
-    implied: dict[tuple[int, int], Alignment] = {}
+    implied: dict[tuple[int, int], bool] = {}
     for matches in partners.values():
         for number, one in enumerate(matches):
             for other in matches[:number]:
@@ -201,27 +234,48 @@ def _implied(
                 # From the higher picture to the common one, and on to the lower.
                 lay = low.alignment.inverse().after(high.alignment)
                 if lay.overlap >= alignment.LEAST_SHARE:
-                    implied[pair] = lay
-    return [(a, b, lay) for (a, b), lay in sorted(implied.items(), key=lambda item: item[0])]
+                    # Composed of two maps, each a little off: the keypoints say it better.
+                    implied[pair] = lay.mirrored
+    return [(a, b, mirrored, None) for (a, b), mirrored in sorted(implied.items())]
 
 
 def _exact(match: Match, rows: np.ndarray, pixels: np.ndarray) -> Match:
-    """The match of positions among all pictures, with similarity 1 where pixels are equal."""
+    """The match of positions among all pictures."""
     first, second = int(rows[match.first]), int(rows[match.second])
+    match = dataclasses.replace(match, first=first, second=second)
+    return exact(match, equal=same_in_view(match, pixels[first], pixels[second]))
+
+
+def same_in_view(match: Match, first: np.ndarray, second: np.ndarray) -> bool:
+    """Returns whether one picture is a view of the other, pixel by pixel."""
     view = match.alignment.view
-    similarity = min(match.similarity, 1 - 1e-6)
-    if view is not None and np.array_equal(pixels[first], alignment.turned(pixels[second], view)):
-        return Match(first, second, Alignment.of_view(view), 1.0, 1.0)
-    return dataclasses.replace(match, first=first, second=second, similarity=similarity)
+    return view is not None and np.array_equal(first, alignment.turned(second, view))
 
 
-def _equals(pixels: np.ndarray, sides: np.ndarray) -> list[list[list[int]]]:
-    """For each distinct picture the positions that hold it, a list for each side."""
+def exact(match: Match, *, equal: bool) -> Match:
+    """Returns the match with similarity 1 where pixels are equal (`same_in_view`), and else not."""
+    view = match.alignment.view
+    if equal and view is not None:
+        return Match(match.first, match.second, Alignment.of_view(view), 1.0, 1.0)
+    return dataclasses.replace(match, similarity=min(match.similarity, 1 - 1e-6))
+
+
+def digest(picture: np.ndarray) -> bytes:
+    """Returns the SHA-256 of the pixels."""
+    return hashlib.sha256(picture.tobytes()).digest()
+
+
+def same_pixels(digests: Iterable[bytes], sides: np.ndarray) -> list[list[list[int]]]:
+    """For each distinct picture returns the positions that hold it, a list for each side."""
     by_digest: dict[bytes, dict[int, list[int]]] = {}
-    for number, picture in enumerate(pixels):
-        digest = hashlib.sha256(picture.tobytes()).digest()
-        by_digest.setdefault(digest, {}).setdefault(sides[number], []).append(number)
+    for number, one in enumerate(digests):
+        by_digest.setdefault(one, {}).setdefault(sides[number], []).append(number)
     return [list(same.values()) for same in by_digest.values()]
+
+
+def distinct(equals: list[list[list[int]]]) -> np.ndarray:
+    """Returns the positions that are compared, ascending: the first of equals of each side."""
+    return np.array(sorted(members[0] for same in equals for members in same), int)
 
 
 def _inherited(matches: Iterable[Match], equals: list[list[list[int]]]) -> Iterator[Match]:
@@ -245,8 +299,8 @@ def _ordered(match: Match) -> Match:
     return match if match.first < match.second else match.reversed()
 
 
-def _hashes(grey: np.ndarray) -> np.ndarray:
-    """Perceptual hash of every view, uint64 `[n, 8]`; view 0 is the picture itself.
+def hashes_of(grey: np.ndarray) -> np.ndarray:
+    """Returns the perceptual hash of every view, uint64 `[n, 8]`; view 0 is the picture itself.
 
     The rule of imagehash's `phash`: the low 8 x 8 coefficients of the cosine transform of 32 x 32
     pixels against their median. A flip changes signs of coefficients, a transposition swaps them.
@@ -264,22 +318,39 @@ def _hashes(grey: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def _by_hash(hashes: np.ndarray, by_side: list[np.ndarray]) -> Iterator[_Candidate]:
+def _by_hash(hashes: np.ndarray, by_side: list[np.ndarray]) -> Iterator[Candidate]:
     """Pairs whose hashes differ by few bits in some view."""
+    pictures = np.arange(len(hashes))
     for members in by_side:
-        near, bits, view = twin_candidates.nearest_hashes(hashes, members, _HASH_CANDIDATES)
-        for row, column in zip(*np.nonzero((bits <= _HASH_BITS) & (near >= 0)), strict=True):
-            other = int(members[near[row, column]])
-            if other != row:
-                seen = int(view[row, column])
-                # It turns the one that asks: it leads back to the first where that one asks.
-                back = alignment.BACK[seen] if row < other else seen
-                low, high = min(int(row), other), max(int(row), other)
-                yield low, high, alignment.mirrors(back), back
+        yield from near_hashes(
+            twin_candidates.hash_index(hashes[members, 0]), members, hashes, pictures
+        )
 
 
-def _by_features(features: np.ndarray, by_side: list[np.ndarray]) -> Iterator[_Candidate]:
-    """Nearest neighbours by cosine; nothing is known of how they lie."""
+def near_hashes(
+    index: Any, members: np.ndarray, hashes: np.ndarray, pictures: np.ndarray
+) -> Iterator[Candidate]:
+    """Yields pairs whose hashes differ by few bits in some view.
+
+    Args:
+        index: Of one side, from `twin_candidates.hash_index`.
+        members: Whose hashes it holds.
+        hashes: uint64 `[n, 8]` of those that ask.
+        pictures: Which ones these are, `[n]`.
+    """
+    near, bits, view = twin_candidates.nearest_hashes(index, hashes, _HASH_CANDIDATES)
+    for row, column in zip(*np.nonzero((bits <= _HASH_BITS) & (near >= 0)), strict=True):
+        asker, other = int(pictures[row]), int(members[near[row, column]])
+        if other != asker:
+            seen = int(view[row, column])
+            # It turns the one that asks: it leads back to the first where that one asks.
+            back = alignment.BACK[seen] if asker < other else seen
+            low, high = min(asker, other), max(asker, other)
+            yield low, high, alignment.mirrors(back), back
+
+
+def by_features(features: np.ndarray, by_side: list[np.ndarray]) -> Iterator[Candidate]:
+    """Yields nearest neighbours by cosine; nothing is known of how they lie."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     for members in by_side:
         near = twin_candidates.nearest(unit, members, _FEATURE_NEIGHBOURS + 1)

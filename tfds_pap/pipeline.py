@@ -374,6 +374,20 @@ def read_index(builder: tfds.core.DatasetBuilder) -> Index:
     )
 
 
+@functools.lru_cache(maxsize=1)
+def open_prepared(data_dir: str) -> tfds.core.DatasetBuilder:
+    """Opens what was prepared, in a worker of a cluster; it stays open.
+
+    Raises:
+        PapError: If there are no prepared images.
+    """
+    try:
+        return tfds.builder_from_directory(data_dir)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise PapError(f"{data_dir}: a worker sees no prepared images there ({reason})") from None
+
+
 def load_part(
     builder: tfds.core.DatasetBuilder, start: int, stop: int, size: int, method: str = "bilinear"
 ) -> tuple[np.ndarray, np.ndarray]:

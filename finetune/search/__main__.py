@@ -356,7 +356,9 @@ def _prepared(
     spec = _feature_spec(searched, hyperparameters, policy, _WEIGHTS.value)
     builder = stage2_flags.prepare()
     index = pipeline.read_index(builder)
-    audits = {builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort())}
+    audits = {
+        builder.name: leak_audit.audit_builder(builder, effort=audit_flags.effort(), client=client)
+    }
     blocks = audit_flags.blocks(audits).get(builder.name)
     assigned = scoring.assign_roles(index, _PROTOCOL.value, blocks)
     scoring.check_objective(_OBJECTIVE.value, index, assigned.tune)

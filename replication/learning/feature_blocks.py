@@ -94,7 +94,7 @@ def _compute_one(work: _Work, chunk: feature_pass.Chunk) -> tuple[int, float, di
     """Runs in a worker; returns images and seconds of the passes, and facts of the network."""
     network, about = _network(work, features.kept_in(chunk.path))
     stored, pixels = pipeline.load_part(
-        _builder(work.data_dir),
+        pipeline.open_prepared(work.data_dir),
         int(chunk.rows[0]),
         int(chunk.rows[-1]) + 1,
         work.spec.size,
@@ -112,15 +112,6 @@ def _compute_one(work: _Work, chunk: feature_pass.Chunk) -> tuple[int, float, di
         advance=lambda count: None,
     )
     return passed, seconds, {key: value for key, value in about.items() if key != "features"}
-
-
-@functools.lru_cache(maxsize=1)
-def _builder(data_dir: str) -> tfds.core.DatasetBuilder:
-    try:
-        return tfds.builder_from_directory(data_dir)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise PapError(f"{data_dir}: a worker sees no prepared images there ({reason})") from None
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """What a run's manifest says of its images, their roles and their twins."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets.public_api as tfds
@@ -13,6 +13,9 @@ from replication.runs import provenance
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from tfds_pap import audit_page, leak_audit, pipeline, roles
+
+if TYPE_CHECKING:
+    import distributed
 
 #: Said where a backbone has random weights.
 UNTRAINED = "The backbone is not trained (random weights): no figure says anything about it."
@@ -111,6 +114,7 @@ def audit(
     builders: Iterable[tfds.core.DatasetBuilder],
     effort: str = "fast",
     notes: Callable[[Mapping[str, leak_audit.Audit]], Sequence[str]] = lambda audits: (),
+    client: "distributed.Client | None" = None,
 ) -> dict[str, leak_audit.Audit]:
     """Looks for leaks in each data set and writes what it found to the run.
 
@@ -119,12 +123,15 @@ def audit(
         builders: Prepared builders.
         effort: One of `leak_audit.EFFORTS`.
         notes: What is done about what was found, in words; printed, and part of the lines.
+        client: See `leak_audit.audit_builder`.
 
     Returns:
         What was found, by name of the data set.
     """
     builders = list(builders)
-    audits = {one.name: leak_audit.audit_builder(one, effort=effort) for one in builders}
+    audits = {
+        one.name: leak_audit.audit_builder(one, effort=effort, client=client) for one in builders
+    }
     summaries = {name: one.summary() for name, one in audits.items()}
     for name, summary in summaries.items():
         for line in notes({name: audits[name]}):

@@ -1,0 +1,93 @@
+"""What the leak audit costs on a cluster, and whether it finds the same as in one process.
+
+    python benchmarks/audit_cluster.py --counts=1000,10000 --workers=2 --effort=fast
+
+The drawn crops of `audit_growth.py`, by the workers of --cluster=local and then in this process.
+"""
+
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import machine
+import planted_crops
+
+_COUNTS = flags.DEFINE_list("counts", ["1000", "10000"], "Numbers of images (default: 1000,10000).")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Workers of one thread (default: 2).")
+_EFFORT = flags.DEFINE_enum("effort", "fast", ["fast", "full"], "Which audit (default: fast).")
+_CSV = flags.DEFINE_string("csv", None, "A CSV that rows are added to (default: none).")
+
+
+def _on_cluster(path: Path, count: int, folder: Path) -> tuple[list, dict[str, Any]]:
+    from tfds_pap import cluster, commands, twin_blocks, twin_cluster
+
+    with cluster.connected(cluster.LOCAL, workers=_WORKERS.value) as client:
+        client.run(commands.prepare_tensorflow)
+        before, alone = client.run(time.process_time), time.process_time()
+        start = time.perf_counter()
+        matches = twin_cluster.find(
+            client, twin_blocks.ArrayFile(path), np.arange(count), np.zeros(count, int), folder,
+            effort=_EFFORT.value,
+        )  # fmt: skip
+        seconds, alone = time.perf_counter() - start, time.process_time() - alone
+        after = client.run(time.process_time)
+        memory = client.run(resource.getrusage, resource.RUSAGE_SELF)
+    kept = sum(file.stat().st_size for file in folder.iterdir())
+    return matches, {
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(sum(after[w] - before[w] for w in before), 1),
+        "caller_processor_seconds": round(alone, 1),
+        "peak_mib": max(used.ru_maxrss for used in memory.values()) // 1024,
+        "kept_kib_an_image": round(kept / 1024 / count, 1),
+    }
+
+
+def _alone(pixels: np.ndarray) -> tuple[list, dict[str, Any]]:
+    from tfds_pap import near_duplicates
+
+    processor, start = time.process_time(), time.perf_counter()
+    matches = near_duplicates.find(pixels, effort=_EFFORT.value)
+    return matches, {
+        "seconds": round(time.perf_counter() - start, 1),
+        "processor_seconds": round(time.process_time() - processor, 1),
+        "caller_processor_seconds": "",
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "kept_kib_an_image": "",
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Draws, audits, compares, prints and writes."""
+    del argv
+    print(machine.describe())
+    counts = sorted(int(count) for count in _COUNTS.value)
+    pixels, structured = planted_crops.crops(counts[-1])
+    for count in counts:
+        folder = Path(tempfile.mkdtemp())
+        np.save(folder / "crops.npy", pixels[:count])
+        (folder / "blocks").mkdir()
+        many, spread = _on_cluster(folder / "crops.npy", count, folder / "blocks")
+        shutil.rmtree(folder)
+        one, alone = _alone(pixels[:count])
+        planted = {(n, n + 1) for n in range(0, count, 2) if structured[n // 2]}
+        share = len(planted & {(m.first, m.second) for m in one}) / len(planted)
+        rows = [
+            {"effort": _EFFORT.value, "images": count, "workers": workers, **figures,
+             "pairs": len(matches), "found": round(share, 4), "same": many == one}
+            for workers, matches, figures in ((_WORKERS.value, many, spread), (0, one, alone))
+        ]  # fmt: skip
+        for row in rows:
+            print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
+        machine.add_rows(_CSV.value, rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
