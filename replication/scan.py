@@ -61,6 +61,12 @@ _MPP = flags.DEFINE_float(
 _FIELD_MPP = flags.DEFINE_float(
     "field_mpp", None, "Micrometres per pixel of files that do not state it (default: not known)."
 )
+_SKIP_GLASS = flags.DEFINE_bool(
+    "skip_glass",
+    False,
+    "Leave out ROIs without stain, told by a picture of one pixel for 8 x 8 of the field; what is "
+    "paler than pale cytoplasm is not read (default: off).",
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Threads that read and scan (default: one a core).", lower_bound=1
 )
@@ -123,6 +129,7 @@ def _scan(
         mpp=_MPP.value,
         file_mpp=_FIELD_MPP.value,
         engine=engine_flags.engine(),
+        skip_glass=_SKIP_GLASS.value,
     )
     phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0
     workers, truth = _WORKERS.value or os.cpu_count() or 1, field_flags.truth()

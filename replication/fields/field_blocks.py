@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from replication.fields import scan_directory
-from replication.fields.find import scanner, suppression
+from replication.fields.find import scanner, suppression, tissue
 from replication.fields.find.lattice import Lattice
 from replication.fields.find.stages import Stages
 from replication.fields.read import reader
@@ -51,7 +51,9 @@ class Work:
 
 
 def plan(work: Work, path: str) -> tuple[int, list[tuple[int, int, int, int]]]:
-    """Says which blocks are to be scored; what another file left there is removed.
+    """Says which blocks are to be scored, all of them or those with stain.
+
+    What another file left there is removed.
 
     Returns:
         How many blocks there are, and for each that has no file yet: first row, behind the last
@@ -67,7 +69,9 @@ def plan(work: Work, path: str) -> tuple[int, list[tuple[int, int, int, int]]]:
         shutil.rmtree(folder, ignore_errors=True)
         field = _opened(work, path)
         lattice = _lattice(work, field)
-        blocks = [(r.start, r.stop, c.start, c.stop) for r, c in scanner.blocks(lattice)]
+        wanted = tissue.rois(field, lattice) if work.settings.skip_glass else None
+        places = scanner.blocks(lattice, wanted=wanted)
+        blocks = [(r.start, r.stop, c.start, c.stop) for r, c in places]
         stored = {"file": state, "blocks": blocks}
         files.write_json(folder / "plan.json", stored)
     blocks = [tuple(block) for block in stored["blocks"]]
@@ -137,6 +141,9 @@ def finish(work: Work, path: str, called: str, part: int, truth: Path | None) ->
         np.concatenate([none, *parts]),
         {},
     )
+    blocks = files.read_json(folder / "blocks" / "plan.json")["blocks"]
+    read = sum(scanner.rois((slice(*block[:2]), slice(*block[2:]))) for block in blocks)
+    found = dataclasses.replace(found, skipped=found.lattice.rois - read)
     threshold = work.settings.threshold
     pictures.write_pictures(
         folder, field, found.lattice, found.scores, found.cells, threshold=threshold

@@ -51,6 +51,7 @@ class Settings:
         mpp: Micrometres per pixel that fields are read at; None reads every pixel of the file.
         file_mpp: Pixel size of files that do not state theirs; None where it is not known.
         engine: Of stage 2, one of `engines.ENGINES`.
+        skip_glass: Whether ROIs without stain stay unread.
     """
 
     roi: int = ROI
@@ -61,6 +62,7 @@ class Settings:
     mpp: float | None = None
     file_mpp: float | None = None
     engine: str = "auto"
+    skip_glass: bool = False
 
 
 def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def scan(
                         radius=settings.radius,
                         pool=blocks,
                         advance=lambda share: advance(_READING * share),
+                        skip_glass=settings.skip_glass,
                     )
                     start = time.perf_counter()
                     pictures.write_pictures(
@@ -299,6 +302,11 @@ def write_field(
     if not field_scan.lattice.rois:
         notes.append(
             f"smaller than an ROI of {field_scan.lattice.roi} px: there was nothing to read"
+        )
+    if field_scan.skipped:
+        notes.append(
+            f"{field_scan.skipped:,} of {field_scan.lattice.rois:,} ROIs were taken for glass and "
+            "not read"
         )
     info = {
         "id": folder.name,
