@@ -12,7 +12,7 @@ from replication.fields.find import scanner, tissue
 from replication.fields.find.lattice import Lattice
 from replication.fields.read.field import ArrayField
 from replication.fields.read.reader import open_field
-from tfds_pap import phantom
+from tfds_pap import drawn_slide, phantom
 
 
 def drawn(slide, cells, litter, seed=0, side=1024):
@@ -134,3 +134,22 @@ def test_what_is_read_is_scored_as_without(tmp_path):
 def test_the_flag_is_part_of_what_a_scan_is():
     off, on = (scan_directory.Settings(skip_glass=value) for value in (False, True))
     assert off != on and off == scan_directory.Settings()
+
+
+def test_a_drawn_mosaic_has_its_fields_in_their_places_at_every_level(tmp_path):
+    fields = [
+        np.full((drawn_slide.FIELD, drawn_slide.FIELD, 3), grey, np.uint8) for grey in (90, 200)
+    ]
+    fields[0][:300, :300] = 20
+    places = np.array([[0, 1, 1], [1, 0, 1]])
+    drawn_slide.write_mosaic(tmp_path / "a.tif", fields, places, mpp=0.25)
+    with open_field(tmp_path / "a.tif") as field:
+        assert (field.width, field.height, field.mpp) == (3 * 2048, 2 * 2048, pytest.approx(0.25))
+        small = field.overview(3 * 256)
+        assert field.level(8).scale == 8
+        for row, column in np.ndindex(*places.shape):
+            grey = (90, 200)[places[row, column]]
+            here = field.read(column * 2048 + 1000, row * 2048 + 1000, 9, 9)
+            assert abs(int(here.mean()) - grey) <= 1
+            assert abs(int(small[row * 256 + 128, column * 256 + 128].mean()) - grey) <= 1
+        assert field.read(2048 + 99, 2048 + 99, 9, 9).mean() < 25 > small[256 + 9, 256 + 9].mean()

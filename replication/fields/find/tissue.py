@@ -32,12 +32,13 @@ _OPENING = 2
 _BRIGHTEST = 0.05
 
 
-def rois(field: Field, lattice: Lattice) -> np.ndarray:
+def rois(field: Field, lattice: Lattice, reduction: int = REDUCTION) -> np.ndarray:
     """Finds the ROIs that are worth reading.
 
     Args:
         field: The field; its overview comes from the pyramid of its file, where it has one.
         lattice: Its ROIs.
+        reduction: Pixels as read for a pixel of the picture, in each direction.
 
     Returns:
         bool `[rows, columns]`: whether there is stain anywhere in the ROI.
@@ -47,7 +48,7 @@ def rois(field: Field, lattice: Lattice) -> np.ndarray:
     """
     if not lattice.rois:
         return np.zeros((lattice.rows, lattice.columns), bool)
-    longest = max(1, min(_LONGEST, max(field.width, field.height) // REDUCTION))
+    longest = max(1, min(_LONGEST, max(field.width, field.height) // reduction))
     stained = mask(field.overview(longest))
     # Sums over all that lies above and to the left make any rectangle four look-ups.
     sums = cv2.integral(stained.astype(np.uint8))
