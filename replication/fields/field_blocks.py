@@ -22,7 +22,7 @@ from replication.fields.read.field import Field
 from replication.fields.scan_directory import Settings
 from replication.fields.show import pictures
 from replication.runs import device
-from tfds_pap import files
+from tfds_pap import files, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def plan(work: Work, path: str) -> tuple[int, list[tuple[int, int, int, int]]]:
         FieldError: If the file cannot be read.
     """
     folder = work.folder(path) / "blocks"
-    state = scan_directory.file_state(path) if Path(path).exists() else {}
+    state = _state(path)
     stored = files.read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
     if stored is None or stored["file"] != state:
         shutil.rmtree(folder, ignore_errors=True)
@@ -174,8 +174,15 @@ def _lattice(work: Work, field: Field) -> Lattice:
 
 
 def _opened(work: Work, path: str) -> Field:
-    state = scan_directory.file_state(path) if Path(path).exists() else {}
-    return _field(path, work.settings.mpp, work.settings.file_mpp, tuple(state.values()))
+    # Asked of the URL each time: that keeps its copy on this machine in use.
+    where = str(reader.local(path))
+    return _field(where, work.settings.mpp, work.settings.file_mpp, tuple(_state(where).values()))
+
+
+def _state(path: str) -> dict[str, int | str]:
+    """What tells a file from another one; of none nothing, as opening it will say so."""
+    is_there = urls.is_url(path) or Path(path).exists()
+    return scan_directory.file_state(path) if is_there else {}
 
 
 # A worker outlives commands: a file that changed is opened again, models that did are loaded again.
