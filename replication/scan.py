@@ -3,6 +3,7 @@
     python -m replication.scan --stage1=RUN --stage2=RUN field.jpg slide.svs folder/
     python -m replication.scan --stage1=RUN --stage2=RUN --phantom
     python -m replication.scan --stage1=RUN --slides=list.csv --cluster=local
+    python -m replication.scan --stage1=RUN s3://BUCKET/slide.svs
 
 An ROI slides over the field; stage 1 keeps those with a cell in their middle; of kept ones that lie
 together the most probable stays; stage 2 names it. Running the same command again resumes.
@@ -19,7 +20,7 @@ from replication.flags import engine as engine_flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import cluster_flags, commands, path_flags, tables
+from tfds_pap import cluster_flags, commands, path_flags, tables, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ _MPP = flags.DEFINE_float(
 _FIELD_MPP = flags.DEFINE_float(
     "field_mpp", None, "Micrometres per pixel of files that do not state it (default: not known)."
 )
+_SKIP_GLASS = flags.DEFINE_bool(
+    "skip_glass",
+    False,
+    "Leave out ROIs without stain, told by a picture of one pixel for 8 x 8 of the field; what is "
+    "paler than pale cytoplasm is not read (default: off).",
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Threads that read and scan (default: one a core).", lower_bound=1
 )
@@ -68,8 +75,8 @@ _WORKERS = flags.DEFINE_integer(
 _SLIDES = path_flags.define(
     "slides",
     None,
-    "CSV of slides to read, with a column slide of paths; those without a leading / lie beside the "
-    "CSV (default: none).",
+    "CSV of slides to read, with a column slide of paths or URLs such as s3://BUCKET/a.svs; paths "
+    "without a leading / lie beside the CSV (default: none).",
     path_flags.FILE,
 )
 
@@ -92,14 +99,17 @@ def main(argv: list[str]) -> None:
     # A missing package is told before TensorFlow is imported.
     engine_flags.engine()
     arguments = _slides(Path(_SLIDES.value)) if _SLIDES.value else argv[1:]
+    for argument in filter(urls.is_url, arguments):
+        urls.check(argument)
     start = time.perf_counter()
     with cluster_flags.connected(not _DRY_RUN.value) as client:
         _scan(arguments, match_radius, start, client)
 
 
 def _slides(path: Path) -> list[str]:
-    """Returns the paths of a list of slides."""
-    return [str(path.parent / row["slide"]) for _, row in tables.read(path, ("slide",))]
+    """Returns the paths and URLs of a list of slides."""
+    slides = [row["slide"] for _, row in tables.read(path, ("slide",))]
+    return [each if urls.is_url(each) else str(path.parent / each) for each in slides]
 
 
 def _scan(
@@ -123,6 +133,7 @@ def _scan(
         mpp=_MPP.value,
         file_mpp=_FIELD_MPP.value,
         engine=engine_flags.engine(),
+        skip_glass=_SKIP_GLASS.value,
     )
     phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0
     workers, truth = _WORKERS.value or os.cpu_count() or 1, field_flags.truth()

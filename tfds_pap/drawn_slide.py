@@ -6,9 +6,13 @@ points to them many times. So a slide of 100,000 x 100,000 px is written in seco
     python -m tfds_pap.drawn_slide --file=slide.tif --side=20000
 """
 
+import dataclasses
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
+import cv2
 import numpy as np
 from absl import app, flags
 
@@ -20,7 +24,7 @@ CELLS = 160  # In that field.
 
 # TIFF 6.0: field types, and the tags that follow.
 _SHORT, _LONG, _RATIONAL, _LONG8 = 3, 4, 5, 16
-_JPEG, _YCBCR, _CENTIMETRE = 7, 6, 3
+_JPEG, _YCBCR, _CENTIMETRE, _REDUCED = 7, 6, 3, 1
 
 
 def write_slide(path: Path, side: int, *, mpp: float = 0.25, seed: int = 0) -> None:
@@ -50,26 +54,86 @@ def write_tiles(
     """
     down, across = field.shape[0] // TILE, field.shape[1] // TILE
     rows, columns = -(-height // TILE), -(-width // TILE)
+    numbers = np.arange(down * across).reshape(down, across)
+    pick = numbers[np.ix_(np.arange(rows) % down, np.arange(columns) % across)]
     with path.open("wb") as file:
-        file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
-        offsets, counts = np.zeros((2, down, across), np.uint64)
-        for row in range(down):
-            for column in range(across):
-                place = (
-                    slice(row * TILE, (row + 1) * TILE),
-                    slice(column * TILE, (column + 1) * TILE),
-                )
-                data = phantom_set.encode(field[place])
-                offsets[row, column], counts[row, column] = file.tell(), len(data)
-                file.write(data)
-        pick = np.ix_(np.arange(rows) % down, np.arange(columns) % across)
+        _write(file, [_Level(_cut(field), pick, width, height)], mpp)
+
+
+def write_mosaic(
+    path: Path,
+    fields: Sequence[np.ndarray],
+    places: np.ndarray,
+    *,
+    mpp: float | None = None,
+    reductions: Sequence[int] = (1, 8),
+) -> None:
+    """Writes a BigTIFF of JPEG tiles with a pyramid, each of whose fields may lie at many places.
+
+    Args:
+        path: The file.
+        fields: Each uint8 RGB `[FIELD, FIELD, 3]`.
+        places: Which of them lies where, int `[rows, columns]`.
+        mpp: Micrometres per pixel that the file states; None states nothing.
+        reductions: Of the levels, powers of 2 up to 8.
+    """
+    levels = []
+    for reduction in reductions:
+        side = FIELD // reduction
+        tiles, count = [], side // TILE
+        for field in fields:
+            tiles += _cut(cv2.resize(field, (side, side), interpolation=cv2.INTER_AREA))
+        inside = np.arange(count * count).reshape(count, count)
+        pick = np.block([[count * count * place + inside for place in row] for row in places])
+        height, width = (side * fields_along for fields_along in places.shape)
+        levels.append(_Level(tiles, pick, width, height))
+    with path.open("wb") as file:
+        _write(file, levels, mpp)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """A picture of the file.
+
+    Attributes:
+        tiles: Encoded.
+        pick: Which of them lies where, int `[rows, columns]`.
+        width: Pixels.
+        height: Pixels.
+    """
+
+    tiles: list[bytes]
+    pick: np.ndarray
+    width: int
+    height: int
+
+
+def _cut(field: np.ndarray) -> list[bytes]:
+    """Encoded tiles of a field, row by row."""
+    return [
+        phantom_set.encode(field[top : top + TILE, left : left + TILE])
+        for top in range(0, field.shape[0], TILE)
+        for left in range(0, field.shape[1], TILE)
+    ]
+
+
+def _write(file: BinaryIO, levels: Sequence[_Level], mpp: float | None) -> None:
+    file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
+    # Where the number stands that says where the next directory lies.
+    link = 8
+    for number, level in enumerate(levels):
+        places = []
+        for tile in level.tiles:
+            places.append((file.tell(), len(tile)))
+            file.write(tile)
+        offsets, counts = np.array(places, "<u8").T
         arrays = []
-        for values in (offsets[pick], counts[pick]):
+        for values in (offsets[level.pick], counts[level.pick]):
             arrays.append(file.tell())
-            file.write(values.astype("<u8").tobytes())
+            file.write(values.tobytes())
         entries = [
-            (256, _LONG, 1, struct.pack("<I", width)),
-            (257, _LONG, 1, struct.pack("<I", height)),
+            (256, _LONG, 1, struct.pack("<I", level.width)),
+            (257, _LONG, 1, struct.pack("<I", level.height)),
             (258, _SHORT, 3, struct.pack("<3H", 8, 8, 8)),
             (259, _SHORT, 1, struct.pack("<H", _JPEG)),
             (262, _SHORT, 1, struct.pack("<H", _YCBCR)),
@@ -77,12 +141,14 @@ def write_tiles(
             (284, _SHORT, 1, struct.pack("<H", 1)),
             (322, _SHORT, 1, struct.pack("<H", TILE)),
             (323, _SHORT, 1, struct.pack("<H", TILE)),
-            _array(324, arrays[0], offsets[pick]),
-            _array(325, arrays[1], counts[pick]),
+            _array(324, arrays[0], offsets[level.pick]),
+            _array(325, arrays[1], counts[level.pick]),
             # OpenCV's JPEGs have half the colour resolution in both directions.
             (530, _SHORT, 2, struct.pack("<2H", 2, 2)),
         ]
-        if mpp is not None:
+        if number:
+            entries.append((254, _LONG, 1, struct.pack("<I", _REDUCED)))
+        elif mpp is not None:
             dots = struct.pack("<II", round(1e7 / mpp), 1000)
             entries += [(282, _RATIONAL, 1, dots), (283, _RATIONAL, 1, dots)]
             entries += [(296, _SHORT, 1, struct.pack("<H", _CENTIMETRE))]
@@ -90,9 +156,12 @@ def write_tiles(
         file.write(struct.pack("<Q", len(entries)))
         for tag, kind, count, value in sorted(entries):
             file.write(struct.pack("<HHQ8s", tag, kind, count, value))
+        following = file.tell()
         file.write(struct.pack("<Q", 0))
-        file.seek(8)
+        file.seek(link)
         file.write(struct.pack("<Q", directory))
+        file.seek(0, 2)
+        link = following
 
 
 def _array(tag: int, offset: int, values: np.ndarray) -> tuple[int, int, int, bytes]:

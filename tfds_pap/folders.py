@@ -15,7 +15,7 @@ from pathlib import Path
 
 from etils import epath
 
-from tfds_pap import file_tables, images, layouts, tree_files
+from tfds_pap import file_tables, images, layouts, tree_files, urls
 from tfds_pap.layouts import ListedFile, suspicions
 from tfds_pap.tree_files import TreeError
 
@@ -245,6 +245,8 @@ def expand_images(arguments: Iterable[str]) -> list[str]:
     """
     paths: list[str] = []
     for argument in arguments:
+        if urls.is_url(argument):
+            raise TreeError(f"{argument}: expected a file or folder; URLs are for slides to scan")
         path = epath.Path(argument)
         if path.is_dir():
             below = image_paths(path)

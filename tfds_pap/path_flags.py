@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tfds_pap import files
+from tfds_pap import files, urls
 
 flags.disclaim_key_flags()
 
@@ -41,6 +41,8 @@ class _PathParser(flags.ArgumentParser):
         self._fault = _FAULTS.get(must_be, _FAULTS[ANYTHING])
 
     def parse(self, argument: str) -> str:
+        if urls.is_url(argument):
+            raise ValueError("expected a path, not a URL: those are taken for slides to scan alone")
         path = Path(argument).expanduser()
         if fault := self._fault(path):
             raise ValueError(fault)

@@ -315,6 +315,7 @@ def draw_field(
     height: int = FIELD_SIZE[1],
     cells: int = 60,
     mix: Mapping[str, float] | None = None,
+    litter: float = 1.0,
 ) -> tuple[np.ndarray, tuple[Cell, ...]]:
     """Draws a whole field and its truth.
 
@@ -326,6 +327,7 @@ def draw_field(
         cells: How many epithelial cells; each has its nucleus inside the field.
         mix: Share of each class of `taxonomy.STAGE2_CLASSES`; need not add up to one.
             `FIELD_MIX` by default.
+        litter: Times what usually lies between cells; 0 is clean glass.
 
     Returns:
         The picture, uint8 [height, width, 3] RGB, and its cells in the order they were drawn.
@@ -356,7 +358,7 @@ def draw_field(
                 break
         _paint_cell(canvas, rng, label, latent, x, y)
         truth.append(Cell(round(x, 3), round(y, 3), round(latent.radius, 3), label))
-    _litter(canvas, rng, 1.0)
+    _litter(canvas, rng, litter)
     return canvas.develop(rng, 0, 0, (width, height)), tuple(truth)
 
 

@@ -20,7 +20,7 @@ from replication.fields import field_blocks, scan_directory
 from replication.fields.find.stages import Stages
 from replication.fields.scan_directory import Settings
 from replication.runs.directory import RunDirectory
-from tfds_pap import cluster, files
+from tfds_pap import cluster, files, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ class _Archive:
             self._put(path, "plan", field_blocks.plan)
 
     def _put(self, path: str, step: str, function: Any, *arguments: Any) -> None:
-        self._queue.put((path, step), function, self._work, str(Path(path).absolute()), *arguments)
+        where = path if urls.is_url(path) else str(Path(path).absolute())
+        self._queue.put((path, step), function, self._work, where, *arguments)
 
     def _follow(self, path: str, step: str, outcome: Any) -> None:
         field = self._open[path]

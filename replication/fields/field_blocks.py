@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from replication.fields import scan_directory
-from replication.fields.find import scanner, suppression
+from replication.fields.find import scanner, suppression, tissue
 from replication.fields.find.lattice import Lattice
 from replication.fields.find.stages import Stages
 from replication.fields.read import reader
@@ -22,7 +22,7 @@ from replication.fields.read.field import Field
 from replication.fields.scan_directory import Settings
 from replication.fields.show import pictures
 from replication.runs import device
-from tfds_pap import files
+from tfds_pap import files, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class Work:
 
 
 def plan(work: Work, path: str) -> tuple[int, list[tuple[int, int, int, int]]]:
-    """Says which blocks are to be scored; what another file left there is removed.
+    """Says which blocks are to be scored, all of them or those with stain.
+
+    What another file left there is removed.
 
     Returns:
         How many blocks there are, and for each that has no file yet: first row, behind the last
@@ -61,13 +63,15 @@ def plan(work: Work, path: str) -> tuple[int, list[tuple[int, int, int, int]]]:
         FieldError: If the file cannot be read.
     """
     folder = work.folder(path) / "blocks"
-    state = scan_directory.file_state(path) if Path(path).exists() else {}
+    state = _state(path)
     stored = files.read_json(folder / "plan.json") if (folder / "plan.json").exists() else None
     if stored is None or stored["file"] != state:
         shutil.rmtree(folder, ignore_errors=True)
         field = _opened(work, path)
         lattice = _lattice(work, field)
-        blocks = [(r.start, r.stop, c.start, c.stop) for r, c in scanner.blocks(lattice)]
+        wanted = tissue.rois(field, lattice) if work.settings.skip_glass else None
+        places = scanner.blocks(lattice, wanted=wanted)
+        blocks = [(r.start, r.stop, c.start, c.stop) for r, c in places]
         stored = {"file": state, "blocks": blocks}
         files.write_json(folder / "plan.json", stored)
     blocks = [tuple(block) for block in stored["blocks"]]
@@ -137,6 +141,9 @@ def finish(work: Work, path: str, called: str, part: int, truth: Path | None) ->
         np.concatenate([none, *parts]),
         {},
     )
+    blocks = files.read_json(folder / "blocks" / "plan.json")["blocks"]
+    read = sum(scanner.rois((slice(*block[:2]), slice(*block[2:]))) for block in blocks)
+    found = dataclasses.replace(found, skipped=found.lattice.rois - read)
     threshold = work.settings.threshold
     pictures.write_pictures(
         folder, field, found.lattice, found.scores, found.cells, threshold=threshold
@@ -167,8 +174,15 @@ def _lattice(work: Work, field: Field) -> Lattice:
 
 
 def _opened(work: Work, path: str) -> Field:
-    state = scan_directory.file_state(path) if Path(path).exists() else {}
-    return _field(path, work.settings.mpp, work.settings.file_mpp, tuple(state.values()))
+    # Asked of the URL each time: that keeps its copy on this machine in use.
+    where = str(reader.local(path))
+    return _field(where, work.settings.mpp, work.settings.file_mpp, tuple(_state(where).values()))
+
+
+def _state(path: str) -> dict[str, int | str]:
+    """What tells a file from another one; of none nothing, as opening it will say so."""
+    is_there = urls.is_url(path) or Path(path).exists()
+    return scan_directory.file_state(path) if is_there else {}
 
 
 # A worker outlives commands: a file that changed is opened again, models that did are loaded again.

@@ -108,7 +108,12 @@ def _measure(
         for _ in range(2):
             start = time.perf_counter()
             scan = scanner.scan(
-                field, both, threshold=settings.threshold, radius=settings.radius, pool=pool
+                field,
+                both,
+                threshold=settings.threshold,
+                radius=settings.radius,
+                pool=pool,
+                skip_glass=settings.skip_glass,
             )
             pictures.write_pictures(
                 Path(folder),

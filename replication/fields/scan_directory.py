@@ -24,7 +24,7 @@ from replication.fields.read.field import Field, FieldError
 from replication.fields.scanned import scanned_fields
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, tables
+from tfds_pap import files, tables, urls
 from tfds_pap.errors import PapError
 
 TRUTH = "nuclei.csv"
@@ -51,6 +51,7 @@ class Settings:
         mpp: Micrometres per pixel that fields are read at; None reads every pixel of the file.
         file_mpp: Pixel size of files that do not state theirs; None where it is not known.
         engine: Of stage 2, one of `engines.ENGINES`.
+        skip_glass: Whether ROIs without stain stay unread.
     """
 
     roi: int = ROI
@@ -61,6 +62,7 @@ class Settings:
     mpp: float | None = None
     file_mpp: float | None = None
     engine: str = "auto"
+    skip_glass: bool = False
 
 
 def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def scan(
                         radius=settings.radius,
                         pool=blocks,
                         advance=lambda share: advance(_READING * share),
+                        skip_glass=settings.skip_glass,
                     )
                     start = time.perf_counter()
                     pictures.write_pictures(
@@ -171,9 +174,10 @@ def field_id(path: str) -> str:
     """Returns a name for a field's folder: safe in any file system, and one for each file.
 
     Args:
-        path: Of the field.
+        path: Of the field, or its URL.
     """
-    digest = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:8]
+    where = path if urls.is_url(path) else Path(path).resolve()
+    digest = hashlib.sha256(os.fsencode(where)).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(path).stem)[:60]}-{digest}"
 
 
@@ -253,19 +257,40 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
     except PapError as error:
         tqdm.tqdm.write(f"Note: {str(error).partition(';')[0]}; scanning {path} again")
         return False
-    return info["file"] == file_state(path) and info["truth"] == truth_file(path, truth)
+    try:
+        return info["file"] == file_state(path) and info["truth"] == truth_file(path, truth)
+    except FieldError:
+        # Reading it will say what is wrong with its URL.
+        return False
 
 
-def file_state(path: str) -> dict[str, int]:
-    """Returns what tells a file from another one; a slide's gigabytes are not read for it."""
+def file_state(path: str) -> dict[str, int | str]:
+    """Returns what tells a file from another one; a slide's gigabytes are not read for it.
+
+    Args:
+        path: Of the file, or its URL.
+
+    Raises:
+        FieldError: If a URL leads nowhere.
+    """
+    if urls.is_url(path):
+        try:
+            return urls.state(path)
+        except urls.UrlError as error:
+            raise FieldError(str(error)) from None
     state = Path(path).stat()
     return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
 def truth_file(path: str, truth: Path | None) -> str | None:
-    """Returns the file of a field's annotated nuclei: `truth`, or the one beside it, if any."""
+    """Returns the file of a field's annotated nuclei: `truth`, or the one beside it, if any.
+
+    Beside a URL none is looked for.
+    """
     if truth is not None:
         return str(truth)
+    if urls.is_url(path):
+        return None
     beside = Path(path).parent / TRUTH
     return str(beside) if beside.exists() else None
 
@@ -278,7 +303,7 @@ def write_field(
     seconds: dict[str, float],
     truth: Path | None,
     *,
-    state: dict[str, int] | None = None,
+    state: dict[str, int | str] | None = None,
 ) -> None:
     """Writes what was found in a field; `field.json` last, as then it is finished.
 
@@ -299,6 +324,11 @@ def write_field(
     if not field_scan.lattice.rois:
         notes.append(
             f"smaller than an ROI of {field_scan.lattice.roi} px: there was nothing to read"
+        )
+    if field_scan.skipped:
+        notes.append(
+            f"{field_scan.skipped:,} of {field_scan.lattice.rois:,} ROIs were taken for glass and "
+            "not read"
         )
     info = {
         "id": folder.name,

@@ -9,12 +9,12 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
 
-from replication.fields.find import suppression
+from replication.fields.find import suppression, tissue
 from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.find.stages import BATCH, Stages
@@ -34,7 +34,8 @@ class FieldScan:
         detections: ROIs at the threshold or above.
         cells: The kept ones, named, the most suspicious first.
         seconds: Spent in "read" (of stage 1), "stage1", "suppression" and "stage2" (its reading
-            included); those of several workers are added up.
+            included; "tissue", where glass is skipped); those of several workers are added up.
+        skipped: ROIs on glass that were not read; their scores are 0.
     """
 
     lattice: Lattice
@@ -42,6 +43,7 @@ class FieldScan:
     detections: int
     cells: Cells
     seconds: dict[str, float]
+    skipped: int = 0
 
 
 def scan(
@@ -53,6 +55,7 @@ def scan(
     pool: futures.Executor,
     advance: Callable[[float], None] = lambda share: None,
     block: int = BLOCK,
+    skip_glass: bool = False,
 ) -> FieldScan:
     """Reads a field.
 
@@ -65,13 +68,20 @@ def scan(
         advance: Called with the share of the field that was done since the last call; the shares of
             a field add up to 1.
         block: Side of a block, pixels as read.
+        skip_glass: Whether ROIs without stain (`tissue.rois`) stay unread.
 
     Raises:
         FieldError: If the field is damaged.
     """
     decision = stages.stage2.decision
     stage1, seconds = stages.stage1, collections.defaultdict[str, float](float)
-    scores = score_map(field, stages, pool=pool, advance=advance, block=block, seconds=seconds)
+    lattice = Lattice(field.width, field.height, stage1.roi, stage1.stride)
+    wanted = None
+    if skip_glass:
+        with _timed(seconds, "tissue"):
+            wanted = tissue.rois(field, lattice)
+    places = list(blocks(lattice, block, wanted))
+    scores = score_map(field, stages, places, pool=pool, advance=advance, seconds=seconds)
     with _timed(seconds, "suppression"):
         kept = suppression.keep(scores, threshold, radius, stage1.stride)
     tops, lefts = kept.T * stage1.stride
@@ -86,7 +96,8 @@ def scan(
     named = [np.zeros((0, len(decision.labels))), *pool.map(name, parts)]
     if not parts:
         advance(0.5)
-    return collect(field, stages, scores, threshold, kept, np.concatenate(named), dict(seconds))
+    found = collect(field, stages, scores, threshold, kept, np.concatenate(named), dict(seconds))
+    return dataclasses.replace(found, skipped=lattice.rois - sum(map(rois, places)))
 
 
 def collect(
@@ -128,16 +139,24 @@ def collect(
 def score_map(
     field: Field,
     stages: Stages,
+    places: Sequence[tuple[slice, slice]] | None = None,
     *,
     pool: futures.Executor,
     advance: Callable[[float], None] = lambda share: None,
-    block: int = BLOCK,
     seconds: collections.defaultdict[str, float] | None = None,
 ) -> np.ndarray:
     """Runs stage 1 over a field; see `scan`.
 
+    Args:
+        field: The field.
+        stages: The networks.
+        places: From `blocks`; None takes all of them.
+        pool: See `scan`.
+        advance: See `scan`; half of the field is done here.
+        seconds: See `FieldScan`; added to.
+
     Returns:
-        float32 `[rows, columns]` of the `Lattice`.
+        float32 `[rows, columns]` of the `Lattice`; 0 outside the blocks.
     """
     stage1 = stages.stage1
     seconds = collections.defaultdict(float) if seconds is None else seconds
@@ -149,29 +168,43 @@ def score_map(
             pixels = field.read(*covered(lattice, rows, columns))
         with _timed(seconds, "stage1"):
             scores[rows, columns] = stage1.scores(pixels)
-        advance(0.5 * (rows.stop - rows.start) * (columns.stop - columns.start) / lattice.rois)
+        advance(0.5 * rois((rows, columns)) / total)
 
-    for _ in pool.map(lambda place: score(*place), blocks(lattice, block)):
+    places = list(blocks(lattice)) if places is None else places
+    total = sum(map(rois, places))
+    for _ in pool.map(lambda place: score(*place), places):
         pass
-    if not lattice.rois:
+    if not places:
         advance(0.5)
     return scores
 
 
-def blocks(lattice: Lattice, side: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+def blocks(
+    lattice: Lattice, side: int = BLOCK, wanted: np.ndarray | None = None
+) -> Iterator[tuple[slice, slice]]:
     """Cuts a lattice into rectangles of ROIs, row by row.
 
     Args:
         lattice: The lattice.
         side: Pixels that the ROIs of a rectangle cover at most; one ROI at least.
+        wanted: bool `[rows, columns]`: rectangles shrink to the wanted ROIs in them, and those
+            without any are left out; None wants all.
     """
     count = max(1, (side - lattice.roi) // lattice.stride + 1)
     for row in range(0, lattice.rows, count):
         for column in range(0, lattice.columns, count):
-            yield (
+            place = (
                 slice(row, min(row + count, lattice.rows)),
                 slice(column, min(column + count, lattice.columns)),
             )
+            if wanted is None:
+                yield place
+            elif wanted[place].any():
+                down, across = (np.flatnonzero(wanted[place].any(axis=axis)) for axis in (1, 0))
+                yield (
+                    slice(row + int(down[0]), row + int(down[-1]) + 1),
+                    slice(column + int(across[0]), column + int(across[-1]) + 1),
+                )
 
 
 def covered(lattice: Lattice, rows: slice, columns: slice) -> tuple[int, int, int, int]:
@@ -182,6 +215,11 @@ def covered(lattice: Lattice, rows: slice, columns: slice) -> tuple[int, int, in
         (columns.stop - columns.start - 1) * lattice.stride + lattice.roi,
         (rows.stop - rows.start - 1) * lattice.stride + lattice.roi,
     )
+
+
+def rois(place: tuple[slice, slice]) -> int:
+    """How many ROIs a rectangle has."""
+    return (place[0].stop - place[0].start) * (place[1].stop - place[1].start)
 
 
 @contextlib.contextmanager

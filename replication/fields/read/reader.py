@@ -12,10 +12,13 @@ import numpy as np
 
 from replication.fields.read.field import ArrayField, Field, FieldError
 from replication.fields.read.rescaled import SAME_MPP, Rescaled
-from tfds_pap import folders, images
+from tfds_pap import folders, images, urls
 
 #: Endings of slides, beside those of images that folders are searched for.
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
+
+#: Endings of those whose pixels lie in other files.
+_SEVERAL = (".mrxs", ".vms", ".vmu")
 
 #: Ordinary images, and how those of them begin that no slide format shares.
 _FORMATS = tuple(dict.fromkeys(images.FORMATS.values()))
@@ -29,7 +32,7 @@ def open_field(
 
     Args:
         path: An image (JPEG, PNG, BMP, TIFF; of several pages the first, where the others are
-            smaller), or a slide.
+            smaller), or a slide; or the URL of one file, which is copied to this machine.
         mpp: Micrometres per pixel that it is wanted at; None reads every pixel of the file.
         file_mpp: Pixel size of a file that does not state its own. The resolution of JPEG and PNG
             files is not asked: cameras and editors write 72 or 96 dots an inch whatever the lens.
@@ -44,7 +47,7 @@ def open_field(
         >>> with open_field("slide.svs", mpp=0.25) as field:  # doctest: +SKIP
         ...     pixels = field.read(1000, 2000, 150, 150)
     """
-    path = Path(path)
+    path = local(str(path))
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -69,17 +72,39 @@ def open_field(
     return Rescaled(field, mpp)
 
 
+def local(path: str) -> Path:
+    """Returns where a field's file lies on this machine.
+
+    Args:
+        path: Of the field; behind a URL it is copied first.
+
+    Raises:
+        FieldError: If it cannot be copied, or is one of several files.
+    """
+    if not urls.is_url(path):
+        return Path(path)
+    if path.lower().endswith(_SEVERAL):
+        raise FieldError(f"{path}: a slide of several files has no URL; copy them to this machine")
+    try:
+        return urls.local(path)
+    except urls.UrlError as error:
+        raise FieldError(str(error)) from None
+
+
 def expand_fields(arguments: Iterable[str]) -> list[str]:
     """Returns the fields that arguments name: files as they are, of folders all below them.
 
     Args:
-        arguments: Files and folders.
+        arguments: Files, folders and URLs of files; the latter are looked for when they are read.
 
     Raises:
         folders.TreeError: One does not exist, or is a folder without a field.
     """
-    paths = []
+    paths: list[str] = []
     for argument in arguments:
+        if urls.is_url(argument):
+            paths.append(argument)
+            continue
         path = Path(argument)
         if not path.is_dir():
             paths += folders.expand_images([argument])
