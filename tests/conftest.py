@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 #: Whole commands, fits, kills, servers, browsers and searches; `make check` leaves them out. They
 #: come first, the longest before all, so that two workers end at about the same time.
 SLOW = (
+    "test_own_data",
+    "test_dask_features",
+    "test_dask_scan",
+    "test_dask_audit",
+    "test_backends",
     "test_search",
     "test_run",
     "test_compare",
@@ -68,9 +73,20 @@ SLOW = (
     "test_field_sweep",
     "test_docs",
     "test_trials",
-    "test_backends",
-    "test_dask_features",
-    "test_dask_scan",
+)
+
+#: Not slow, yet long as a whole: behind those above and before the rest, for the same end.
+LONG = (
+    "test_devices",
+    "test_defects",
+    "test_field_dense",
+    "test_features",
+    "test_models",
+    "test_oracles",
+    "test_oracle_failures",
+    "test_keras_settings",
+    "test_phantom",
+    "test_paper",
 )
 
 
@@ -81,9 +97,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the files that `make check` leaves out, and puts them first."""
-    rank = {name: number for number, name in enumerate(SLOW)}
+    rank = {name: number for number, name in enumerate((*SLOW, *LONG))}
     for item in items:
-        if item.path.stem in rank:
+        if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 

@@ -192,7 +192,8 @@ class Queue:
                 future.release()
         finally:
             # An interrupted command leaves nothing for others' workers to do.
-            with contextlib.suppress(Exception):
+            gone = (OSError, RuntimeError, futures.CancelledError, asyncio.CancelledError)
+            with contextlib.suppress(*gone):
                 self._client.cancel(list(self._names), force=True)
 
     def _outcome(self, future: "distributed.Future") -> Any:
