@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     lines: list[str] = []
     for number, step in enumerate(plan.selected(every, wanted, ()), start=1):
         # The page is there after the first step, and follows the others.
-        if _perform(run, step, every, f"[{number} of {len(wanted)}]", costs) or not lines:
+        if work.make_valid(run, step, every, f"[{number} of {len(wanted)}]", costs) or not lines:
             lines = work.apart(_write_page, settings, every, _program())
     print(*lines, sep="\n")
     known = work.records(run)
@@ -217,37 +217,6 @@ def _plan_lines(
     if said:
         head.append("A reduced run is no reproduction; --budget of more minutes leaves out less")
     return [*head, *lines]
-
-
-def _perform(
-    run: RunDirectory,
-    step: plan.Step,
-    every: Sequence[plan.Step],
-    place: str,
-    costs: Mapping[str, plan.Cost],
-) -> bool:
-    """Runs a step where its results are not there and valid; tells whether anything changed."""
-    known = work.records(run)
-    why = work.why_invalid(run.path, step, known)
-    if why is None:
-        print(f"{place} {step.name}: there and valid")
-        return False
-    if why:
-        aside = work.set_aside(run.path, step)
-        kept = f"; what was there is kept in {aside}" if aside else ""
-        print(f"{place} {step.name}: made again: {why}{kept}")
-    by_name = {other.name: other for other in every}
-    for need in step.needs:
-        if work.why_invalid(run.path, by_name[need], known) is not None:
-            work.refuse(run, step, f"needs {need}, which is not done")
-            print(f"{place} {step.name}: not begun, needs {need}", flush=True)
-            return True
-    limit = plan.limit_of(run.manifest()["limits"], step.name)
-    print(f"\n{place} {step.name}: {step.what}\n$ {step.command}", flush=True)
-    record = work.perform(run, step, round(costs[step.name].seconds(limit), 1))
-    end = record["reason"] or f"{record['seconds']:.0f} s"
-    print(f"{place} {step.name}: {record['state']}: {end}", flush=True)
-    return True
 
 
 def _measure(

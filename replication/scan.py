@@ -20,7 +20,7 @@ from replication.flags import engine as engine_flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import cluster_flags, commands, path_flags, tables, urls
+from tfds_pap import cluster_flags, commands, path_flags, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -98,18 +98,12 @@ def main(argv: list[str]) -> None:
     match_radius = field_flags.match_radius()
     # A missing package is told before TensorFlow is imported.
     engine_flags.engine()
-    arguments = _slides(Path(_SLIDES.value)) if _SLIDES.value else argv[1:]
+    arguments = urls.listed(Path(_SLIDES.value), "slide") if _SLIDES.value else argv[1:]
     for argument in filter(urls.is_url, arguments):
         urls.check(argument)
     start = time.perf_counter()
     with cluster_flags.connected(not _DRY_RUN.value) as client:
         _scan(arguments, match_radius, start, client)
-
-
-def _slides(path: Path) -> list[str]:
-    """Returns the paths and URLs of a list of slides."""
-    slides = [row["slide"] for _, row in tables.read(path, ("slide",))]
-    return [each if urls.is_url(each) else str(path.parent / each) for each in slides]
 
 
 def _scan(

@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from commands import command
 
-from replication import paper
 from replication.measures import evaluation
 from replication.measures.predictions import Predictions, jsonable
 from replication.runs.directory import RunDirectory
@@ -350,7 +349,7 @@ def test_steps_are_run_skipped_made_again_and_left_out(fakes, capsys):
 
     def go():
         for each in every:
-            paper._perform(run, each, every, "[]", costs)
+            work.make_valid(run, each, every, "[]", costs)
         told = capsys.readouterr().out
         return told, {name: record["state"] for name, record in work.records(run).items()}
 

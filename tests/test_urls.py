@@ -266,8 +266,6 @@ def test_the_steps_of_a_cluster_give_what_one_process_gives(
 
 
 def test_a_list_mixes_paths_and_urls(tmp_path):
-    from replication import scan
-
     (tmp_path / "list.csv").write_text("slide\na.svs\n/b.svs\ngs://bucket/c.svs\n")
-    paths = scan._slides(tmp_path / "list.csv")
+    paths = urls.listed(tmp_path / "list.csv", "slide")
     assert paths == [str(tmp_path / "a.svs"), "/b.svs", "gs://bucket/c.svs"]

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tfds_pap import files
+from tfds_pap import files, tables
 from tfds_pap.errors import PapError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -151,3 +151,17 @@ def _make_room(folder: Path, size: int) -> None:
 def _line(error: Any) -> str:
     """An error in one line."""
     return " ".join((str(error) or type(error).__name__).split())
+
+
+def listed(path: Path, column: str) -> list[str]:
+    """Returns the paths and URLs of a table; paths lie beside it, or begin with `/`.
+
+    Args:
+        path: CSV with a row each.
+        column: That names them.
+
+    Raises:
+        PapError: If it is no such table.
+    """
+    values = [row[column] for _, row in tables.read(path, (column,))]
+    return [value if is_url(value) else str(path.parent / value) for value in values]

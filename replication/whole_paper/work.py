@@ -17,12 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from replication.runs.directory import RunDirectory
-from replication.whole_paper.plan import Step
+from replication.whole_paper.plan import Cost, Step, limit_of
 from tfds_pap import files
 from tfds_pap.errors import PapError
 
@@ -287,3 +287,45 @@ def _end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def make_valid(
+    run: RunDirectory,
+    step: Step,
+    every: Sequence[Step],
+    place: str,
+    costs: Mapping[str, Cost],
+) -> bool:
+    """Runs a step where its results are not there and valid.
+
+    Args:
+        run: Of the whole paper.
+        step: What is to be done.
+        every: All steps, among them those that it needs.
+        place: Which of how many it is, as it is printed.
+        costs: Of each step, what was planned.
+
+    Returns:
+        Whether anything changed.
+    """
+    known = records(run)
+    why = why_invalid(run.path, step, known)
+    if why is None:
+        print(f"{place} {step.name}: there and valid")
+        return False
+    if why:
+        aside = set_aside(run.path, step)
+        kept = f"; what was there is kept in {aside}" if aside else ""
+        print(f"{place} {step.name}: made again: {why}{kept}")
+    by_name = {other.name: other for other in every}
+    for need in step.needs:
+        if why_invalid(run.path, by_name[need], known) is not None:
+            refuse(run, step, f"needs {need}, which is not done")
+            print(f"{place} {step.name}: not begun, needs {need}", flush=True)
+            return True
+    limit = limit_of(run.manifest()["limits"], step.name)
+    print(f"\n{place} {step.name}: {step.what}\n$ {step.command}", flush=True)
+    record = perform(run, step, round(costs[step.name].seconds(limit), 1))
+    end = record["reason"] or f"{record['seconds']:.0f} s"
+    print(f"{place} {step.name}: {record['state']}: {end}", flush=True)
+    return True
