@@ -46,6 +46,8 @@ _KINDS = {
     "Student's over 2, 3, 5 seeds": "Student's of . seeds|difference over . seeds",
     "whole fields: recall, precision, F1, false positives": "fields: .*",
     "gap of two sets of images": "gap of two sets of images",
+    "size of a defect: gap of two sets of images": "gap in .* of two sets of images, .*",
+    "size of a defect: D5's specificity minus the true one": "published specificity minus .*",
     "search: best minus 29 equal others at once": "search: best minus all 29 others at once",
     "search: mean of a level, grids and random draws": "mean of a level.*",
 }

@@ -137,6 +137,12 @@ def test_one_epoch_leaves_nothing_to_choose_and_groups_are_in_one_half():
     assert all(len({*half[np.array(groups) == group]}) == 1 for group in set(groups))
 
 
+def test_one_group_has_no_halves_and_is_not_measured():
+    one = predictions([0, 1], [0, 0], groups=["slide", "slide"])
+    (size,) = steps.Work._watched(None, [], [one, one])
+    assert size.verdict == "not measured" and "of one group" in size.note
+
+
 def test_the_interval_of_watching_holds_the_flattery_of_other_images():
     """300 samples of 200 images, 20 equal epochs: how often the interval holds the true mean."""
     rng = np.random.default_rng(0)

@@ -137,6 +137,10 @@ class Work:
         return found
 
     def _watched(self, directories: Sequence[Path], tests: Sequence[Predictions]) -> list[Size]:
+        what = "epoch chosen on the images that are scored, or on the other half of their folder"
+        if len({*tests[0].groups}) == 1 and tests[0].groups[0]:
+            note = "The images that are scored are of one group, which has no halves."
+            return [Size("D4", "P2", what, note=note)]
         sides: tuple[list[Predictions], list[Predictions]] = ([], [])
         epochs: list[int] = []
         for seed, directory, test in zip(self.plan.seeds, directories, tests, strict=True):
@@ -145,7 +149,6 @@ class Work:
             for side, one in zip(sides, named, strict=True):
                 side.append(one)
             epochs += chosen
-        what = "epoch chosen on the images that are scored, or on the other half of their folder"
         note = (
             f"One look an epoch ({self.plan.networks[WHOLE].epochs}); chosen were "
             f"{', '.join(map(str, epochs))}. Never below 0; half a folder flatters more than a "
