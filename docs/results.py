@@ -347,13 +347,12 @@ def _defects() -> Iterator[str]:
     return _table(head, rows)
 
 
-TABLES: dict[str, Callable[[], Iterator[str]]] = {
+TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "leak": _leak,
     "comparison": _comparison,
     "audit_recall": _audit_recall,
     "audit_peers": _audit_peers,
-    "audit_cluster": _audit_cluster,
-    "audit_on_paper": _audit_on_paper,
+    "audit_cluster": lambda: (*_audit_cluster(), "", *_audit_on_paper()),
     "interval_coverage": _interval_coverage,
     "first_minute": _first_minute,
     **{
