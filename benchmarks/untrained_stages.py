@@ -1,4 +1,7 @@
-"""Networks of both stages with random weights, for workers that load them by themselves."""
+"""Networks of both stages with random weights, for workers that load them by themselves.
+
+They are drawn once and saved: seeds belong to a whole process, in which Dask's threads draw too.
+"""
 
 import dataclasses
 import resource
@@ -13,22 +16,28 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Untrained(Models):
-    """The papers' networks; the time of a forward pass does not depend on weights."""
+    """The papers' networks, saved as `stage1` and `stage2`; time does not depend on weights."""
+
+    def save(self) -> None:
+        """Draws and saves both."""
+        from replication.learning import models
+
+        models.stage1_cnn().save(self.stage1)
+        models.stage2_cnn("clean").save(self.stage2)
 
     def load(self, settings: "Settings") -> "Stages":
-        """Builds both, the same ones in every process."""
-        import keras
-
+        """Loads both."""
         from replication.fields.find.dense import Stage1
         from replication.fields.find.stages import Stage2, Stages
-        from replication.learning import models
         from replication.measures import decisions
+        from replication.runs import results
         from tfds_pap.taxonomy import STAGE2_CLASSES
 
-        keras.utils.set_random_seed(0)
-        stage1 = Stage1(models.stage1_cnn(), "bilinear", method=settings.method)
+        stage1 = Stage1(results.load_keras(self.stage1), "bilinear", method=settings.method)
         decision = decisions.Decision(STAGE2_CLASSES, None, None)
-        stage2 = Stage2(models.stage2_cnn("clean"), "bilinear", decision, engine=settings.engine)
+        stage2 = Stage2(
+            results.load_keras(self.stage2), "bilinear", decision, engine=settings.engine
+        )
         about = {"sha256": "untrained"}
         return Stages(stage1, stage2, {"stage1": about, "stage2": about})
 
