@@ -10,7 +10,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from replication.learning import features, heads, knobs, models, recipes, training, weights
+from replication.learning import (
+    features,
+    heads,
+    knobs,
+    models,
+    recipes,
+    training,
+    training_state,
+    weights,
+)
 from replication.runs import automatic, device
 from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
@@ -280,7 +289,7 @@ def _fitted(
         recipe, images, assigned, seed=0, policy=policy, directory=place, label=None,
         callbacks=(clock,),
     )  # fmt: skip
-    training.remove_state(place)
+    training_state.remove_state(place)
     name = recipe.name if recipe.name in models.BACKBONES else ""
     return clock.row(
         part, len(assigned.train), size=recipe.size, batch=recipe.batch_size, gflops=gflops,

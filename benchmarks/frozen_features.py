@@ -36,7 +36,15 @@ def main(argv: list[str]) -> None:
     import keras
     import numpy as np
 
-    from replication.learning import features, heads, knobs, models, training, weights
+    from replication.learning import (
+        features,
+        heads,
+        knobs,
+        models,
+        training,
+        training_state,
+        weights,
+    )
     from tfds_pap import phantom_set, pipeline, roles
 
     class Clock(keras.callbacks.Callback):
@@ -98,7 +106,7 @@ def main(argv: list[str]) -> None:
                     slow, fast = every.seconds[epochs - 1], once.seconds[epochs - 1]
                     print(f"{epochs:8d}{slow:12.1f} s{fast:14.1f} s{slow / fast:8.1f}", flush=True)
             for folder in (place / "a", place / "b"):
-                training.remove_state(folder)
+                training_state.remove_state(folder)
 
 
 if __name__ == "__main__":

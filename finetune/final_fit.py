@@ -10,7 +10,7 @@ import tensorflow_datasets.public_api as tfds
 from finetune import recipes
 from finetune.search import scoring
 from finetune.tuning import Tuning
-from replication.learning import features, models, training
+from replication.learning import features, models, training, training_state
 from replication.measures import published
 from replication.runs import fitting
 from replication.runs.device import DevicePolicy
@@ -180,7 +180,7 @@ class FinalFit:
             )
             models.save_model(model, model_path)
             files.write_last(outcome_path, outcome, (model_path.name,))
-            training.remove_state(directory)
+            training_state.remove_state(directory)
         return model_path, files.read_json(outcome_path)
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from replication.learning import features, heads, knobs, models, recipes, training, weights
+from replication.learning import features, heads, knobs, models, recipes, training_state, weights
 from replication.runs.device import DevicePolicy
 from tfds_pap import files, pipeline, roles
 from tfds_pap.errors import PapError
@@ -78,7 +78,7 @@ def test_p3_is_scored_on_a_random_fifth_of_the_train_folder(builder):
 
 
 def test_monitoring_accuracy_keeps_the_epoch_of_the_highest(tmp_path):
-    state = training.TrainingState(tmp_path, patience=2, monitor="val_accuracy")
+    state = training_state.TrainingState(tmp_path, patience=2, monitor="val_accuracy")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
     state.set_model(model)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from replication.drawing import tensorboard
-from replication.learning import training
+from replication.learning import training, training_state
 from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
 from tfds_pap.errors import PapError
@@ -175,7 +175,7 @@ def test_loss_that_is_not_finite_is_one_line(store, tmp_path):
 def test_remove_state(tmp_path):
     for name in ("state.npz", "best_0003.npz", "model.keras"):
         (tmp_path / name).touch()
-    training.remove_state(tmp_path)
+    training_state.remove_state(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from finetune import blocks, recipes, tuning
 from finetune.search import scoring
-from replication.learning import features, models, optimizers, training, weights
+from replication.learning import features, models, optimizers, training, training_state, weights
 from replication.runs import device
 from tfds_pap import pipeline, roles
 from tfds_pap.classes import Classes
@@ -190,7 +190,7 @@ def test_a_longer_fit_goes_on_where_a_shorter_one_ended(tiny_backbone, builder, 
     )
     whole, outcome = fit(store, recipe(asked, one_spec), tmp_path / "whole")
     fit(store, recipe(asked, one_spec, epochs=4), tmp_path / "short", seconds_between_writes=99)
-    training.copy_state(tmp_path / "short", tmp_path / "long")
+    training_state.copy_state(tmp_path / "short", tmp_path / "long")
     longer, later = fit(store, recipe(asked, one_spec), tmp_path / "long")
     assert later["history"] == outcome["history"]
     for one, other in zip(whole.variables, longer.variables, strict=True):
@@ -273,7 +273,7 @@ def test_figures_equal_scikit_learns():
     )
     assert set(found) == {*scoring.OBJECTIVES, "val_hsil_plus_specificity"}
     said[3] = np.nan
-    with pytest.raises(training.Diverged):
+    with pytest.raises(training_state.Diverged):
         scoring.figures(labels, said, BETHESDA, "val_")
 
 

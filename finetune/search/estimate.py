@@ -14,7 +14,7 @@ from finetune import recipes
 from finetune.search import oracles, scoring
 from finetune.search.tuner import Study
 from finetune.tuning import Tuning
-from replication.learning import models, optimizers, training
+from replication.learning import models, optimizers, training, training_state
 
 #: Epochs that are trained to measure; the first one pays for tracing.
 _EPOCHS = 3
@@ -130,7 +130,7 @@ def _measure(study: Study, point: Tuning) -> tuple[float, float]:
                 validate=scoring.validator(study.store, study.assigned.tune),
                 seconds_between_writes=math.inf,
             )
-        except training.Diverged:
+        except training_state.Diverged:
             # It takes as long as any other step.
             clock.ends.append(time.perf_counter())
     epoch = (clock.ends[-1] - clock.ends[0]) / max(len(clock.ends) - 1, 1)

@@ -8,7 +8,7 @@ import keras_tuner
 import numpy as np
 
 from finetune.search.trials import Direction
-from replication.learning import features, heads, training
+from replication.learning import features, heads, training, training_state
 from replication.measures import confusion
 from tfds_pap import pipeline, roles
 from tfds_pap.classes import Classes
@@ -115,10 +115,10 @@ def figures(
         prefix: Of the names of the figures.
 
     Raises:
-        training.Diverged: If a probability is not finite.
+        training_state.Diverged: If a probability is not finite.
     """
     if not np.isfinite(probabilities).all():
-        raise training.Diverged("probabilities are not finite")
+        raise training_state.Diverged("probabilities are not finite")
     count = len(classes.names)
     matrix = confusion.counts(
         labels, probabilities.argmax(axis=1), count, np.ones((1, len(labels)))

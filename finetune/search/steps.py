@@ -10,7 +10,7 @@ from finetune import space
 from finetune.report import page as search_report
 from finetune.search import collect, finite_space, oracles, scoring, summary, tuner
 from replication.drawing import terminal
-from replication.learning import training
+from replication.learning import training_state
 from replication.measures import published
 from replication.runs import description, device
 from replication.runs.device import DevicePolicy
@@ -139,6 +139,6 @@ def publish(run: RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: 
     )
     # Nothing goes on from these any more.
     for folder in (run.path / collect.PROJECT).glob("trial_*/execution_*"):
-        training.remove_state(folder)
+        training_state.remove_state(folder)
     summary.print_summary(search, announcement=run.manifest()["announcement"])
     return page

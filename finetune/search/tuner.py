@@ -27,7 +27,7 @@ from finetune import recipes
 from finetune.search import cluster, collect, place, scoring, tensorboard
 from finetune.space import Space
 from finetune.tuning import Tuning
-from replication.learning import features, training
+from replication.learning import features, training, training_state
 from replication.measures import evaluation
 from replication.runs.device import DevicePolicy
 from tfds_pap import files, pipeline, roles
@@ -213,13 +213,13 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             return files.read_json(directory / "result.json")
         if key["inherited"] and not (directory / "state.npz").exists():
             past = Path(self.get_trial_dir(key["inherited"])) / f"execution_{number}"
-            training.copy_state(past, directory)
+            training_state.copy_state(past, directory)
         result = self._fit(tuning, key, directory)
         scored = ("predictions.csv",) if result["status"] == "completed" else ()
         files.write_last(directory / "result.json", result, ("key.json", *scored))
         # Only Hyperband goes on where a trial ended.
         if "tuner/epochs" not in values:
-            training.remove_state(directory)
+            training_state.remove_state(directory)
         return result
 
     def _fit(self, tuning: Tuning, key: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
                 validate=scoring.validator(store, self._study.assigned.tune),
                 seconds_between_writes=_SECONDS_BETWEEN_WRITES,
             )
-        except training.Diverged as error:
+        except training_state.Diverged as error:
             return {
                 "status": "diverged",
                 "message": str(error),

@@ -14,7 +14,7 @@ from replication.ablation import sizes, watching
 from replication.ablation.sizes import Size
 from replication.comparison import leaks
 from replication.comparison.candidates import Candidate, Cost
-from replication.learning import features, heads, knobs, training
+from replication.learning import features, heads, knobs, training, training_state
 from replication.measures import published
 from replication.measures.predictions import Predictions
 from replication.runs import description, fitting, progress
@@ -300,14 +300,14 @@ class Work:
             said = training.predict(model, store, rows)
             if not np.isfinite(said).all():
                 # The last step may leave weights that no loss has seen.
-                raise training.Diverged("probabilities are not finite")
-        except training.Diverged:
+                raise training_state.Diverged("probabilities are not finite")
+        except training_state.Diverged:
             directory.mkdir(parents=True, exist_ok=True)
             diverged.touch()
             return None
         scored = (("tune", assigned.tune), ("test", assigned.test))
         Predictions.of(store.index, scored, said).write(path)
-        training.remove_state(directory)
+        training_state.remove_state(directory)
         return Predictions.read(path)
 
     def _cut(self, store: features.FeatureStore, note: str) -> list[Size]:

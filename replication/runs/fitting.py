@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets.public_api as tfds
 
 from replication.drawing import tensorboard
-from replication.learning import features, models, training, whole_model
+from replication.learning import features, models, training, training_state, whole_model
 from replication.measures import evaluation, names, triage
 from replication.runs import description
 from replication.runs import device as devices
@@ -115,7 +115,7 @@ def run_fit(
         ("model.keras", "predictions.csv", "metrics.json"),
     )
     _write_session(run, files.read_json(directory / "fit.json"), predictions.select("test"))
-    training.remove_state(directory)
+    training_state.remove_state(directory)
     _note_cost(run, words, time.perf_counter() - start)
 
 
