@@ -22,7 +22,7 @@ from replication.learning import (
 )
 from replication.runs import automatic, device
 from replication.runs.device import DevicePolicy
-from tfds_pap import pipeline, roles
+from tfds_pap import pipeline, preparing, roles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,4 +306,4 @@ def prepared(sizes: Sizes, place: Path) -> Any:
     validation = sizes.images // 16
     counts = {"train": sizes.images // 4 - validation, "validation": validation}
     phantom_set.write_tree(place, db3={}, db4=counts)
-    return pipeline.prepare("pap_db4", "original", place, place / "tfds")
+    return preparing.prepare("pap_db4", "original", place, place / "tfds")

@@ -123,7 +123,7 @@ def _features(name: str) -> list[dict[str, object]]:
     import numpy as np
 
     from replication.learning import features
-    from tfds_pap import phantom_set, pipeline
+    from tfds_pap import phantom_set, pipeline, preparing
 
     policy = device.configure(precision="float32")
     base = features.feature_spec(name, source="none")
@@ -131,7 +131,7 @@ def _features(name: str) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         phantom_set.write_tree(place, db3={}, db4={"train": _IMAGES.value // 4, "validation": 1})
-        builder = pipeline.prepare("pap_db4", "original", place, place / "tfds")
+        builder = preparing.prepare("pap_db4", "original", place, place / "tfds")
         store = pipeline.load_images(builder, base.size, base.resize)
         rows = np.flatnonzero(store.index.splits == "train")
 

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         training_state,
         weights,
     )
-    from tfds_pap import phantom_set, pipeline, roles
+    from tfds_pap import phantom_set, pipeline, preparing, roles
 
     class Clock(keras.callbacks.Callback):
         """Seconds since the start at the end of each epoch."""
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         place = Path(scratch)
         counts = {"train": _IMAGES.value // 4, "validation": 1}
         phantom_set.write_tree(place, db3={}, db4=counts)
-        builder = pipeline.prepare("pap_db4", "original", place, place / "tfds")
+        builder = preparing.prepare("pap_db4", "original", place, place / "tfds")
         index = pipeline.read_index(builder)
         everything = np.flatnonzero(index.splits == "train")
         assigned = roles.Roles(everything, everything[:0], everything[:0])

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfds_pap import phantom_set, pipeline
+    from tfds_pap import phantom_set, pipeline, preparing
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         phantom_set.write_tree(root, db3={}, db4={"train": train, "validation": validation})
         paths = sorted((root / "DB_4").rglob("*.jpg"))
         contents = [path.read_bytes() for path in paths]
-        builder = pipeline.prepare("pap_db4", "original", root, root / "data")
+        builder = preparing.prepare("pap_db4", "original", root, root / "data")
 
         decode_only = tf.data.Dataset.from_tensor_slices(contents).map(
             lambda data: tf.io.decode_jpeg(data, 3, dct_method="INTEGER_ACCURATE")[0, 0, 0],

@@ -30,11 +30,11 @@ def main(argv: list[str]) -> None:
     import keras
 
     from replication.learning import models, recipes, training
-    from tfds_pap import pipeline, roles
+    from tfds_pap import pipeline, preparing, roles
 
     policy = device.configure()
     size = recipes.PHANTOM_SIZE
-    store = pipeline.load_images(pipeline.prepare(recipes.DATASETS[2], "phantom"), size)
+    store = pipeline.load_images(preparing.prepare(recipes.DATASETS[2], "phantom"), size)
     assigned = roles.assign_roles(store.index, "clean", stage=2)
     print(machine.describe())
     for name, (scale, offset) in _SCALINGS.items():

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     from finetune.search import collect, oracles, scoring, tuner
     from finetune.tuning import Tuning
     from replication.learning import features
-    from tfds_pap import phantom_set, pipeline
+    from tfds_pap import phantom_set, pipeline, preparing
 
     policy = device.configure()
     print(machine.describe())
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         place = Path(scratch)
         counts = {"train": _IMAGES.value // 4, "validation": 1}
         phantom_set.write_tree(place, db3={}, db4=counts)
-        builder = pipeline.prepare("pap_db4", "original", place, place / "tfds")
+        builder = preparing.prepare("pap_db4", "original", place, place / "tfds")
         base = Tuning(backbone=_BACKBONE.value, epochs=_EPOCHS.value, patience=5)
         searched = space.find("paper", base)
         spec = features.feature_spec(base.backbone, source="none", precision=policy.precision)

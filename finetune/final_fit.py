@@ -15,7 +15,7 @@ from replication.measures import published
 from replication.runs import fitting
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, pipeline, roles
+from tfds_pap import files, preparing, roles
 
 #: The figure that every fine-tuned model is set beside: the paper's final one.
 PUBLISHED = "P6.accuracy"
@@ -69,7 +69,7 @@ class FinalFit:
         """Returns everything that results depend on; protocol and seed only choose among fits."""
         hidden = "-".join(map(str, self.tuning.hidden_units)) or "none"
         return {
-            "data of stage 2": pipeline.identity(self.builder),
+            "data of stage 2": preparing.identity(self.builder),
             **dataclasses.asdict(self.tuning),
             "hidden_units": hidden,
             "weights": self.spec.weights.label,
@@ -129,7 +129,7 @@ class FinalFit:
 
     def _recipe(self, tuning: Tuning, seed: int, head: Path | None = None) -> training.Recipe:
         clean = self.protocol == "clean"
-        own = self.builder.name in pipeline.FOLDER_SETS.values()
+        own = self.builder.name in preparing.FOLDER_SETS.values()
         return recipes.recipe(
             tuning,
             self.spec,

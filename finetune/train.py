@@ -145,7 +145,7 @@ def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
     from finetune.search import collect
     from finetune.tuning import P6, Tuning
     from replication.learning import features
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
     monitor, best = "val_loss", None
     if _FROM_SEARCH.value:
@@ -174,7 +174,7 @@ def _plan(policy: DevicePolicy) -> "final_fit.FinalFit":
             f"--weights={_WEIGHTS.value}: the search in {_FROM_SEARCH.value} used other ones"
         )
     builder = stage2_flags.prepare()
-    if best and best.data != pipeline.identity(builder):
+    if best and best.data != preparing.identity(builder):
         print("Note: the search looked at other images than these")
     return final_fit.FinalFit(
         tuning=tuning,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from replication.library import compare_models, scan_field
     from replication.measures.evaluation import evaluate
     from replication.naming.trained import load_models, predict_images
-    from tfds_pap.pipeline import prepare as prepare_images
+    from tfds_pap.preparing import prepare as prepare_images
 
 __all__ = [
     "compare_models",

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     commands.prepare_tensorflow()
     from replication.ablation import report, steps
     from replication.runs import description
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
     policy = device_flags.policy()
     plan = _plan(defects, seeds, policy)
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
         _dry_run(plan, path, policy)
         return
     builder = stage2_flags.prepare()
-    identity = {**_identity(plan, policy), "data": pipeline.identity(builder)}
+    identity = {**_identity(plan, policy), "data": preparing.identity(builder)}
     run = RunDirectory.open(path, identity)
     audits = description.audit(run, [builder], audit_flags.effort(), audit_flags.note)
     untrained = plan.wants(*steps.OF_HEADS) and plan.specs["bgr"].weights.path is None

@@ -194,7 +194,7 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
     from replication.report import model_card
     from replication.runs import description, device, fitting
     from replication.runs.directory import RunDirectory
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
     def build(size):
         images = keras.Input((size, size, 3), name="image")
@@ -221,7 +221,7 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
         optimizer="adam",
         published="P2.accuracy",
     )
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     run = RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
     policy = device.configure()
@@ -239,10 +239,10 @@ def two_stage_run(
     from replication.learning import recipes
     from replication.runs import device, fitting
     from replication.runs.directory import RunDirectory
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
     folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "two_stages")
-    builder = pipeline.prepare("pap_db3", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db3", "original", manual_dir, data_dir)
     run = RunDirectory.open(folder, {"data of stage 1": "tiny"})
     policy = device.configure()
     recipe = recipes.plan("clean", 1, phantoms=True, epochs=3)

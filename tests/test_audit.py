@@ -9,7 +9,15 @@ import pytest
 from commands import command
 from PIL import Image
 
-from tfds_pap import audit_files, folders, leak_audit, near_duplicates, phantom_set, pipeline
+from tfds_pap import (
+    audit_files,
+    folders,
+    leak_audit,
+    near_duplicates,
+    phantom_set,
+    pipeline,
+    preparing,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,7 @@ def leaky(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def builder(leaky, tmp_path_factory):
-    return pipeline.prepare("pap_db4", "original", leaky, tmp_path_factory.mktemp("leaky_data"))
+    return preparing.prepare("pap_db4", "original", leaky, tmp_path_factory.mktemp("leaky_data"))
 
 
 def test_leaks_between_splits_are_found(builder):
@@ -145,7 +153,7 @@ def test_folders_are_audited_across_groups(leaky, tmp_path):
         place.parent.mkdir(parents=True)
         shutil.copy(leaky / "DB_4" / source, place)
     (tree / "groups.csv").write_text("file,group\nSCC/0.jpg,a\nHSIL/1.jpg,b\n")
-    found = leak_audit.audit_builder(pipeline.prepare_folders(tree, tmp_path / "data"))
+    found = leak_audit.audit_builder(preparing.prepare_folders(tree, tmp_path / "data"))
     assert found.one_line() == (
         "audit of pap_folders (full): pairs among 2 images that show the same thing: 1, "
         "across groups: 1; "
@@ -219,4 +227,4 @@ def test_features_are_put_into_the_order_of_the_images(tmp_path):
 def test_a_class_folder_alone_is_refused(tmp_path):
     (tmp_path / "one" / "NILM").mkdir(parents=True)
     with pytest.raises(folders.TreeError, match="with 2 to 20 class folders, got 1"):
-        pipeline.prepare_folders(tmp_path / "one", tmp_path)
+        preparing.prepare_folders(tmp_path / "one", tmp_path)

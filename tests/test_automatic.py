@@ -12,7 +12,7 @@ from replication.learning import features, models, on_device, recipes, training
 from replication.runs import automatic, device
 from replication.runs.device import DevicePolicy
 from replication.runs.sharing import Sharing
-from tfds_pap import pipeline, roles
+from tfds_pap import pipeline, preparing, roles
 
 #: As `device.configure` makes it on a GPU, but for the place where it computes.
 GPU = DevicePolicy(
@@ -26,7 +26,7 @@ GPU = DevicePolicy(
 
 @pytest.fixture(scope="module")
 def store(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     return pipeline.load_images(builder, 16)
 
 

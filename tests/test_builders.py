@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import make_tree, save_image
 
 import tfds_pap
-from tfds_pap import folders, phantom_set, pipeline, taxonomy, tree_builder
+from tfds_pap import folders, phantom_set, pipeline, preparing, taxonomy, tree_builder
 from tfds_pap.pap_db3 import pap_db3_dataset_builder
 from tfds_pap.pap_db4 import pap_db4_dataset_builder
 
@@ -72,7 +72,7 @@ def raw(builder, split):
 
 
 def test_images_are_the_files_own_bytes(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     names = builder.info.features["label"].names
     assert tuple(names) == taxonomy.STAGE2_CLASSES
     for split in ("train", "validation"):
@@ -84,7 +84,7 @@ def test_images_are_the_files_own_bytes(manual_dir, data_dir):
 
 
 def test_stage1_labels_without_groups(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db3", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db3", "original", manual_dir, data_dir)
     for example in raw(builder, "train"):
         folder = example["id"].decode().split("/")[1]
         assert {"0": 1, "1": 0}[folder] == example["label"]
@@ -111,29 +111,29 @@ def test_fingerprint_covers_all_drawing_code():
 
 def test_a_changed_tree_is_prepared_again(tmp_path, capsys):
     tree = make_tree(tmp_path, "DB_3", train=2, validation=1)
-    before = pipeline.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
+    before = preparing.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
     capsys.readouterr()
-    pipeline.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
+    preparing.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
     assert "changed" not in capsys.readouterr().out
     save_image(tree / "train/0/new.png", 77)
-    after = pipeline.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
+    after = preparing.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
     assert "pap_db3/original changed since it was prepared" in capsys.readouterr().out
     assert after.info.splits["train"].num_examples == before.info.splits["train"].num_examples + 1
 
 
 def test_prepared_data_need_no_manual_dir(manual_dir, data_dir):
-    pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
-    again = pipeline.prepare("pap_db4", "original", None, data_dir)
+    preparing.prepare("pap_db4", "original", manual_dir, data_dir)
+    again = preparing.prepare("pap_db4", "original", None, data_dir)
     assert again.info.splits["train"].num_examples == 40
 
 
 def test_missing_trees_are_named(tmp_path):
     with pytest.raises(folders.TreeError, match="give --manual_dir, the folder that holds DB_4"):
-        pipeline.prepare("pap_db4", "original", None, tmp_path)
+        preparing.prepare("pap_db4", "original", None, tmp_path)
     with pytest.raises(folders.TreeError, match="nowhere: no such folder"):
-        pipeline.prepare("pap_db4", "original", tmp_path / "nowhere", tmp_path)
+        preparing.prepare("pap_db4", "original", tmp_path / "nowhere", tmp_path)
     with pytest.raises(folders.TreeError, match="DB_4: no such folder; expected DB_4/"):
-        pipeline.prepare("pap_db4", "original", tmp_path, tmp_path / "data")
+        preparing.prepare("pap_db4", "original", tmp_path, tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.tfrecord*"))
 
 
@@ -146,7 +146,7 @@ def test_instructions_name_both_sources_and_the_tree():
 
 
 def test_decoded_examples(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     example = next(iter(pipeline.examples(builder, "train", 16)))
     assert example["image"].dtype == np.uint8
     assert example["image"].shape == (16, 16, 3)

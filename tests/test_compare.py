@@ -10,7 +10,7 @@ from commands import command
 from conftest import save_image
 
 from replication.learning import weights
-from tfds_pap import pipeline
+from tfds_pap import pipeline, preparing
 
 FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=1", "--backbones=mobilenetv2_035")
 
@@ -70,7 +70,7 @@ def test_every_image_is_scored_once_under_its_own_label(both_cuts, folders, data
     assert [fold["counts"] for fold in fit["folds"]] == [{"train": 24, "tune": 0, "test": 24}] * 2
     assert [fold["epochs_run"] for fold in fit["folds"]] == [3, 3]
     rows = list(csv.DictReader((run_dir / "group/mobilenetv2_035/seed_1/predictions.csv").open()))
-    index = pipeline.read_index(pipeline.prepare_folders(folders, data_dir))
+    index = pipeline.read_index(preparing.prepare_folders(folders, data_dir))
     truth = dict(zip(index.ids, index.labels, strict=True))
     assert {row["id"]: index.class_names.index(row["label"]) for row in rows} == truth
 

@@ -14,7 +14,7 @@ from tfds_pap import (
     cluster,
     leak_audit,
     near_duplicates,
-    pipeline,
+    preparing,
     twin_blocks,
     twin_candidates,
     twin_cluster,
@@ -48,7 +48,7 @@ def prepared(tmp_path):
         path = tree / split / name / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), picture)
-    return [pipeline.prepare_folders(tree, tmp_path / place) for place in ("one", "many")]
+    return [preparing.prepare_folders(tree, tmp_path / place) for place in ("one", "many")]
 
 
 @pytest.fixture

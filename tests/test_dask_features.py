@@ -7,7 +7,7 @@ from dask_machines import Cluster, kill_when
 
 from replication.learning import features, weights
 from replication.runs.device import DevicePolicy
-from tfds_pap import cluster, pipeline
+from tfds_pap import cluster, preparing
 from tfds_pap.errors import PapError
 
 pytest.importorskip("distributed")
@@ -17,7 +17,7 @@ POLICY = DevicePolicy("CPU", False, "float32")
 
 @pytest.fixture(scope="module")
 def builder(manual_dir, data_dir):
-    return pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    return preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from replication.measures import shares
 from replication.measures.predictions import Predictions
 from replication.runs import device
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, pipeline
+from tfds_pap import files, pipeline, preparing
 from tfds_pap.errors import PapError
 
 CLASSES = ("NILM", "LSIL", "HSIL", "SCC")
@@ -208,7 +208,7 @@ def test_p5s_points_are_the_published_ones_and_hold_the_authors_choice():
 
 
 def test_p5_scores_rows_that_it_trains_on(manual_dir, data_dir):
-    index = pipeline.read_index(pipeline.prepare("pap_db4", "original", manual_dir, data_dir))
+    index = pipeline.read_index(preparing.prepare("pap_db4", "original", manual_dir, data_dir))
     assigned = heads.scored_on_training(index)
     assert {*assigned.tune} <= {*assigned.train} and len(assigned.tune) == len(assigned.test) == 12
     assert {*index.splits[assigned.train]} == {"train"} and len(assigned.train) == 40
@@ -245,7 +245,7 @@ def small_network(scale, size):
 @pytest.fixture(scope="module")
 def work(manual_dir, data_dir, tmp_path_factory):
     """Returns what makes a work of all defects in a folder, with small networks."""
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     folder = tmp_path_factory.mktemp("features")
     whole = dataclasses.replace(recipes.plan("paper", 2, phantoms=False), size=32, epochs=3)
     networks = {

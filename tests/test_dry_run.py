@@ -8,7 +8,7 @@ from replication.learning import features, recipes
 from replication.learning.knobs import HeadRecipe
 from replication.runs import device, dry_run, sources
 from replication.runs import steps as run_steps
-from tfds_pap import layouts, pipeline
+from tfds_pap import layouts, preparing
 from tfds_pap.pap_db3 import pap_db3_dataset_builder as pap_db3
 from tfds_pap.pap_db4 import pap_db4_dataset_builder as pap_db4
 
@@ -61,7 +61,7 @@ def test_images_of_a_tree_are_counted_where_they_lie(tmp_path):
         for number in range(count):
             save_image(tmp_path / "tree" / label / f"{number}.png", 10 * count + number)
     size = sum(path.stat().st_size for path in (tmp_path / "tree").rglob("*.png"))
-    builder = pipeline.listing_builder(layouts.read(tmp_path / "tree"), tmp_path)
+    builder = preparing.listing_builder(layouts.read(tmp_path / "tree"), tmp_path)
     images = dry_run.images(builder, None)
     assert images.bytes_to_prepare == size and images.index.class_names == ("NILM", "HSIL")
     assert sorted(images.index.labels) == [0, 0, 0, 1, 1]

@@ -15,7 +15,7 @@ from replication.fields.read.field import ArrayField
 from replication.learning import features, weights
 from replication.measures import decisions
 from replication.runs import device, engines
-from tfds_pap import pipeline
+from tfds_pap import preparing
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
@@ -193,7 +193,7 @@ def test_threads_of_a_scan_wait_for_the_check(monkeypatch):
 def test_features_of_onnx_lie_in_a_store_of_their_own(
     manual_dir, data_dir, tiny_backbone, tmp_path
 ):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     spec = features.FeatureSpec(tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch")
     keras.utils.set_random_seed(0)
     by_keras = features.extract_features(builder, spec, tmp_path, policy=device.configure())

@@ -19,7 +19,7 @@ from serving.model import graph, self_check
 from serving.model.warmup_requests import example
 from serving.server.errors import ServingError
 from serving.server.servable import Servable
-from tfds_pap import pipeline
+from tfds_pap import pipeline, preparing
 from tfds_pap.errors import PapError
 
 OUTPUTS = {"probabilities", "label", "class_id", "hsil_plus", "abstain"}
@@ -81,7 +81,7 @@ def test_the_command_checks_against_the_model_and_the_report(exported):
 
 
 def test_every_test_image_is_answered_as_in_the_report(servable, fit, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", data_dir=data_dir)
+    builder = preparing.prepare("pap_db4", "original", data_dir=data_dir)
     tested = fit.predictions.select("test")
     answer = servable.run(
         "serving_default",

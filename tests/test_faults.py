@@ -23,7 +23,7 @@ from finetune.search import base_oracle
 from replication.learning import training
 from replication.runs import device, fitting, results
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, leak_audit, pipeline
+from tfds_pap import files, leak_audit, pipeline, preparing
 from tfds_pap.errors import PapError
 
 
@@ -79,7 +79,7 @@ def prepared(tmp_path_factory):
     """A tree, and what TFDS keeps of it."""
     folder = tmp_path_factory.mktemp("prepared")
     make_tree(folder / "manual", "DB_4", train=6, validation=2)
-    builder = pipeline.prepare("pap_db4", "original", folder / "manual", folder / "data")
+    builder = preparing.prepare("pap_db4", "original", folder / "manual", folder / "data")
     return folder, pipeline.read_index(builder)
 
 
@@ -97,13 +97,13 @@ def _between_records(path):
 def test_damaged_records_of_images_are_named(prepared, tmp_path, damage):
     folder, _ = prepared
     shutil.copytree(folder / "data", tmp_path / "data")
-    builder = pipeline.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
+    builder = preparing.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
     damage(_shard(tmp_path / "data"))
     for read in (pipeline.read_index, lambda one: list(pipeline.stored_files(one))):
         with pytest.raises(PapError, match=r"the prepared images of train are damaged \(.*delete"):
             read(builder)
     shutil.rmtree(builder.data_dir)
-    builder = pipeline.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
+    builder = preparing.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
     assert len(pipeline.read_index(builder).ids) == 32
 
 
@@ -114,7 +114,7 @@ def test_damaged_metadata_of_images_are_named_or_change_nothing(prepared, tmp_pa
     shutil.copytree(folder / "data", tmp_path / "data")
     damage(next((tmp_path / "data").rglob(name)))
     try:
-        builder = pipeline.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
+        builder = preparing.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
         again = pipeline.read_index(builder)
     except PapError as error:
         assert "damaged" in str(error) and "delete that folder" in str(error)
@@ -126,7 +126,7 @@ def test_damaged_metadata_of_images_are_named_or_change_nothing(prepared, tmp_pa
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_pixels_on_disk_are_decoded_again(prepared, tmp_path, capsys, damage):
     folder, _ = prepared
-    builder = pipeline.prepare("pap_db4", "original", folder / "manual", folder / "data")
+    builder = preparing.prepare("pap_db4", "original", folder / "manual", folder / "data")
     options = {"budget_bytes": 0, "cache_dir": tmp_path}
     before = np.array(pipeline.load_images(builder, 8, **options).pixels)
     damage(next(tmp_path.glob("decoded-*.npy")))
@@ -139,7 +139,7 @@ def test_damaged_pixels_on_disk_are_decoded_again(prepared, tmp_path, capsys, da
 def test_a_damaged_audit_is_made_again(prepared, tmp_path, capsys):
     folder, _ = prepared
     shutil.copytree(folder / "data", tmp_path / "data")
-    builder = pipeline.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
+    builder = preparing.prepare("pap_db4", "original", folder / "manual", tmp_path / "data")
     before = leak_audit.audit_builder(builder, effort="fast")
     flip(next((tmp_path / "data").rglob("leak-audit-*.json")))
     assert leak_audit.audit_builder(builder, effort="fast") == before
@@ -195,7 +195,7 @@ def test_a_damaged_manifest_is_named(tiny_run, tmp_path, damage):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_announced_and_trained_anew(prepared, tmp_path, capsys, damage, name):
     folder, index = prepared
-    builder = pipeline.prepare("pap_db4", "original", folder / "manual", folder / "data")
+    builder = preparing.prepare("pap_db4", "original", folder / "manual", folder / "data")
     store, policy = fitting.images(builder, 8, "bilinear"), device.configure()
     assigned = _roles(index)
 

@@ -12,7 +12,7 @@ from conftest import make_tree
 
 from replication.learning import features, models, training, weights
 from replication.runs.device import DevicePolicy
-from tfds_pap import augmentation, pipeline, roles
+from tfds_pap import augmentation, pipeline, preparing, roles
 from tfds_pap.errors import PapError
 
 #: 52 images in batches of 8, the last one filled up.
@@ -23,7 +23,7 @@ POLICY = DevicePolicy("CPU", False, "float32")
 
 @pytest.fixture(scope="module")
 def builder(manual_dir, data_dir):
-    return pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    return preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 
 
 @pytest.fixture
@@ -107,7 +107,9 @@ def test_ten_times_the_images_are_decoded_no_farther_ahead(spec, tmp_path, monke
     for count in (14, 149):
         decoded, passed, alive = 0, 0, []
         make_tree(tmp_path / str(count), "DB_4", train=count, validation=1)
-        many = pipeline.prepare("pap_db4", "original", tmp_path / str(count), tmp_path / "prepared")
+        many = preparing.prepare(
+            "pap_db4", "original", tmp_path / str(count), tmp_path / "prepared"
+        )
         one = dataclasses.replace(spec, views=1)
         store = features.extract_features(
             many, one, tmp_path / "stores", policy=POLICY, batch_size=4
@@ -312,10 +314,10 @@ from tfds_pap import commands
 commands.prepare_tensorflow()
 from replication.learning import features, models, weights
 from replication.runs import device
-from tfds_pap import pipeline
+from tfds_pap import pipeline, preparing
 network, manual_dir, data_dir, place = sys.argv[1:]
 models.BACKBONES = {"tiny": models.Backbone("", 32, "torch", 652)}
-builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 found = weights.Weights("tiny", Path(network), "0")
 weights.build = lambda *_: weights.keras.models.load_model(network)
 spec = features.FeatureSpec("tiny", found, 32, "torch", views=8)

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import make_tree
 from PIL import Image
 
-from tfds_pap import augmentation, decoding, folders, pipeline, roles
+from tfds_pap import augmentation, decoding, folders, pipeline, preparing, roles
 
 
 def encode(pixels, form, mode="RGB", **options):
@@ -156,7 +156,7 @@ def test_unknown_method():
 
 @pytest.fixture(scope="module")
 def store(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     return pipeline.load_images(builder, 24)
 
 
@@ -169,7 +169,7 @@ def test_store_holds_each_image_under_its_id(store, manual_dir):
 
 
 def test_read_images_decodes_the_named_ones(store, manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     ids = store.index.ids[[40, 3, 51]]
     np.testing.assert_array_equal(pipeline.read_images(builder, ids, 24), store.images(ids))
     with pytest.raises(KeyError, match="ghost"):
@@ -223,7 +223,7 @@ def test_flips_are_the_eight_symmetries(store):
 
 
 def test_file_cache_gives_the_same_batches_and_is_used_again(store, manual_dir, data_dir, tmp_path):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     filed = pipeline.load_images(builder, 24, budget_bytes=1, cache_dir=tmp_path)
     assert isinstance(filed.pixels, np.memmap)
     assert stream(filed, seed=3, epochs=range(2)) == stream(store, seed=3, epochs=range(2))
@@ -236,7 +236,7 @@ def test_file_cache_gives_the_same_batches_and_is_used_again(store, manual_dir, 
 
 
 def test_an_interrupted_file_cache_leaves_nothing(manual_dir, data_dir, tmp_path, monkeypatch):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -293,7 +293,7 @@ def test_clean_roles_share_no_group_and_hold_every_class(store):
 
 
 def test_clean_roles_without_groups_are_stratified(manual_dir, data_dir):
-    index = pipeline.read_index(pipeline.prepare("pap_db3", "original", manual_dir, data_dir))
+    index = pipeline.read_index(preparing.prepare("pap_db3", "original", manual_dir, data_dir))
     found = roles.assign_roles(index, "clean", stage=1)
     assert np.bincount(index.labels[found.tune]).tolist() == [2, 2]
 
@@ -329,7 +329,7 @@ def test_too_few_images_or_groups(tmp_path):
     with pytest.raises(ValueError, match="a class with 1 images"):
         roles.assign_roles(index, "clean", stage=1)
     make_tree(tmp_path, "DB_3", train=4, validation=2, groups=2)
-    built = pipeline.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
+    built = preparing.prepare("pap_db3", "original", tmp_path, tmp_path / "data")
     with pytest.raises(ValueError, match="has 2 groups; a cut by group needs 5"):
         roles.assign_roles(pipeline.read_index(built), "clean", stage=1)
     with pytest.raises(ValueError, match="'other': expected one of paper, clean"):

@@ -7,7 +7,7 @@ from commands import command
 
 from replication.measures import published
 from replication.runs import provenance
-from tfds_pap import pipeline, published_facts
+from tfds_pap import pipeline, preparing, published_facts
 from tfds_pap.errors import PapError
 from tfds_pap.pap_db4 import pap_db4_dataset_builder as db4
 
@@ -36,7 +36,7 @@ def trees(tmp_path_factory):
                         rows.append(f"{split}/{digit}/{stem}.{ending},{split}{number}")
             if groups:
                 (folder / form / "DB_4" / "groups.csv").write_text("\n".join(rows))
-            made[form] = pipeline.prepare(
+            made[form] = preparing.prepare(
                 "pap_db4", "original", folder / form, folder / form / "data"
             )
         return made[form]

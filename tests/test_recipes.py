@@ -6,7 +6,7 @@ import pytest
 
 from replication.learning import features, heads, knobs, models, recipes, training_state, weights
 from replication.runs.device import DevicePolicy
-from tfds_pap import files, pipeline, roles
+from tfds_pap import files, pipeline, preparing, roles
 from tfds_pap.errors import PapError
 
 POLICY = DevicePolicy("CPU", False, "float32")
@@ -14,7 +14,7 @@ POLICY = DevicePolicy("CPU", False, "float32")
 
 @pytest.fixture(scope="module")
 def builder(manual_dir, data_dir):
-    return pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    return preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])

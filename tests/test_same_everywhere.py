@@ -13,7 +13,7 @@ import pytest
 
 from replication.learning import recipes, training
 from replication.runs import device
-from tfds_pap import phantom_set, pipeline, roles
+from tfds_pap import phantom_set, pipeline, preparing, roles
 
 #: Mean loss over the first one, two and three batches of 8 of a fit with seed 0.
 FIRST_LOSSES = {
@@ -32,7 +32,7 @@ def builders(tmp_path_factory):
     phantom_set.write_tree(root, db3=counts, db4=counts, slides=10)
     data_dir = tmp_path_factory.mktemp("tfds")
     return {
-        stage: pipeline.prepare(recipes.DATASETS[stage], "original", root, data_dir)
+        stage: preparing.prepare(recipes.DATASETS[stage], "original", root, data_dir)
         for stage in (1, 2)
     }
 

@@ -11,7 +11,7 @@ from finetune.search import collect, oracles, scoring, tuner
 from replication.learning import features, training
 from replication.measures import evaluation
 from replication.runs import device
-from tfds_pap import files, pipeline
+from tfds_pap import files, pipeline, preparing
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def study(tiny_backbone, manual_dir, data_dir, features_dir, tmp_path):
     """What trials share, in this process, on the backbone of two convolutions."""
 
     def make(**changes):
-        builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+        builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
         path = tmp_path / "points.py"
         path.write_text(changes.pop("text", SPACE))
         base = tuning.Tuning(backbone=tiny_backbone, epochs=9, patience=0)

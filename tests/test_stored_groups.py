@@ -8,7 +8,7 @@ from conftest import save_image
 
 from replication.learning import features, weights
 from replication.runs.device import DevicePolicy
-from tfds_pap import folders, pipeline, stored_groups
+from tfds_pap import folders, pipeline, preparing, stored_groups
 
 POLICY = DevicePolicy("CPU", False, "float32")
 
@@ -41,7 +41,7 @@ def test_other_groups_prepare_no_pixel_again(tree, tmp_path):
     prepared = {}
 
     def prepare():
-        builder = pipeline.prepare_folders(tree, tmp_path / "data")
+        builder = preparing.prepare_folders(tree, tmp_path / "data")
         prepared[builder.data_dir] = [
             (path.name, path.stat().st_mtime_ns)
             for path in Path(builder.data_dir).glob("*tfrecord*")
@@ -50,9 +50,9 @@ def test_other_groups_prepare_no_pixel_again(tree, tmp_path):
 
     first = prepare()
     assert set(groups_of(first).values()) == {""}
-    assert pipeline.identity(first) == first.info.metadata["fingerprint"]
+    assert preparing.identity(first) == first.info.metadata["fingerprint"]
     records = dict(prepared)
-    identities = {pipeline.identity(first)}
+    identities = {preparing.identity(first)}
     for group_of in (lambda n: f"slide {n % 3}", lambda n: f"slide {n % 4}"):
         write_groups(tree, group_of)
         again = prepare()
@@ -60,30 +60,30 @@ def test_other_groups_prepare_no_pixel_again(tree, tmp_path):
         # Whole examples have them too, as long as the data set lives.
         for example in pipeline.examples(again, "whole", 8).as_numpy_iterator():
             assert example["group"].decode() == groups_of(again)[example["id"].decode()]
-        identities.add(pipeline.identity(again))
+        identities.add(preparing.identity(again))
     # Neither did it prepare anything again, nor look elsewhere.
     assert prepared == records and len(identities) == 3
     (tree / "groups.csv").unlink()
     assert set(groups_of(prepare()).values()) == {""}
-    assert pipeline.identity(prepare()) == first.info.metadata["fingerprint"]
+    assert preparing.identity(prepare()) == first.info.metadata["fingerprint"]
 
 
 def test_groups_that_went_are_gone(tree, tmp_path):
     write_groups(tree, lambda n: f"slide {n}")
-    builder = pipeline.prepare_folders(tree, tmp_path / "data")
+    builder = preparing.prepare_folders(tree, tmp_path / "data")
     assert groups_of(builder) == expected(builder, lambda n: f"slide {n}")
     assert stored_groups.read(builder) is None
     (tree / "groups.csv").unlink()
-    builder = pipeline.prepare_folders(tree, tmp_path / "data")
+    builder = preparing.prepare_folders(tree, tmp_path / "data")
     assert set(groups_of(builder).values()) == {""}
-    assert pipeline.identity(builder) == builder.info.metadata["fingerprint"]
+    assert preparing.identity(builder) == builder.info.metadata["fingerprint"]
 
 
 def test_broken_groups_of_prepared_images_are_one_line(tree, tmp_path):
-    pipeline.prepare_folders(tree, tmp_path / "data")
+    preparing.prepare_folders(tree, tmp_path / "data")
     (tree / "groups.csv").write_text("file,group\nHSIL/0.png,a\n")
     with pytest.raises(folders.TreeError, match=r"NILM/1.png: has no row in groups.csv"):
-        pipeline.prepare_folders(tree, tmp_path / "data")
+        preparing.prepare_folders(tree, tmp_path / "data")
 
 
 def reordered(builder, monkeypatch):
@@ -104,7 +104,7 @@ def test_another_order_never_gets_somebody_elses_features(
 ):
     """Two builders may share a fingerprint and differ in order."""
     spec = features.FeatureSpec(tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch")
-    builder = pipeline.prepare_folders(tree, tmp_path / "data")
+    builder = preparing.prepare_folders(tree, tmp_path / "data")
 
     def extract():
         return features.extract_features(
@@ -129,7 +129,7 @@ def test_another_order_never_gets_somebody_elses_features(
 def test_a_chunk_of_other_images_is_computed_again(tree, tmp_path, tiny_backbone, capsys):
     """Also where a store was copied, or its key did not tell."""
     spec = features.FeatureSpec(tiny_backbone, weights.find(tiny_backbone, "none"), 32, "torch")
-    builder = pipeline.prepare_folders(tree, tmp_path / "data")
+    builder = preparing.prepare_folders(tree, tmp_path / "data")
     first = features.extract_features(builder, spec, tmp_path / "f", policy=POLICY, batch_size=4)
     (chunk,) = (tmp_path / "f").glob("tiny-*/chunk_*.npz")
     with np.load(chunk) as stored:

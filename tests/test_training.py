@@ -11,7 +11,7 @@ from PIL import Image
 from replication.drawing import tensorboard
 from replication.learning import training, training_state
 from replication.runs.device import DevicePolicy
-from tfds_pap import pipeline, roles
+from tfds_pap import pipeline, preparing, roles
 from tfds_pap.errors import PapError
 
 
@@ -45,7 +45,7 @@ POLICY = DevicePolicy("CPU", False, "float32")
 
 @pytest.fixture(scope="module")
 def store(manual_dir, data_dir):
-    builder = pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
     return pipeline.load_images(builder, 16)
 
 

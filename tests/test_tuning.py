@@ -12,7 +12,7 @@ from finetune import blocks, recipes, tuning
 from finetune.search import scoring
 from replication.learning import features, models, optimizers, training, training_state, weights
 from replication.runs import device
-from tfds_pap import pipeline, roles
+from tfds_pap import pipeline, preparing, roles
 from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
@@ -23,7 +23,7 @@ BETHESDA = Classes.known(("NILM", "LSIL", "HSIL", "SCC"))
 
 @pytest.fixture(scope="module")
 def builder(manual_dir, data_dir):
-    return pipeline.prepare("pap_db4", "original", manual_dir, data_dir)
+    return preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 
 
 def spec(backbone, views=1):

@@ -87,14 +87,14 @@ def main(argv: list[str]) -> None:
 def _audit(client: "distributed.Client | None") -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from tfds_pap import audit_files, leak_audit, pipeline
+    from tfds_pap import audit_files, leak_audit, pipeline, preparing
 
     if folder_flags.given():
         builders = [folder_flags.prepare(_DATA_DIR.value)]
     else:
         source = "original" if _MANUAL_DIR.value else "phantom"
         builders = [
-            pipeline.prepare(name, source, _MANUAL_DIR.value, _DATA_DIR.value)
+            preparing.prepare(name, source, _MANUAL_DIR.value, _DATA_DIR.value)
             for name in dict.fromkeys(_DATASETS.value)
         ]
     for builder in builders:

@@ -114,9 +114,9 @@ def prepare(data_dir: str | None) -> "tfds.core.DatasetBuilder":
     Raises:
         folders.TreeError: If the tree cannot be used.
     """
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
-    return pipeline.prepare_listing(listing(), data_dir)
+    return preparing.prepare_listing(listing(), data_dir)
 
 
 def identity() -> dict[str, object]:

@@ -24,6 +24,7 @@ from tfds_pap import (
     name_stems,
     near_duplicates,
     pipeline,
+    preparing,
     twin_blocks,
     twin_candidates,
     twin_cluster,
@@ -360,7 +361,7 @@ def audit_builder(
     """Audits a prepared builder; without features the result is kept beside its data.
 
     Args:
-        builder: From `pipeline.prepare` or `pipeline.prepare_folders`.
+        builder: From `preparing.prepare` or `preparing.prepare_folders`.
         features: See `audit`; in the order of `pipeline.read_index`.
         effort: One of `EFFORTS`; "off" compares no picture and says so.
         client: From `cluster.connected`: its workers compute, block by block, and find the same.
@@ -378,7 +379,7 @@ def audit_builder(
         sys.modules[__name__],
     ):  # fmt: skip
         code.update(Path(str(module.__file__)).read_bytes())
-    about = (pipeline.identity(builder), index.order, effort, code.hexdigest())
+    about = (preparing.identity(builder), index.order, effort, code.hexdigest())
     key = hashlib.sha256(" ".join(about).encode())
     path = Path(builder.data_dir) / f"leak-audit-{key.hexdigest()[:16]}.json"
 
@@ -418,7 +419,7 @@ class _Prepared:
     data_dir: str
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        builder = pipeline.open_prepared(self.data_dir)
+        builder = preparing.open_prepared(self.data_dir)
         return pipeline.load_part(builder, start, stop, near_duplicates.SIZE, "area")
 
     def __str__(self) -> str:

@@ -351,7 +351,7 @@ def _prepared(
     from finetune.search import place, scoring, steps
     from replication.learning import features
     from replication.runs import description
-    from tfds_pap import leak_audit, pipeline
+    from tfds_pap import leak_audit, pipeline, preparing
 
     spec = _feature_spec(searched, hyperparameters, policy, _WEIGHTS.value)
     builder = stage2_flags.prepare()
@@ -367,7 +367,7 @@ def _prepared(
         {
             **_identity(),
             "resolved space": searched.digest(hyperparameters),
-            **spec.key(pipeline.identity(builder)),
+            **spec.key(preparing.identity(builder)),
             **device_flags.identity(policy),
             "engine": engine_flags.engine(),
         },

@@ -19,7 +19,7 @@ from replication.runs import description, device, dry_run, provenance, results
 from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import folds, leak_audit, pipeline
+from tfds_pap import folds, leak_audit, pipeline, preparing
 from tfds_pap.errors import PapError
 
 _THUMBNAIL_PIXELS = 64
@@ -145,7 +145,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that results depend on; backbones and seeds only choose among fits."""
     return {
-        "data": pipeline.identity(builder),
+        "data": preparing.identity(builder),
         "protocol": design.protocol,
         "cuts": list(design.cuts),
         "folds": design.folds,

@@ -64,10 +64,10 @@ def builder() -> Any:
     """Returns the builder of DB_4, or of the tree that is given instead, prepared or not."""
     import tensorflow_datasets.public_api as tfds
 
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
     if folder_flags.given():
-        return pipeline.listing_builder(folder_flags.listing(), _DATA_DIR.value)
+        return preparing.listing_builder(folder_flags.listing(), _DATA_DIR.value)
     return tfds.builder(f"pap_db4/{source()}", data_dir=_DATA_DIR.value)
 
 
@@ -78,8 +78,8 @@ def prepare() -> Any:
         folders.TreeError: If the tree cannot be used.
     """
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
-    from tfds_pap import pipeline
+    from tfds_pap import preparing
 
     if folder_flags.given():
         return folder_flags.prepare(_DATA_DIR.value)
-    return pipeline.prepare("pap_db4", source(), _MANUAL_DIR.value, _DATA_DIR.value)
+    return preparing.prepare("pap_db4", source(), _MANUAL_DIR.value, _DATA_DIR.value)

@@ -20,7 +20,7 @@ import tensorflow_datasets.public_api as tfds
 from replication.learning import feature_pass, features, weights
 from replication.runs import device
 from replication.runs.device import DevicePolicy
-from tfds_pap import cluster, files, pipeline
+from tfds_pap import cluster, files, pipeline, preparing
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _compute_one(work: _Work, chunk: feature_pass.Chunk) -> tuple[int, float, di
     """Runs in a worker; returns images and seconds of the passes, and facts of the network."""
     network, about = _network(work, features.kept_in(chunk.path))
     stored, pixels = pipeline.load_part(
-        pipeline.open_prepared(work.data_dir),
+        preparing.open_prepared(work.data_dir),
         int(chunk.rows[0]),
         int(chunk.rows[-1]) + 1,
         work.spec.size,

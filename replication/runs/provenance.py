@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import tensorflow_datasets.public_api as tfds
 
 from replication.measures import published
-from tfds_pap import pipeline, published_facts
+from tfds_pap import preparing, published_facts
 from tfds_pap.errors import PapError
 
 _PHANTOM = (
@@ -57,7 +57,7 @@ def source(
     """
     if any(builder.builder_config.phantom_counts for builder in builders.values()):
         return "phantom", SENTENCES["phantom"]
-    if any(builder.name in pipeline.FOLDER_SETS.values() for builder in builders.values()):
+    if any(builder.name in preparing.FOLDER_SETS.values() for builder in builders.values()):
         return "stand-in", _FOLDERS
     if declared == "original":
         contradictions = [

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets.public_api as tfds
 
 from replication.learning import recipes
-from tfds_pap import layouts, pipeline, stage1_folders
+from tfds_pap import layouts, preparing, stage1_folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Sources:
             stage: 1 or 2.
         """
         if listing := self._listing(stage):
-            return pipeline.listing_builder(listing, self.data_dir, stage=stage)
+            return preparing.listing_builder(listing, self.data_dir, stage=stage)
         return tfds.builder(f"{recipes.DATASETS[stage]}/{self._source}", data_dir=self.data_dir)
 
     def prepare(self, stage: int) -> tfds.core.DatasetBuilder:
@@ -63,9 +63,9 @@ class Sources:
             folders.TreeError: If a tree cannot be used.
         """
         if listing := self._listing(stage):
-            return pipeline.prepare_listing(listing, self.data_dir, stage=stage)
+            return preparing.prepare_listing(listing, self.data_dir, stage=stage)
         name = recipes.DATASETS[stage]
-        return pipeline.prepare(name, self._source, self.manual_dir, self.data_dir)
+        return preparing.prepare(name, self._source, self.manual_dir, self.data_dir)
 
     def train_images(self, stage: int, builder: tfds.core.DatasetBuilder | None) -> int:
         """Returns about how many images train; drawn ones are counted before they are drawn.

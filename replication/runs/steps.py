@@ -14,7 +14,7 @@ from replication.runs import progress as run_progress
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from replication.runs.sources import Sources
-from tfds_pap import files, leak_audit, pipeline
+from tfds_pap import files, leak_audit, preparing
 
 
 @dataclasses.dataclass
@@ -132,7 +132,7 @@ class Steps:
         for stage in new:
             self.builders[stage] = self.sources.prepare(stage)
         data = {
-            f"data of stage {stage}": pipeline.identity(builder)
+            f"data of stage {stage}": preparing.identity(builder)
             for stage, builder in self.builders.items()
         }
         run = RunDirectory.open(self.path, {**self.identity, **data})

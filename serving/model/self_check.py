@@ -19,7 +19,7 @@ from serving.model.detection import Detection
 from serving.model.graph import Graph
 from serving.model.warmup_requests import example
 from serving.server.servable import Servable
-from tfds_pap import decoding, phantom, phantom_set, pipeline, taxonomy
+from tfds_pap import decoding, phantom, phantom_set, pipeline, preparing, taxonomy
 from tfds_pap.errors import PapError
 
 #: How far a served probability may be from the `.keras` model's on the same machine.
@@ -177,9 +177,9 @@ def _prepared(
 ) -> tfds.core.DatasetBuilder | None:
     """The run's own data set, unless it is not prepared here or has changed since."""
     data, name = run.manifest().get("data", {}), _SETS[fit.stage]
-    own = pipeline.FOLDER_SETS[fit.stage]
+    own = preparing.FOLDER_SETS[fit.stage]
     if own in data:
-        return pipeline.find_prepared(own, data[own]["fingerprint"], data_dir)
+        return preparing.find_prepared(own, data[own]["fingerprint"], data_dir)
     described = data.get(name, {})
     for source in ("original", "phantom"):
         builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
