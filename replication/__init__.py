@@ -34,7 +34,7 @@ __all__ = [
 
 #: Name -> module and attribute. By name alone, so that nothing here imports serving.
 _HOMES = {
-    "prepare_images": ("tfds_pap.pipeline", "prepare"),
+    "prepare_images": ("tfds_pap.preparing", "prepare"),
     "feature_spec": ("replication.learning.features", "feature_spec"),
     "extract_features": ("replication.learning.features", "extract_features"),
     "train_head": ("replication.learning.heads", "train_head"),
