@@ -1,5 +1,6 @@
 """Features by the workers of a Dask cluster on loopback: the same bytes, whoever is killed."""
 
+import os
 import threading
 
 import pytest
@@ -73,3 +74,11 @@ def test_a_killed_worker_and_a_killed_scheduler_cost_a_chunk(builder, spec, tmp_
     assert store.about["key"] == alone.about["key"]
     assert store.about["gflops"] == alone.about["gflops"]
     assert not list(directory.rglob("*.partial"))
+
+
+def test_a_cluster_of_this_machine_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = dict(os.environ)
+    with cluster.connected("local", workers=1) as client:
+        assert client.submit(os.getenv, "OMP_NUM_THREADS").result() is not None
+    assert dict(os.environ) == before

@@ -15,7 +15,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,8 @@ def connected(where: str, *, workers: int | None = None) -> Iterator["distribute
     dask.config.set({"distributed.comm.timeouts.connect": _GONE, "distributed.logging": {}})
     with contextlib.ExitStack() as stack:
         if where == LOCAL:
+            # Dask sets what workers inherit (threads, malloc) in this process, and leaves it there.
+            stack.callback(_restore_environment, dict(os.environ))
             stack.callback(logging.getLogger("asyncio").setLevel, logging.WARNING)
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             cluster = distributed.LocalCluster(
@@ -111,6 +113,16 @@ def connected(where: str, *, workers: int | None = None) -> Iterator["distribute
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PapError(f"--cluster={where}: no scheduler answers ({reason})") from None
         yield stack.enter_context(client)
+
+
+def _restore_environment(before: Mapping[str, str]) -> None:
+    import dask
+
+    inherited = dask.config.get("distributed.nanny.pre-spawn-environ")
+    for name in (*inherited, "PYTHONHASHSEED", "__DASK_PARENT_PID"):
+        os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]
 
 
 def words(client: "distributed.Client") -> str:
