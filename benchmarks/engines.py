@@ -10,7 +10,6 @@ time, which others on the machine disturb least.
 """
 
 import contextlib
-import dataclasses
 import functools
 import sys
 import tempfile
@@ -136,9 +135,9 @@ def _features(name: str) -> list[dict[str, object]]:
         rows = np.flatnonzero(store.index.splits == "train")
 
         def prepare(engine: str) -> Callable[[], np.ndarray]:
-            forward = dataclasses.replace(base, engine=engine).forward(extractor, policy)
+            forward = features.forward(extractor, policy, len(rows), engine)
             return lambda: np.concatenate(
-                [forward(np.asarray(pixels)) for pixels, _ in store.batches(rows, 32)]
+                [np.asarray(forward(pixels)) for pixels, _ in store.batches(rows, 32)]
             )
 
         return _rows(f"features of {name}", len(rows), prepare, "relative")
