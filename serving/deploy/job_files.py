@@ -1,13 +1,10 @@
 """What a job for many machines is rendered from, and its files for Slurm and for Kubernetes."""
 
 import dataclasses
-import json
 import re
 import shlex
 
-import jinja2
-
-from serving.deploy.render import DeployError
+from serving.deploy.render import DeployError, templates
 
 #: Where the volume lies in a pod; commands run there.
 WORK = "/mnt/pap"
@@ -69,27 +66,12 @@ def render(job: Job) -> dict[str, str]:
     Args:
         job: What they are rendered from.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("serving.deploy", "."),
-        # Neither is HTML: values are quoted by the filters.
-        autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = _quoted
+    environment = templates()
     # Kubernetes puts variables where it reads $(NAME) in a command.
-    environment.filters["kubernetes_quoted"] = lambda value: _quoted(
-        str(value).replace("$(", "$$(")
-    )
+    quoted = environment.filters["quoted"]
+    environment.filters["kubernetes_quoted"] = lambda value: quoted(str(value).replace("$(", "$$("))
     environment.filters["shell"] = shlex.quote
     return {
         name: environment.get_template(f"{name}.j2").render(job=job, work=WORK)
         for name in (f"{job.kind}.slurm.sh", f"{job.kind}.kubernetes.yaml")
     }
-
-
-def _quoted(value: object) -> str:
-    """A YAML scalar: a JSON string is one."""
-    return json.dumps(str(value), ensure_ascii=False)

@@ -172,12 +172,8 @@ class Settings:
         return ["bash", "-c", script]
 
 
-def render(settings: Settings) -> dict[str, str]:
-    """Returns the content of every file by its name.
-
-    Args:
-        settings: What they are rendered from.
-    """
+def templates() -> jinja2.Environment:
+    """Returns what reads the templates of this folder; `quoted` makes a YAML scalar of a value."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("serving.deploy", "."),
         # YAML is no HTML: values are quoted by the filters.
@@ -188,6 +184,16 @@ def render(settings: Settings) -> dict[str, str]:
         keep_trailing_newline=True,
     )
     environment.filters["quoted"] = _quoted
+    return environment
+
+
+def render(settings: Settings) -> dict[str, str]:
+    """Returns the content of every file by its name.
+
+    Args:
+        settings: What they are rendered from.
+    """
+    environment = templates()
     environment.filters["compose_quoted"] = _compose_quoted
     files: dict[str, str] = {}
     for name in FILES:
