@@ -1,6 +1,12 @@
-"""The same networks by PyTorch with torch.compile, where torch and torchvision are installed."""
+"""The same networks by PyTorch with torch.compile, where torch and torchvision are installed.
+
+A process of its own: in that of TensorFlow, importing torch ends both, and a GPU's memory is taken.
+"""
 
 import importlib.util
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,6 +26,35 @@ def missing() -> str:
 
 
 def rates(
+    backbone: str, size: int, batch: int, seconds: float
+) -> Iterator[tuple[str, float, float]]:
+    """Measures a backbone in a process that holds PyTorch alone.
+
+    Args:
+        backbone: One of ResNet50 and ResNet152.
+        size: Height and width in pixels.
+        batch: Images a step.
+        seconds: Least time of each.
+
+    Yields:
+        "forward" or "fine-tuning", seconds of the first step, images a second after it.
+
+    Raises:
+        PapError: If that process fails, with the last line it wrote.
+    """
+    from tfds_pap.errors import PapError
+
+    command = [sys.executable, __file__, backbone, str(size), str(batch), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise PapError(f"PyTorch ended with status {done.returncode}: {last}")
+    for line in done.stdout.splitlines():
+        way, start, rate = json.loads(line)
+        yield way, start, rate
+
+
+def _rates(
     backbone: str, size: int, batch: int, seconds: float
 ) -> Iterator[tuple[str, float, float]]:
     """Measures a forward pass and a training step, bfloat16 on a GPU and float32 on a processor.
@@ -79,3 +114,8 @@ def _measured(
         wait()
         steps += 1
     return begin - start, steps * batch / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    for measured in _rates(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])):
+        print(json.dumps(measured), flush=True)

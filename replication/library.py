@@ -98,13 +98,7 @@ def scan_field(
             stride=chosen.stride,
             method=chosen.method,
         ),
-        Stage2(
-            namer.network,
-            namer.fit.info["resize"],
-            namer.decision,
-            roi=chosen.roi,
-            engine=chosen.engine,
-        ),
+        Stage2(namer.network, namer.fit.info["resize"], namer.decision, roi=chosen.roi),
         about={},
     )
     opened = (

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import app, flags
+from absl import app
 
-from replication.flags import engine as engine_flags
 from replication.flags import shared
 from tfds_pap import commands, files, path_flags
 
@@ -31,8 +30,6 @@ _SAVE_ANNOTATED = path_flags.define(
 )
 _BATCH_SIZE = shared.batch_size(64, "Images a batch (default: 64).")
 
-flags.adopt_module_key_flags(engine_flags)
-
 _ANNOTATED_PIXELS = 300
 _CAPTION_PIXELS = 60
 
@@ -43,12 +40,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("expected images or folders: image.jpg folder/ ...")
     from tfds_pap import folders
 
-    paths, engine = folders.expand_images(argv[1:]), engine_flags.engine()
+    paths = folders.expand_images(argv[1:])
     commands.prepare_tensorflow()
     import replication
     from replication.naming.output import Output
 
-    models = replication.load_models(_RUN_DIR.value, _PROTOCOL.value, _SEED.value, engine)
+    models = replication.load_models(_RUN_DIR.value, _PROTOCOL.value, _SEED.value)
     output = Output(
         Path(_CSV.value) if _CSV.value else None,
         None,

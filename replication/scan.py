@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from replication.flags import engine as engine_flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
@@ -83,7 +82,6 @@ _SLIDES = path_flags.define(
 _DRY_RUN = shared.dry_run("fields")
 
 flags.adopt_module_key_flags(field_flags)
-flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(cluster_flags)
 
 
@@ -96,8 +94,6 @@ def main(argv: list[str]) -> None:
     for flag in (_MPP, _FIELD_MPP):
         field_flags.check_positive(flag)
     match_radius = field_flags.match_radius()
-    # A missing package is told before TensorFlow is imported.
-    engine_flags.engine()
     arguments = urls.listed(Path(_SLIDES.value), "slide") if _SLIDES.value else argv[1:]
     for argument in filter(urls.is_url, arguments):
         urls.check(argument)
@@ -126,7 +122,6 @@ def _scan(
         method=_METHOD.value,
         mpp=_MPP.value,
         file_mpp=_FIELD_MPP.value,
-        engine=engine_flags.engine(),
         skip_glass=_SKIP_GLASS.value,
     )
     phantoms = _PHANTOM_FIELDS.value if _PHANTOM.value else 0

@@ -10,14 +10,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from replication.fields.find.stages import Stage2
-from replication.fields.read.field import ArrayField
 from replication.learning import features, weights
-from replication.measures import decisions
 from replication.runs import device, engines
 from tfds_pap import preparing
 from tfds_pap.errors import PapError
-from tfds_pap.taxonomy import STAGE2_CLASSES
 
 
 def network(scale=None):
@@ -164,29 +160,18 @@ def test_only_float32_is_exported(monkeypatch):
         engines.forward(model, "onnx")
 
 
-def test_threads_of_a_scan_wait_for_the_check(monkeypatch):
+def test_threads_wait_for_the_check(monkeypatch):
     """Whoever comes first pays for the check; all get what a single thread gets."""
-    pixels = np.random.default_rng(1).integers(0, 256, (400, 400, 3), np.uint8)
-    tops, lefts = np.arange(0, 240, 5), np.arange(240, 0, -5)
-    decision = decisions.Decision(STAGE2_CLASSES, None, None)
+    images = np.random.default_rng(1).integers(0, 256, (48, 24, 24, 3), np.uint8)
     model, checks = network(), []
     check = engines._Checked._check
     monkeypatch.setattr(
         engines._Checked, "_check", lambda *given: checks.append(1) or check(*given)
     )
-    by_onnx = Stage2(model, "bilinear", decision, engine="onnx")
-    assert by_onnx.engine == "onnx"
-
-    def name(first):
-        part = slice(first, first + 6)
-        return by_onnx.probabilities(ArrayField("a", pixels), tops[part], lefts[part])
-
+    forward = engines.forward(model, "onnx", threads=1)
     with futures.ThreadPoolExecutor(4) as pool:
-        named = np.concatenate(list(pool.map(name, range(0, 48, 6))))
-    expected = Stage2(model, "bilinear", decision).probabilities(
-        ArrayField("a", pixels), tops, lefts
-    )
-    np.testing.assert_allclose(named, expected, atol=1e-6)
+        outputs = np.concatenate(list(pool.map(forward, np.split(images, 8))))
+    np.testing.assert_allclose(outputs, engines.forward(model)(images), atol=1e-6)
     assert len(checks) == 1
 
 

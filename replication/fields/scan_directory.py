@@ -24,7 +24,7 @@ from replication.fields.read.field import Field, FieldError
 from replication.fields.scanned import scanned_fields
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, tables, urls
+from tfds_pap import files, keras_settings, tables, urls
 from tfds_pap.errors import PapError
 
 TRUTH = "nuclei.csv"
@@ -50,7 +50,6 @@ class Settings:
         method: One of `dense.METHODS`.
         mpp: Micrometres per pixel that fields are read at; None reads every pixel of the file.
         file_mpp: Pixel size of files that do not state theirs; None where it is not known.
-        engine: Of stage 2, one of `engines.ENGINES`.
         skip_glass: Whether ROIs without stain stay unread.
     """
 
@@ -61,7 +60,6 @@ class Settings:
     method: str = "exact"
     mpp: float | None = None
     file_mpp: float | None = None
-    engine: str = "auto"
     skip_glass: bool = False
 
 
@@ -81,7 +79,8 @@ def identity(stages: Stages, settings: Settings) -> dict[str, Any]:
         "models": models,
         "decision": decision,
         **dataclasses.asdict(settings),
-        "engine": stages.stage2.engine,
+        # Cells that TensorFlow finds and those that JAX finds differ in their last digits.
+        "engine": keras_settings.backend(),
     }
 
 

@@ -64,7 +64,6 @@ class Models:
             roi=settings.roi,
             stride=settings.stride,
             method=settings.method,
-            engine=settings.engine,
         )
 
     def classes(self) -> Classes:

@@ -1,4 +1,4 @@
-"""The flag that says what runs trained networks; a command adopts it."""
+"""The flag that says what computes frozen features; a command adopts it."""
 
 from absl import flags
 
@@ -8,7 +8,7 @@ _ENGINE = flags.DEFINE_enum(
     "engine",
     "auto",
     list(engines.ENGINES),
-    "What runs trained networks: tensorflow, or onnx (ONNX Runtime on the CPU; the extra onnx). "
+    "What computes frozen features: tensorflow, or onnx (ONNX Runtime on the CPU; the extra onnx). "
     "Default auto: Keras's backend.",
 )
 

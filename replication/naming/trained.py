@@ -30,25 +30,20 @@ class TrainedModel:
         fit: Where it comes from.
         network: From RGB, 0..255, `[b, size, size, 3]` to probabilities `[b, classes]`.
         decision: Its labels, calibration and the threshold below which it abstains.
-        engine: What runs the network, one of `engines.ENGINES`.
     """
 
     fit: results.Fit
     network: keras.Model
     decision: decisions.Decision
-    engine: str = "auto"
 
     @functools.cached_property
     def forward(self) -> engines.Forward:
-        """The network's forward pass by that engine."""
-        return engines.forward(self.network, self.engine)
+        """The network's forward pass."""
+        return engines.forward(self.network)
 
 
 def load_models(
-    run_dir: str | os.PathLike,
-    protocol: str = "clean",
-    seed: int | None = None,
-    engine: str = "auto",
+    run_dir: str | os.PathLike, protocol: str = "clean", seed: int | None = None
 ) -> dict[int, TrainedModel]:
     """Loads the finished models of a run; nothing in their files is run as code.
 
@@ -56,7 +51,6 @@ def load_models(
         run_dir: Directory of `replication.run` or `finetune.train`.
         protocol: "paper" or "clean".
         seed: None takes the run's first.
-        engine: What runs them, one of `engines.ENGINES`.
 
     Returns:
         By stage: 1 finds cells, 2 names them.
@@ -71,7 +65,7 @@ def load_models(
     """
     fits = results.choose_fits(RunDirectory(Path(run_dir)), protocol, seed)
     return {
-        stage: TrainedModel(fit, results.load_model(fit), decisions.of_fit(fit)[0], engine)
+        stage: TrainedModel(fit, results.load_model(fit), decisions.of_fit(fit)[0])
         for stage, fit in sorted(fits.items())
     }
 

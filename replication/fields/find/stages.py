@@ -1,6 +1,7 @@
 """The two trained networks, as a scan uses them."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -31,14 +32,12 @@ class Stage2:
         resize: How its images were resized: one of `decoding.RESIZE_METHODS`.
         decision: Its labels, calibration and threshold.
         roi: Side of the ROI, pixels.
-        engine: One of `engines.ENGINES`.
 
     Attributes:
         decision: Labels, calibration and threshold of abstention.
-        engine: What runs the network: "onnx", or Keras's backend.
 
     Raises:
-        PapError: If it knows the classes of stage 1, or the engine cannot run it.
+        PapError: If it knows the classes of stage 1.
     """
 
     def __init__(
@@ -48,20 +47,18 @@ class Stage2:
         decision: decisions.Decision,
         *,
         roi: int = ROI,
-        engine: str = "auto",
     ) -> None:
         if set(decision.labels) == set(STAGE1_CLASSES):
             raise PapError(
                 f"{model.name} names {', '.join(decision.labels)}, expected a network of stage 2"
             )
-        self.decision, self.engine, self._roi = decision, engines.resolve(engine), roi
+        self.decision, self._roi = decision, roi
         size = model.inputs[0].shape[1]
         crops = tf.TensorSpec([None, roi, roi, 3], tf.uint8)
         self._resized = tf.function(
             lambda crops: decoding.resize(crops, size, size, resize), input_signature=[crops]
         )
-        # Each thread of a scan names ROIs of its own.
-        self._forward = engines.forward(model, engine, threads=1)
+        self._forward = engines.forward(model)
 
     def probabilities(self, field: Field, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
         """Names ROIs.
@@ -77,15 +74,30 @@ class Stage2:
         Raises:
             FieldError: If the field is damaged at one of them.
         """
-        probabilities = [np.zeros((0, len(self.decision.labels)))]
+        named = [self._forward(batch) for batch in self.batches(field, tops, lefts)]
+        return np.concatenate([np.zeros((0, len(self.decision.labels))), *named])
+
+    def batches(self, field: Field, tops: np.ndarray, lefts: np.ndarray) -> Iterator[np.ndarray]:
+        """Reads ROIs and resizes them to what the network takes.
+
+        Args:
+            field: The field.
+            tops: Upper edge of each ROI, int `[n]`, pixels as read.
+            lefts: Left edge of each ROI, int `[n]`, pixels as read.
+
+        Yields:
+            Images of `BATCH` ROIs or fewer, uint8 RGB `[b, n, n, 3]`.
+
+        Raises:
+            FieldError: If the field is damaged at one of them.
+        """
         for first in range(0, len(tops), BATCH):
             part = slice(first, first + BATCH)
             crops = [
                 field.read(int(left), int(top), self._roi, self._roi)
                 for top, left in zip(tops[part], lefts[part], strict=True)
             ]
-            probabilities.append(self._forward(self._resized(np.stack(crops)).numpy()))
-        return np.concatenate(probabilities)
+            yield self._resized(np.stack(crops)).numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +124,6 @@ def load(
     roi: int = ROI,
     stride: int = 25,
     method: str = "exact",
-    engine: str = "auto",
 ) -> Stages:
     """Loads two finished fits.
 
@@ -122,7 +133,6 @@ def load(
         roi: Side of the ROI, pixels.
         stride: Pixels from one ROI to the next.
         method: One of `dense.METHODS`.
-        engine: Of stage 2, one of `engines.ENGINES`.
 
     Raises:
         PapError: If one is not of that stage, or has no form for this method.
@@ -130,7 +140,7 @@ def load(
     decision, missing = decisions.of_fit(fit2)
     models = [results.load_model(fit) for fit in (fit1, fit2)]
     stage1 = Stage1(models[0], fit1.info["resize"], roi=roi, stride=stride, method=method)
-    stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi, engine=engine)
+    stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi)
     stage2_about = {**_about(fit2), "notes": missing, "scored": decisions.scored(fit2)}
     about = {"stage1": _about(fit1), "stage2": stage2_about}
     return Stages(stage1, stage2, about)
