@@ -20,7 +20,7 @@ from replication.learning import (
     training_state,
     weights,
 )
-from replication.runs import automatic, device
+from replication.runs import automatic
 from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, preparing, roles
 
