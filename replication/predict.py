@@ -82,4 +82,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main, "with --csv, the same command goes on where it was")
+    commands.run(main, commands.RESUMES_A_TABLE)

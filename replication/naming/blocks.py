@@ -162,7 +162,7 @@ def named(
         for first in range(0, len(images), size)
     ]
     few = len(images) <= work.batch_size
-    with tqdm.tqdm(total=len(images), unit="image", disable=few) as bar:
+    with tqdm.tqdm(desc="Images", total=len(images), unit="image", disable=few) as bar:
         if kept_in is None:
             for block in blocks:
                 yield from _named(block, bar.update)
