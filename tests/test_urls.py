@@ -19,7 +19,9 @@ from replication.fields import field_blocks, scan_directory, whole_fields
 from replication.fields.find.cells import Cells
 from replication.fields.read import reader
 from replication.fields.read.field import FieldError
+from replication.naming import reading
 from tfds_pap import folders, layouts, path_flags, phantom, urls
+from tfds_pap.errors import PapError
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -193,6 +195,19 @@ def test_other_places_refuse_urls_in_one_line():
             path_flags._PathParser(must_be).parse("s3://bucket/images")
     with pytest.raises(ValueError, match=r"^no protocol of fsspec's \(s3, gs, http, file ...\)$"):
         path_flags._PathParser(path_flags.FOLDER_OR_URL).parse("nope://images")
+
+
+def test_an_image_behind_a_url_is_read_as_a_file_is(apart, tmp_path):
+    black = np.zeros((9, 9, 3), np.uint8)
+    (tmp_path / "a.bmp").write_bytes(cv2.imencode(".bmp", black)[1].tobytes())
+    apart.pipe("/a.bmp", (tmp_path / "a.bmp").read_bytes())
+    assert reading.read("memory://a.bmp") == reading.read(tmp_path / "a.bmp")
+    for url, said in (
+        ("memory://a.bmp", "^[0-9]+ bytes, expected at most --max_image_bytes=10$"),
+        ("memory://nowhere.png", "^no such file or folder$"),
+    ):
+        with pytest.raises(PapError, match=said):
+            reading.read(url, max_bytes=10)
 
 
 @pytest.fixture

@@ -227,15 +227,17 @@ def local_folder(url: str) -> Path:
         raise UrlError(f"{url}: expected a folder with files")
     told = "\n".join([url, *(f"{file.relative} {file.key}" for file in found)])
     with _kept(url, told, sum(file.bytes for file in found)) as folder:
-        copy, whole = folder / name(url.rstrip("/")), folder / ".whole"
-        if not whole.exists():
-            places = {file.url: copy / file.relative for file in found}
-            missing = {each: place for each, place in places.items() if not place.exists()}
-            with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-                copied = pool.map(_copy, missing.keys(), missing.values())
-                for _ in tqdm.tqdm(copied, f"Copying {url}", len(missing), unit="file"):
-                    pass
-            whole.touch()
+        copy = folder / name(url.rstrip("/"))
+        places = {file.url: copy / file.relative for file in found}
+        missing = {each: place for each, place in places.items() if not place.exists()}
+        with (
+            futures.ThreadPoolExecutor(_AT_ONCE) as pool,
+            tqdm.tqdm(
+                desc=f"Copying {url}", total=len(missing), unit="file", disable=not missing
+            ) as bar,
+        ):
+            for _ in pool.map(_copy, missing.keys(), missing.values()):
+                bar.update()
     return copy
 
 
