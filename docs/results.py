@@ -336,6 +336,8 @@ def _defects() -> Iterator[str]:
         ends = shown.points_interval(row["low"], row["high"])
         points = f"{shown.points(row['difference'])} {ends}"
         sides = [f"{100 * row[side]:.1f}" for side in ("with_defect", "without")]
+        if row["defect"] == "D7":
+            points, sides = f"± {100 * row['difference']:.1f}", ["", ""]
         metric = row["metric"].replace("_", " ")
         rows.append(
             (
