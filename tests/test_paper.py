@@ -507,7 +507,9 @@ def test_what_hinders_a_verdict_is_found(tmp_path):
 def test_the_page_shows_claims_steps_and_what_is_missing(left, tmp_path):
     (tmp_path / "run").symlink_to(left)
     run = RunDirectory.open(tmp_path / "paper", {})
-    settings = Settings(run.path, "trees", "original")
+    settings = Settings(
+        run.path, "trees", "original", weights=("imagenet", "vgg16=none", "resnet50=none")
+    )
     every = plan.steps(settings)
     for path in left.iterdir():
         (run.path / path.name).symlink_to(path)
@@ -529,6 +531,8 @@ def test_the_page_shows_claims_steps_and_what_is_missing(left, tmp_path):
     assert "A reduced run is no reproduction" in text and "9 of 162 trials" in text
     assert "16 images, as the model" in text and "11 steps are missing" in text
     assert any("agrees (not told apart from densenet201)" in line for line in told)
+    # P3 alone takes that network, and failed.
+    assert not any(line.startswith("Random weights") for line in told)
     rows = pd.read_csv(run.path / "claims.csv")
     assert {*rows["step"]} == {"p4-clean", "p5-paper"}
     times = pd.read_csv(run.path / "times.csv").set_index("step")

@@ -111,7 +111,8 @@ def write(settings: plan.Settings, steps: Sequence[plan.Step], program: str) -> 
             index=False, lineterminator="\n"
         ),
     )
-    sentences = _sentences(settings, reduced, steps)
+    done = [line.step for line in lines if line.state == work.DONE]
+    sentences = _sentences(settings, reduced, done)
     page = pages.template("replication.whole_paper", "paper.html.j2").render(
         announcement=provenance.SENTENCES[settings.source],
         sentences=sentences,
@@ -121,7 +122,7 @@ def write(settings: plan.Settings, steps: Sequence[plan.Step], program: str) -> 
         duration=pages.duration,
         metric=_metric,
         published_words=_published,
-        hindrances=dict.fromkeys(hindrances.values()),
+        hindrances=dict.fromkeys(hindrances[s.name] for s in done if s.name in hindrances),
         lines=lines,
         reports={line.step.name: line.report for line in lines},
         checked=_checked(run.path),
