@@ -507,9 +507,7 @@ def test_what_hinders_a_verdict_is_found(tmp_path):
 def test_the_page_shows_claims_steps_and_what_is_missing(left, tmp_path):
     (tmp_path / "run").symlink_to(left)
     run = RunDirectory.open(tmp_path / "paper", {})
-    settings = Settings(
-        run.path, "trees", "original", weights=("imagenet", "vgg16=none", "resnet50=none")
-    )
+    settings = Settings(run.path, "trees", "original", weights=("imagenet", "resnet50=none"))
     every = plan.steps(settings)
     for path in left.iterdir():
         (run.path / path.name).symlink_to(path)
