@@ -253,8 +253,8 @@ def again(stated: RunDirectory, now: RunDirectory, what: Rule) -> Iterator[Check
     for one, other in zip(names, others, strict=True):
         then, made = stated.path / "fields" / one, now.path / "fields" / other
         checked = recomputed.json_files("field.json", then, made, what)
-        scores = (np.load(folder / "scores.npy").tolist() for folder in (then, made))
-        checked.compare("scores", next(scores), next(scores), what)
+        one_map, other_map = (np.load(folder / "scores.npy").tolist() for folder in (then, made))
+        checked.compare("scores", one_map, other_map, what)
         checked.place = f"fields/{one}"
         yield checked
         before, after = (_named(pd.read_csv(folder / "cells.csv")) for folder in (then, made))
