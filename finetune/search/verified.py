@@ -143,7 +143,7 @@ def _trial(run: RunDirectory, folder: Path, executions: list[Path], objective: s
         results = [
             json.loads((one / "result.json").read_text("utf-8"))["metrics"] for one in executions
         ]
-        stated = {name: one.get_best_value() for name, one in trial.metrics.metrics.items()}
+        stated = {n: float(one.get_best_value()) for n, one in trial.metrics.metrics.items()}
         now = {name: float(np.mean([one[name] for one in results])) for name in stated}
         checked.compare("metrics", stated, now, _RULE)
         checked.compare("score", trial.score, now[objective], _RULE)
@@ -161,11 +161,21 @@ def _published(run: RunDirectory, objective: str) -> Iterator[Checked]:
         trials.write_csv(
             folder / "search.csv", ended, direction, run.manifest().get("source", "unknown")
         )
-        yield recomputed.table(run, "search.csv", pd.read_csv(folder / "search.csv"), ("trial",))
+        yield _rankings(run.path, folder, _RULE)
         best = trials.rank(ended, direction)[0]
         if best.status == "completed":
             steps.write_best(folder, best, objective)
             yield recomputed.json_files("best.json", run.path, folder, _RULE)
+
+
+def _rankings(then: Path, now: Path, rule: Rule) -> Checked:
+    """search.csv of two directories, by trial."""
+    name = "search.csv"
+    if not (then / name).exists():
+        return Checked(name, different=["is gone"])
+    numbers = dict.fromkeys(("trial", "inherited", "superseded_by"), str)
+    before, after = (pd.read_csv(folder / name, dtype=numbers) for folder in (then, now))
+    return figures.tables(name, before, after, rule, ("trial",))
 
 
 def again(stated: RunDirectory, now: RunDirectory, what: Rule) -> Iterator[Checked]:
@@ -185,6 +195,5 @@ def again(stated: RunDirectory, now: RunDirectory, what: Rule) -> Iterator[Check
         made = recomputed.json_files("result.json", path.parent, now.path / place, what)
         made.place = f"{place}/result.json"
         yield made
-    before, after = (pd.read_csv(run.path / "search.csv") for run in (stated, now))
-    yield figures.tables("search.csv", before, after, what, ("trial",))
+    yield _rankings(stated.path, now.path, what)
     yield recomputed.json_files("best.json", stated.path, now.path, what)

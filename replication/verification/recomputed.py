@@ -103,20 +103,19 @@ def _metrics(run: RunDirectory, directory: Path) -> Checked:
     return checked
 
 
-def table(run: RunDirectory, name: str, now: pd.DataFrame, keys: Sequence[str] = ()) -> Checked:
+def table(run: RunDirectory, name: str, now: pd.DataFrame) -> Checked:
     """Compares a table of a directory with what it should hold.
 
     Args:
         run: The directory.
         name: Of the table's file.
         now: What it should hold.
-        keys: Columns that name a row; none takes rows by their order.
     """
     if not (run.path / name).exists():
         return Checked(name, different=["is gone"])
     # As a reader has it: what is not a number is text.
     again = pd.read_csv(io.StringIO(now.to_csv(index=False)))
-    return tables(name, pd.read_csv(run.path / name), again, _RULE, keys)
+    return tables(name, pd.read_csv(run.path / name), again, _RULE)
 
 
 def json_files(name: str, then: Path, now: Path, rule: Rule) -> Checked:
