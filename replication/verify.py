@@ -2,6 +2,7 @@
 
     python -m replication.verify --run_dir=RUN            # from its predictions: seconds
     python -m replication.verify --run_dir=RUN --again    # from its images: as long as the run took
+    python -m replication.verify --run_dir=SCAN           # likewise a scan, a search, an export
     python -m replication.verify --csv=results/first_minute.csv
 
 Says of each place whether its figures are the same to the bit, the same within what is allowed, or
@@ -30,7 +31,7 @@ _CSV = path_flags.define(
 _AGAIN = flags.DEFINE_bool(
     "again",
     False,
-    "Repeat the run's own command as well, from the images on, in --scratch (default: off).",
+    "Repeat the directory's own command as well, from the images on, in --scratch (default: off).",
 )
 _SCRATCH = path_flags.define(
     "scratch",
