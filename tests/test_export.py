@@ -323,8 +323,9 @@ def test_other_answers_and_another_model_are_told(copy, tiny_run, tmp_path):
     manifest = run.manifest()
     manifest["self_check"]["probabilities"][3][1] += 0.001
     files.write_json(run.manifest_path, manifest)
-    with pytest.raises(PapError, match=r"manifest\.json: is damaged or was changed"):
-        kinds.of(run)
+    done = command("replication.verify", f"--run_dir={copy}")
+    assert done.returncode == 1 and done.stdout == f"{copy / '1'}:\n"
+    assert "manifest.json: is damaged or was changed" in done.stderr
     (run.path / "SHA256SUMS").unlink()
     different = differences(kinds.of(run).checks(run))
     (line,) = different.pop("self-check")
