@@ -222,10 +222,17 @@ def test_changed_figures_of_a_scan_are_named(copy, two_stage_run):
     manifest = copy.manifest()
     manifest["models"]["stage1"]["parameters"] += 1
     copy.update_manifest(models=manifest["models"])
+    rows = list(csv.DictReader((copy.path / "fields.csv").open(newline="")))
+    cells = [row["cells"] for row in rows]
+    with (copy.path / "archive.csv").open("w", newline="") as file:
+        # As a cluster notes it; of the last field it knows nothing.
+        noted = [[rows[0]["field"], cells[0]], [rows[1]["field"], "999"], [rows[2]["field"], ""]]
+        csv.writer(file).writerows([["field", "cells"], *noted])
     different = differences(kinds.of(copy).checks(copy))
     assert different == {
         "evaluation.json": [f"figures[0].value: 0.987 is stated, it is {recall['value']!r}"],
         "fields.csv": ["row 1.rois: 89 is stated, it is 88"],
+        "archive.csv": [f"cells of {rows[1]['field']}: '999' is stated, it is {cells[1]!r}"],
         "manifest.json: models and settings": [
             "models.stage1.parameters: 7061 is stated, it is 7060"
         ],

@@ -21,6 +21,7 @@ from replication.measures.predictions import Predictions
 from replication.runs.directory import RunDirectory
 from replication.verification import figures, recomputed
 from replication.verification.figures import Checked, Rule
+from tfds_pap import files
 from tfds_pap.errors import PapError
 
 _RULE = Rule()
@@ -55,7 +56,12 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
     clean = run.manifest()["identity"]["protocol"] == "clean"
     for trial_id in state["end_order"]:
         folder = project / f"trial_{trial_id}"
-        executions = sorted(folder.glob("execution_*"))
+        # A trial that failed may have left one that did not end.
+        executions = [
+            one
+            for one in sorted(folder.glob("execution_*"))
+            if (one / files.SUMS).exists() or (one / "result.json").exists()
+        ]
         for execution in executions:
             digests = recomputed.digests(run, execution)
             whole = whole and not digests.different
@@ -64,7 +70,7 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
         sealed = _sealed(run, folder / "trial.json")
         whole = whole and not sealed.different
         yield sealed
-        yield _trial(run, folder, executions, objective)
+        yield _trial(run, folder, executions)
     yield from recomputed.images(run)
     if not whole:
         # What readers refuse cannot be ranked, and the digests above say so.
@@ -130,8 +136,9 @@ def _scored(predictions: Predictions) -> dict[str, float]:
     return by_name
 
 
-def _trial(run: RunDirectory, folder: Path, executions: list[Path], objective: str) -> Checked:
+def _trial(run: RunDirectory, folder: Path, executions: list[Path]) -> Checked:
     """A trial's figures and score: means over its executions."""
+    identity = run.manifest()["identity"]
     checked = Checked(f"{folder.relative_to(run.path)}/trial.json")
     try:
         state = _state(folder / "trial.json")
@@ -146,7 +153,9 @@ def _trial(run: RunDirectory, folder: Path, executions: list[Path], objective: s
         stated = {n: float(one.get_best_value()) for n, one in trial.metrics.metrics.items()}
         now = {name: float(np.mean([one[name] for one in results])) for name in stated}
         checked.compare("metrics", stated, now, _RULE)
-        checked.compare("score", trial.score, now[objective], _RULE)
+        checked.compare("score", trial.score, now[identity["objective"]], _RULE)
+        wanted = identity["executions_per_trial"]
+        checked.compare("executions", wanted, len(executions), _RULE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         checked.different.append(f"not what a search writes: {' '.join(str(error).split())[:200]}")
     return checked
@@ -172,7 +181,7 @@ def _rankings(then: Path, now: Path, rule: Rule) -> Checked:
     """search.csv of two directories, by trial."""
     name = "search.csv"
     if not (then / name).exists():
-        return Checked(name, different=["is gone"])
+        return Checked(name, different=["is not there: the search did not end, or it was deleted"])
     numbers = dict.fromkeys(("trial", "inherited", "superseded_by"), str)
     before, after = (pd.read_csv(folder / name, dtype=numbers) for folder in (then, now))
     return figures.tables(name, before, after, rule, ("trial",))

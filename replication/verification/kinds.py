@@ -63,7 +63,9 @@ def of(run: RunDirectory) -> Kind:
 
 
 def directories(path: Path) -> list[RunDirectory]:
-    """Returns what is verified below a path: of a directory of versions each of them.
+    """Returns what is verified at a path: a directory of results, or each version of a model.
+
+    A version that was exported before versions had a manifest has none here either.
 
     Args:
         path: What --run_dir names.
@@ -74,19 +76,15 @@ def directories(path: Path) -> list[RunDirectory]:
     if (path / "manifest.json").exists():
         return [RunDirectory(path)]
     versions = [path] if (path / "saved_model.pb").exists() else []
-    versions += sorted((one.parent for one in path.glob("*/saved_model.pb")), key=_number)
+    numbered = [one.parent for one in path.glob("*/saved_model.pb") if one.parent.name.isdigit()]
+    versions += sorted(numbered, key=lambda version: int(version.name))
     runs = [RunDirectory(version / EXTRA) for version in versions]
-    stated = [run for run in runs if run.manifest_path.exists()]
-    if not stated:
+    if not any(run.manifest_path.exists() for run in runs):
         raise PapError(
             f"--run_dir={path}: expected {EXTRA}/manifest.json in a version, got none (exported "
             "before versions had it)"
         )
-    return stated
-
-
-def _number(version: Path) -> tuple[int, str]:
-    return (int(version.name) if version.name.isdigit() else 0, version.name)
+    return runs
 
 
 def _checks_of_run(run: RunDirectory) -> Iterator[Checked]:

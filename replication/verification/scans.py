@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replication.fields import scan_directory, scan_evaluation
+from replication.fields import archive, scan_directory, scan_evaluation
 from replication.fields.find import stages, summary
 from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.judge.counts import Detections
 from replication.fields.judge.evaluation import evaluate
-from replication.fields.scanned import EVALUATION, FOLDER, ScannedField
+from replication.fields.scanned import EVALUATION, FOLDER, ScannedField, scanned_fields
 from replication.measures.decisions import Decision
 from replication.runs import results
 from replication.runs.directory import RunDirectory
@@ -73,6 +73,8 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
         return
     for name, table in scan_directory.summaries(run).items():
         yield recomputed.table(run, name, table)
+    if (run.path / archive.TABLE).exists():
+        yield _archive(run)
     if (run.path / EVALUATION).exists():
         yield _evaluation(run)
 
@@ -207,6 +209,17 @@ def _models(run: RunDirectory, manifest: Mapping[str, Any]) -> Checked:
         checked.notes.append(f"the runs of the models were not looked at: {error}")
     else:
         checked.compare("models", stated, now, _RULE)
+    return checked
+
+
+def _archive(run: RunDirectory) -> Checked:
+    """How many cells a scan on a cluster noted of each field that it read."""
+    checked = Checked(archive.TABLE)
+    table = pd.read_csv(run.path / archive.TABLE, dtype=str, keep_default_na=False)
+    noted = dict(zip(table["field"], table["cells"], strict=True))
+    for one in scanned_fields(run):
+        if cells := noted.get(one.info["path"]):
+            checked.compare(f"cells of {one.info['path']}", cells, str(one.info["cells"]), _RULE)
     return checked
 
 
