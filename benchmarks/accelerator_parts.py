@@ -20,7 +20,7 @@ from replication.learning import (
     training_state,
     weights,
 )
-from replication.runs import automatic, device
+from replication.runs import automatic
 from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, preparing, roles
 
@@ -237,7 +237,6 @@ def pytorch(name: str, sizes: Sizes, policy: DevicePolicy) -> Iterator[Row]:
 
 def scan(sizes: Sizes) -> Iterator[Row]:
     """Both stages on one drawn field, random weights; an image is an ROI here."""
-    device.needs_tensorflow()
     from replication.fields.find import scanner
     from replication.fields.find.dense import Stage1
     from replication.fields.find.stages import Stage2, Stages

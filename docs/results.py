@@ -15,10 +15,13 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from replication.ablation import figure as ablation_figure
+from replication.ablation.sizes import Size
 from replication.comparison import figures
 from replication.comparison.differences import COMPARED
 from replication.comparison.ranking import pareto
 from replication.drawing import shown
+from replication.measures.intervals import Estimate
 from replication.measures.names import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,6 +336,8 @@ def _defects() -> Iterator[str]:
         ends = shown.points_interval(row["low"], row["high"])
         points = f"{shown.points(row['difference'])} {ends}"
         sides = [f"{100 * row[side]:.1f}" for side in ("with_defect", "without")]
+        if row["defect"] == "D7":
+            points, sides = f"± {100 * row['difference']:.1f}", ["", ""]
         metric = row["metric"].replace("_", " ")
         rows.append(
             (
@@ -394,6 +399,20 @@ def pictures() -> Iterator[tuple[Path, bytes]]:
     yield ROOT / "docs" / "leak_balanced_accuracy.png", picture
     picture = figures.accuracy_against(_of_comparison(), "gflops", "png")
     yield ROOT / "docs" / "comparison_cost.png", picture
+    picture = ablation_figure.sizes(ablation_figure.drawable(_of_defects()), "png")
+    yield ROOT / "docs" / "defects_sizes.png", picture
+
+
+def _of_defects() -> list[Size]:
+    return [
+        Size(
+            defect=row["defect"], part=row["part"], what=row["what"], metric=row["metric"],
+            with_defect=row["with_defect"], without=row["without"],
+            points=Estimate(row["difference"], row["low"], row["high"], row["images"], ""),
+            seeds=row["seeds"], groups=row["groups"],
+        )
+        for _, row in read("defects").iterrows()
+    ]  # fmt: skip
 
 
 def _of_leak(name: str, part: pd.DataFrame) -> types.SimpleNamespace:

@@ -22,7 +22,7 @@ from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, folder_flags, path_flags
+from tfds_pap import cluster_flags, commands, folder_flags, path_flags
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ _PREVALENCE = shared.prevalence()
 flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(stage2_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -106,7 +107,10 @@ def main(argv: list[str]) -> None:
         },
     )
     builders = {2: plan.builder}
-    audits = description.audit(run, [plan.builder], audit_flags.effort(), audit_flags.note)
+    with cluster_flags.connected() as client:
+        audits = description.audit(
+            run, [plan.builder], audit_flags.effort(), audit_flags.note, client
+        )
     blocks = audit_flags.blocks(audits)
     plan = dataclasses.replace(plan, blocks=blocks.get(plan.builder.name))
     description.describe(

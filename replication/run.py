@@ -19,7 +19,7 @@ from replication.flags import images as image_flags
 from replication.flags import shared
 from replication.flags import values as flag_values
 from replication.runs.device import DevicePolicy
-from tfds_pap import commands, folder_flags, path_flags
+from tfds_pap import cluster_flags, commands, folder_flags, path_flags
 
 if TYPE_CHECKING:
     from replication.learning import training
@@ -115,6 +115,7 @@ flags.adopt_module_key_flags(device_flags)
 flags.adopt_module_key_flags(audit_flags)
 flags.adopt_module_key_flags(image_flags)
 flags.adopt_module_key_flags(folder_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -154,7 +155,8 @@ def main(argv: list[str]) -> None:
     if source != "phantom":
         # Before hours of training: a tree may be wrong. Drawn images cannot be.
         needed.update(stages)
-    steps.prepare(sorted(needed))
+    with cluster_flags.connected() as client:
+        steps.prepare(sorted(needed), client)
     missing = steps.missing(seeds, stages)
     progress = steps.progress(missing, ending=_SCAN_FIELDS.value > 0)
     print(device_flags.words(policy), *progress.plan(), sep="\n", flush=True)

@@ -220,7 +220,7 @@ def _ask(client: "Client", paths: list[str]) -> list[tuple[str, "Prediction | st
     images: dict[int, bytes] = {}
     for number, path in enumerate(paths):
         try:
-            images[number] = reading.read(Path(path), max_bytes=_MAX_IMAGE_BYTES.value)
+            images[number] = reading.read(path, max_bytes=_MAX_IMAGE_BYTES.value)
         except PapError as error:
             answers[number] = str(error)
     try:

@@ -28,6 +28,7 @@ SLOW = (
     "test_own_data",
     "test_dask_features",
     "test_dask_scan",
+    "test_dask_predict",
     "test_dask_audit",
     "test_backends",
     "test_search",

@@ -57,7 +57,9 @@ def _parts(path):
     elif path.name == "variables.data-00000-of-00001":
         stored = tf.train.load_checkpoint(str(path.with_name("variables")))
         names = set(stored.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
-        yield from _arrays({name: stored.get_tensor(name) for name in names})
+        # Keras numbers them as a set gives them, in each process in another order.
+        tensors = [{"": stored.get_tensor(name)} for name in names]
+        yield from sorted(repr(list(_arrays(each))) for each in tensors)
     elif path.suffix in (".npz", ".npy"):
         stored = np.load(path)
         yield from _arrays(stored if path.suffix == ".npz" else {"": stored})

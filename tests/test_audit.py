@@ -12,6 +12,7 @@ from PIL import Image
 from tfds_pap import (
     audit_files,
     folders,
+    layouts,
     leak_audit,
     near_duplicates,
     phantom_set,
@@ -166,6 +167,7 @@ def test_folders_are_audited_across_groups(leaky, tmp_path):
     [
         (["--datasets=pap_db5"], "--datasets=pap_db5: expected pap_db3,pap_db4"),
         (["--folders=/nowhere"], "/nowhere: no such folder"),
+        (["--folders=memory://nowhere"], "memory://nowhere: no such file or folder"),
         (["--folders=/", "--manual_dir=/"], "--folders and --manual_dir: give one of them"),
         (["--cluster=nowhere"], "--cluster=nowhere: expected local, an address such as tcp://"),
         (["--predictions=/nowhere.csv"], "--predictions=/nowhere.csv: no such file"),
@@ -186,6 +188,27 @@ def test_bad_input_is_one_line(leaky, tmp_path, arguments, message):
     assert done.returncode != 0
     assert any(message in line for line in done.stderr.splitlines()), done.stderr
     assert "Traceback" not in done.stderr
+
+
+#: Copies of URLs lie where `tempfile` says, which asks its environment once a process.
+BEHIND_A_URL = """
+import runpy, sys, tempfile
+tempfile.tempdir = sys.argv.pop()
+sys.argv[0] = "audit"
+runpy.run_module("tfds_pap.audit", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_class_folders_may_lie_behind_a_url(manual_dir, tmp_path):
+    url = f"file://{manual_dir}/DB_4/train"
+    given = [f"--folders={url}", f"--data_dir={tmp_path / 'data'}", f"--output={tmp_path}"]
+    done = command("-c", BEHIND_A_URL, "--audit=off", *given, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"train: a copy of {url} in {tmp_path}/pap_urls_" in done.stdout
+    assert "train: layout plain: 4 classes, 40 images" in done.stdout
+    (prepared,) = (tmp_path / "data" / "pap_folders").iterdir()
+    listed = layouts.read(manual_dir / "DB_4" / "train")
+    assert prepared.name == f"train_{folders.listing_fingerprint(listed)[:12]}"
 
 
 @pytest.mark.parametrize(

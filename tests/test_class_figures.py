@@ -129,3 +129,10 @@ def test_figures_over_classes_hold_the_truth_though_a_class_is_rare():
             holds[name].append(found.low <= truth[name][0] <= found.high)
     for name, one in holds.items():
         assert np.mean(one) >= 0.9, name
+
+
+def test_students_interval_stays_within_what_a_difference_of_shares_can_be():
+    low, high = shares.over_seeds(0.3, 0.2, 0.4, np.array([0.6, 0.0]))
+    assert (low, high) == (-1, 1)
+    low, high = shares.over_seeds(0.3, 0.2, 0.4, np.array([0.31, 0.29]))
+    assert 0.1 < low < 0.2 and 0.4 < high < 0.5

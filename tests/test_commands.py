@@ -144,6 +144,7 @@ RUN_DIR_FAULT = "--run_dir=/proc/version/x: /proc/version is no folder"
         (["replication.run", "--manual_dir=NONE"], "--manual_dir=NONE: no such folder"),
         (["tfds_pap.audit", "--folders=NONE"], "--folders=NONE: no such folder"),
         (["replication.compare", "--folders=NONE"], "--folders=NONE: no such folder"),
+        (["replication.compare", "--folders=no://x"], "--folders=no://x: no protocol of fsspec's"),
         (["replication.compare", "--weights=NONE"], "--weights=NONE: no such file or folder, and"),
         (["finetune.search", "--space=NONE.py"], "--space=NONE.py: expected paper, extended, or"),
         (["finetune.search", "--manual_dir=~/NONE"], "--manual_dir=~/NONE: no such folder"),

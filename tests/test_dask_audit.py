@@ -2,13 +2,16 @@
 
 import sys
 import threading
+import types
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from commands import command
 from dask_machines import Cluster, kill_when
 
+from replication.runs import description, steps
 from tfds_pap import (
     audit_files,
     cluster,
@@ -106,6 +109,36 @@ def test_a_killed_worker_and_a_stopped_command_cost_a_block(prepared, tmp_path, 
         for builder in prepared
     ]
     assert stored[0] == stored[1] and len(stored[0]) == 1
+
+
+def test_a_run_has_its_images_audited_there(manual_dir, data_dir, tmp_path, monkeypatch):
+    builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
+    clients = []
+
+    def audit(run, builders, effort, notes, client):
+        clients.append(client)
+        return {}
+
+    monkeypatch.setattr(description, "audit", audit)
+    monkeypatch.setattr(steps.audit_flags, "blocks", lambda audits: {})
+    monkeypatch.setattr(description, "describe", lambda *_, **__: None)
+    run = steps.Steps(
+        path=tmp_path / "run",
+        sources=types.SimpleNamespace(prepare=lambda stage: builder),
+        images=None,
+        policy=None,
+        identity={},
+        planned={},
+    )
+    run.prepare([2], client="of a cluster")
+    assert clients == ["of a cluster"]
+
+
+def test_a_run_says_that_no_scheduler_answers(tmp_path):
+    away = ("--cluster=tcp://127.0.0.1:9", f"--run_dir={tmp_path / 'run'}")
+    done = command("replication.run", *away)
+    assert done.returncode == 1
+    assert "--cluster=tcp://127.0.0.1:9: no scheduler answers" in done.stderr
 
 
 @pytest.fixture

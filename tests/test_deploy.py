@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import hypothesis
+import kubernetes_schemas
 import pytest
 import yaml
 from commands import command
@@ -110,6 +111,8 @@ def test_compose_file_runs_the_server_with_its_configs_and_little_else():
 def test_kubernetes_manifest_has_its_parts_and_they_find_one_another():
     files = render(settings(startup_seconds=123, drain_seconds=20, min_replicas=3))
     found = kubernetes(files)
+    for document in found.values():
+        kubernetes_schemas.check(document)
     assert {kind: document["apiVersion"] for kind, document in found.items()} == {
         "ConfigMap": "v1",
         "Deployment": "apps/v1",

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -121,6 +122,27 @@ def test_damaged_metadata_of_images_are_named_or_change_nothing(prepared, tmp_pa
         return
     assert again.class_names == index.class_names
     assert all((getattr(again, n) == getattr(index, n)).all() for n in ("ids", "labels", "splits"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_groups_are_named_and_made_again(prepared, tmp_path, damage):
+    folder, index = prepared
+    for name in ("manual", "data"):
+        shutil.copytree(folder / name, tmp_path / name)
+    rows = [f"{image},{Path(image).stem[-1]}" for image in index.ids]
+    table = tmp_path / "manual" / "DB_4" / "groups.csv"
+    table.write_text("\n".join(["file,group", *rows]) + "\n")
+
+    def prepare():
+        return preparing.prepare("pap_db4", "original", tmp_path / "manual", tmp_path / "data")
+
+    builder = prepare()
+    expected = pipeline.read_index(builder).groups
+    assert len(set(expected)) > 1
+    damage(next((tmp_path / "data").rglob("groups.json")))
+    with pytest.raises(PapError, match=r"groups.json: is damaged; give the folder of the images"):
+        pipeline.read_index(builder)
+    assert (pipeline.read_index(prepare()).groups == expected).all()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -98,6 +98,18 @@ def test_names_do_not_count_what_was_built_before(tmp_path):
     assert models.feature_extractor(network, 4, "caffe").operations[1].name == "rgb_to_bgr"
 
 
+def test_a_backbone_is_the_same_whatever_was_built_before(tmp_path):
+    # Three of its layers have no name of their own.
+    first, second = (models.backbone("efficientnetb0").build(32) for _ in range(2))
+    assert {"input_layer", "rescaling", "normalization"} <= {one.name for one in second.layers}
+    assert first.get_config() == second.get_config()
+    second.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert [one.name for one in again.layers] == [one.name for one in second.layers]
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(again(pixels), second(pixels))
+
+
 def test_paper_stage2_resizes_as_cv2_within_rounding(tmp_path):
     save_image(tmp_path / "cell.jpg", seed=1, size=310)
     recipe = recipes.RECIPES["paper", 2]

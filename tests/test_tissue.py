@@ -13,6 +13,7 @@ from replication.fields.find.lattice import Lattice
 from replication.fields.read.field import ArrayField
 from replication.fields.read.reader import open_field
 from tfds_pap import drawn_slide, phantom
+from tfds_pap.errors import PapError
 
 
 def drawn(slide, cells, litter, seed=0, side=1024):
@@ -153,3 +154,16 @@ def test_a_drawn_mosaic_has_its_fields_in_their_places_at_every_level(tmp_path):
             assert abs(int(here.mean()) - grey) <= 1
             assert abs(int(small[row * 256 + 128, column * 256 + 128].mean()) - grey) <= 1
         assert field.read(2048 + 99, 2048 + 99, 9, 9).mean() < 25 > small[256 + 9, 256 + 9].mean()
+
+
+def test_a_drawn_smear_has_its_cells_in_the_middle(tmp_path):
+    side = 3 * drawn_slide.FIELD
+    drawn_slide.write_smear(tmp_path / "a.tif", side, glass=0.9, mpp=0.25)
+    with open_field(tmp_path / "a.tif") as field:
+        assert (field.width, field.height) == (side, side)
+        fields = field.overview(3 * 128).astype(int).reshape(3, 128, 3, 128, 3)
+    spread = np.ptp(fields, axis=(1, 3, 4))
+    # 1 of 9 fields has nuclei, which are dark.
+    assert spread[1, 1] > 2 * np.delete(spread, 4).max()
+    with pytest.raises(PapError, match="--side=3000: with --glass expected a multiple of 2048"):
+        drawn_slide.write_smear(tmp_path / "b.tif", 3000, glass=0.5)

@@ -19,7 +19,9 @@ from replication.fields import field_blocks, scan_directory, whole_fields
 from replication.fields.find.cells import Cells
 from replication.fields.read import reader
 from replication.fields.read.field import FieldError
-from tfds_pap import folders, path_flags, phantom, urls
+from replication.naming import reading
+from tfds_pap import folders, layouts, path_flags, phantom, urls
+from tfds_pap.errors import PapError
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -188,11 +190,90 @@ def test_a_finished_field_whose_url_is_gone_is_read_again(apart, tmp_path):
 
 
 def test_other_places_refuse_urls_in_one_line():
-    with pytest.raises(folders.TreeError, match=r"s3://b/a\.jpg: expected a file or folder; URLs"):
-        folders.expand_images(["s3://b/a.jpg"])
     for must_be in (path_flags.FOLDER, path_flags.FILE, path_flags.NEW_FOLDER):
         with pytest.raises(ValueError, match="expected a path, not a URL: those are taken for"):
             path_flags._PathParser(must_be).parse("s3://bucket/images")
+    with pytest.raises(ValueError, match=r"^no protocol of fsspec's \(s3, gs, http, file ...\)$"):
+        path_flags._PathParser(path_flags.FOLDER_OR_URL).parse("nope://images")
+
+
+def test_an_image_behind_a_url_is_read_as_a_file_is(apart, tmp_path):
+    black = np.zeros((9, 9, 3), np.uint8)
+    (tmp_path / "a.bmp").write_bytes(cv2.imencode(".bmp", black)[1].tobytes())
+    apart.pipe("/a.bmp", (tmp_path / "a.bmp").read_bytes())
+    assert reading.read("memory://a.bmp") == reading.read(tmp_path / "a.bmp")
+    for url, said in (
+        ("memory://a.bmp", "^[0-9]+ bytes, expected at most --max_image_bytes=10$"),
+        ("memory://nowhere.png", "^no such file or folder$"),
+    ):
+        with pytest.raises(PapError, match=said):
+            reading.read(url, max_bytes=10)
+
+
+@pytest.fixture
+def tree(apart, manual_dir):
+    """Returns class folders, which are in memory:// as well."""
+    root = manual_dir / "DB_4" / "train"
+    for path in root.glob("*/*"):
+        apart.pipe(f"/cells/{path.relative_to(root)}", path.read_bytes())
+    return root
+
+
+@pytest.mark.parametrize("storage", ["memory", "file"])
+def test_class_folders_behind_a_url_are_the_same_data_as_on_this_machine(storage, tree, tmp_path):
+    url = "memory://cells/" if storage == "memory" else f"file://{tree}"
+    copy = urls.folder(url)
+    assert copy.name == ("cells" if storage == "memory" else "train") and copy != tree
+    listed, behind = layouts.read(tree), layouts.read(copy)
+    assert [file.id for file in behind.files] == [file.id for file in listed.files]
+    assert behind.class_names == listed.class_names and len(listed.files) == 40
+    assert folders.listing_fingerprint(behind) == folders.listing_fingerprint(listed)
+    assert folders.expand_images([url]) == [
+        f"{url.rstrip('/')}/{path.relative_to(tree).as_posix()}"
+        for path in folders.image_paths(tree)
+    ]
+
+
+def test_a_folder_is_copied_once_and_again_where_it_changed(apart, tree, monkeypatch):
+    copied, copy = [], urls._copy
+
+    def counted(url, place):
+        if len(copied) == 30:
+            raise ConnectionError("the line\nwent dead")
+        copied.append(url)
+        copy(url, place)
+
+    monkeypatch.setattr(urls, "_copy", counted)
+    monkeypatch.setattr(urls, "_AT_ONCE", 1)
+    with pytest.raises(urls.UrlError, match=r"^memory://cells: cannot .*\(the line went dead\)$"):
+        urls.folder("memory://cells")
+    copied[:30] = ["before"]
+    first = urls.folder("memory://cells")
+    assert len(copied) == 1 + 10
+    assert urls.folder("memory://cells") == first and len(copied) == 11
+    apart.pipe("/cells/1/another.jpg", b"1")
+    apart.pipe("/cells/.cache/b.jpg", b"1")
+    copied.clear()
+    apart.pipe("/cells/1/groups.csv", b"file,group")
+    monkeypatch.setattr(urls, "_copy", copy)
+    second = urls.folder("memory://cells")
+    assert second != first and second.name == "cells"
+    names = {path.relative_to(second).as_posix() for path in second.rglob("*") if path.is_file()}
+    assert {"1/another.jpg", "1/groups.csv"} < names and len(names) == 42
+
+
+def test_what_is_no_folder_is_one_line(apart):
+    apart.pipe("/a.jpg", b"1")
+    for url, said in (
+        ("memory://a.jpg", "expected a folder with files"),
+        ("memory://nowhere", "no such file or folder"),
+    ):
+        with pytest.raises(urls.UrlError, match=f"^{url}: {said}$"):
+            urls.folder(url)
+    # Keys of a bucket need be no paths.
+    apart.store["/x/1//a.jpg"] = apart.store["/a.jpg"]
+    with pytest.raises(urls.UrlError, match=r"^memory://x: '/x/1//a.jpg' is no path of a file$"):
+        urls.folder("memory://x")
 
 
 class Stage1:

@@ -27,6 +27,8 @@ UNREAD = 141
 
 #: For commands that go on where they were.
 RESUMES = "the same command goes on where it was"
+#: For those that keep what they have done beside their table.
+RESUMES_A_TABLE = "with --csv the same command goes on where it was"
 #: For commands that have nothing to go on with.
 STARTS_AGAIN = "nothing half-written is left; the same command starts again"
 

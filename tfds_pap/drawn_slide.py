@@ -4,6 +4,7 @@ A field is drawn once and repeated: tiles that look alike are stored once, and t
 points to them many times. So a slide of 100,000 x 100,000 px is written in seconds.
 
     python -m tfds_pap.drawn_slide --file=slide.tif --side=20000
+    python -m tfds_pap.drawn_slide --file=slide.tif --side=30720 --glass=0.75
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from tfds_pap import commands, path_flags, phantom, phantom_set
+from tfds_pap.errors import PapError
 
 TILE = 256  # Pixels, side of a tile of the file.
 FIELD = 2048  # Pixels, side of the field that is repeated.
@@ -38,6 +40,35 @@ def write_slide(path: Path, side: int, *, mpp: float = 0.25, seed: int = 0) -> N
     """
     field, _ = phantom.draw_field(seed, slide=seed, width=FIELD, height=FIELD, cells=CELLS)
     write_tiles(path, field, side, side, mpp=mpp)
+
+
+def write_smear(
+    path: Path, side: int, *, glass: float, mpp: float | None = None, seed: int = 0
+) -> None:
+    """Writes a square BigTIFF with a pyramid: fields full of cells in the middle, glass around.
+
+    Args:
+        path: The file.
+        side: Of the slide, a multiple of `FIELD` pixels.
+        glass: Share of its fields without a cell, 0 to 1.
+        mpp: Micrometres per pixel that the file states; None states nothing.
+        seed: Which field and slide is drawn; see `phantom.draw_field`.
+
+    Raises:
+        PapError: If fields do not fill the side.
+    """
+    along = side // FIELD
+    if along * FIELD != side:
+        raise PapError(f"--side={side}: with --glass expected a multiple of {FIELD} pixels")
+    fields = [
+        phantom.draw_field(seed, slide=seed, width=FIELD, height=FIELD, cells=cells)[0]
+        for cells in (CELLS, 0)
+    ]
+    rows, columns = np.mgrid[:along, :along] - (along - 1) / 2
+    nearest = np.argsort(np.hypot(rows, columns), axis=None, kind="stable")
+    places = np.ones(along**2, int)
+    places[nearest[: round((1 - glass) * along**2)]] = 0
+    write_mosaic(path, fields, places.reshape(along, along), mpp=mpp)
 
 
 def write_tiles(
@@ -175,12 +206,16 @@ def main(argv: list[str]) -> None:
     asked = flags.FLAGS
     if len(argv) > 1 or not asked.file:
         raise app.UsageError("give --file=FILE.tif")
-    write_slide(Path(asked.file), asked.side, mpp=asked.slide_mpp)
+    if asked.glass:
+        write_smear(Path(asked.file), asked.side, glass=asked.glass, mpp=asked.slide_mpp)
+    else:
+        write_slide(Path(asked.file), asked.side, mpp=asked.slide_mpp)
 
 
 if __name__ == "__main__":
     # Defined here and not on import, so that importers keep these names free.
     path_flags.define("file", None, "TIFF file to write (required).", path_flags.NEW_FILE)
     flags.DEFINE_integer("side", 20_000, "Side of the slide in pixels (default: 20000).", 1)
+    flags.DEFINE_float("glass", 0.0, "Share of the slide without cells, 0 to 1 (default: 0).", 0, 1)
     flags.DEFINE_float("slide_mpp", 0.25, "Micrometres per pixel it states (default: 0.25).")
     commands.run(main, commands.STARTS_AGAIN)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from tfds_pap import layouts, path_flags
+from tfds_pap import layouts, path_flags, urls
 
 if TYPE_CHECKING:
     import tensorflow_datasets.public_api as tfds
@@ -17,8 +17,9 @@ _FOLDERS = path_flags.define(
     None,
     "A tree of class folders, PATH/<class>/* or PATH/{train,val,test}/<class>/*, with optional "
     "groups.csv (file,group), splits.csv (file,split) and classes.csv (name,shown,order,positive), "
-    "instead of the authors' (default: none).",
-    path_flags.FOLDER,
+    "instead of the authors'; a URL such as s3://BUCKET/FOLDER is copied to this machine first "
+    "(default: none).",
+    path_flags.FOLDER_OR_URL,
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -80,7 +81,9 @@ def check(manual_dir: str | None = None) -> None:
 
 def name() -> str:
     """Returns the tree's name, for a path."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(_FOLDERS.value).resolve().name)
+    value = _FOLDERS.value
+    last = urls.name(value.rstrip("/")) if urls.is_url(value) else Path(value).resolve().name
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", last)
 
 
 @functools.cache
@@ -89,9 +92,14 @@ def listing() -> layouts.Listing:
 
     Raises:
         folders.TreeError: If the tree cannot be used, or may be meant in several ways.
+        urls.UrlError: If it lies behind a URL, and cannot be copied from there.
     """
+    root = urls.folder(_FOLDERS.value)
+    if urls.is_url(_FOLDERS.value):
+        # Errors name files by where they lie here.
+        print(f"{root.name}: a copy of {_FOLDERS.value} in {root.parent}", flush=True)
     return layouts.read(
-        Path(_FOLDERS.value),
+        root,
         _LAYOUT.value,
         groups_from=_GROUPS_FROM.value,
         ignore=_IGNORE.value,

@@ -238,26 +238,50 @@ def expand_images(arguments: Iterable[str]) -> list[str]:
     """Returns the images that arguments name: files as they are, of folders all below them.
 
     Args:
-        arguments: Files and folders.
+        arguments: Files and folders, and URLs of these.
 
     Raises:
         TreeError: One does not exist, or is a folder without images.
+        urls.UrlError: As `urls.below`.
     """
-    paths: list[str] = []
+    return [path for path, _ in images_and_states(arguments)]
+
+
+def images_and_states(arguments: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns what `expand_images` does, and of each image what tells it from another file."""
+    found: list[tuple[str, str]] = []
     for argument in arguments:
-        if urls.is_url(argument):
-            raise TreeError(f"{argument}: expected a file or folder; URLs are for slides to scan")
-        path = epath.Path(argument)
-        if path.is_dir():
-            below = image_paths(path)
-            if not below:
-                raise TreeError(f"{argument}: holds no image")
-            paths += map(os.fspath, below)
-        elif path.exists():
-            paths.append(argument)
-        else:
-            raise TreeError(f"{argument}: no such file or folder")
-    return paths
+        below = _images_behind(argument) if urls.is_url(argument) else _images_at(argument)
+        if not below:
+            raise TreeError(f"{argument}: holds no image")
+        found += below
+    return found
+
+
+def _images_behind(url: str) -> list[tuple[str, str]]:
+    return [
+        (file.url, file.key)
+        for file in urls.below(url)
+        if not file.relative or Path(file.relative).suffix.lower() in images.FORMATS
+    ]
+
+
+def _images_at(argument: str) -> list[tuple[str, str]]:
+    path = epath.Path(argument)
+    if path.is_dir():
+        return [(os.fspath(below), state(below)) for below in image_paths(path)]
+    if not path.exists():
+        raise TreeError(f"{argument}: no such file or folder")
+    return [(argument, state(argument))]
+
+
+def state(path: str | os.PathLike) -> str:
+    """Returns what tells a file from another one: size and time; "" of what cannot be looked at."""
+    try:
+        about = Path(path).stat()
+    except OSError:
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def _expected(root: epath.Path, class_folders: Mapping[str, str], splits: tuple[str, ...]) -> str:

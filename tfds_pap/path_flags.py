@@ -14,8 +14,10 @@ from tfds_pap import files, urls
 flags.disclaim_key_flags()
 
 #: What a place may have to be: a folder, a file, the directory of a run or search; a RESULT is that
-#: of any command, or holds the versions of a model; ANYTHING is not looked at.
-FOLDER, FILE, RUN, RESULT, ANYTHING = "folder", "file", "run", "result", ""
+#: of any command, or holds the versions of a model; ANYTHING is not looked at. Only a FOLDER_OR_URL
+#: may be a URL: of a folder, which is looked for when it is read.
+FOLDER, FOLDER_OR_URL, FILE, RUN = "folder", "folder or URL", "file", "run"
+RESULT, ANYTHING = "result", ""
 
 #: What a place that is written may have to be: a folder or file that is there or can be made.
 #: A STORE may also be there and closed for writing, since what is needed may lie in it already.
@@ -32,6 +34,7 @@ def _is_result(path: Path) -> bool:
 
 _FAULTS: Mapping[str, Callable[[Path], str]] = {
     FOLDER: lambda path: "" if path.is_dir() else "no such folder",
+    FOLDER_OR_URL: lambda path: "" if path.is_dir() else "no such folder",
     FILE: lambda path: "" if path.is_file() else "no such file",
     RUN: lambda path: (
         "" if (path / "manifest.json").exists() else "not a run directory (no manifest.json)"
@@ -50,17 +53,27 @@ class _PathParser(flags.ArgumentParser):
         # Places that are written are looked at when all flags are known: the default of one that
         # is not used must not keep a module from being imported.
         self._fault = _FAULTS.get(must_be, _FAULTS[ANYTHING])
+        self._may_be_url = must_be == FOLDER_OR_URL
 
     def parse(self, argument: str) -> str:
         if urls.is_url(argument):
-            raise ValueError("expected a path, not a URL: those are taken for slides to scan alone")
+            if not self._may_be_url:
+                raise ValueError(
+                    "expected a path, not a URL: those are taken for --folders, and for images to "
+                    "name and slides to scan"
+                )
+            try:
+                urls.check(argument)
+            except urls.UrlError as error:
+                raise ValueError(str(error).removeprefix(f"{argument}: ")) from None
+            return argument
         path = Path(argument).expanduser()
         if fault := self._fault(path):
             raise ValueError(fault)
         return str(path)
 
     def flag_type(self) -> str:
-        return "path"
+        return "path or URL" if self._may_be_url else "path"
 
 
 class _WordOrPathParser(flags.ArgumentParser):
@@ -111,7 +124,8 @@ def define(
         name: Of the flag.
         default: Its value where it is not given; of a flag that must be something, None.
         help_text: States the default.
-        must_be: `FOLDER`, `FILE`, `RUN`, `RESULT`, `ANYTHING`, `NEW_FOLDER`, `NEW_FILE` or `STORE`.
+        must_be: `FOLDER`, `FOLDER_OR_URL`, `FILE`, `RUN`, `RESULT`, `ANYTHING`, `NEW_FOLDER`,
+            `NEW_FILE` or `STORE`.
         required: Whether it must be given.
         otherwise: Where is written if the flag is not given and has no default.
     """

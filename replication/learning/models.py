@@ -4,9 +4,11 @@ Scaling and, in the paper protocol, the flip to BGR are layers inside the model,
 model needs no preprocessing beside it.
 """
 
+import collections
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,9 +116,26 @@ class Backbone:
     def build(self, size: int, weights: str | None = None) -> keras.Model:
         """Builds it from preprocessed pixels `[b, size, size, 3]` to a map `[b, h, w, d]`."""
         constructor = getattr(keras.applications, self.constructor)
-        return constructor(
+        network = constructor(
             weights=weights, include_top=False, input_shape=(size, size, 3), **self.arguments
         )
+        _count_anew(network)
+        return network
+
+
+def _count_anew(network: keras.Model) -> None:
+    """Numbers the layers that have no name of their own from this network's first one on.
+
+    Keras counts them over all networks that a process has built, so that a killed and resumed
+    command would save other names.
+    """
+    numbers: collections.Counter[str] = collections.Counter()
+    for layer in network.layers:
+        kind = re.sub(r"_\d+$", "", layer.name)
+        # `ZeroPadding2D` is called "zero_padding2d", "zero_padding2d_1" and so on.
+        if kind.replace("_", "") == type(layer).__name__.lower():
+            layer.name = f"{kind}_{numbers[kind]}" if numbers[kind] else kind
+            numbers[kind] += 1
 
 
 _NOTOP = "_weights_tf_dim_ordering_tf_kernels_notop.h5"

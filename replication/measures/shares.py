@@ -232,22 +232,26 @@ def independent_difference(first: Share, second: Share) -> tuple[float, float]:
 def over_seeds(
     value: float, low: float, high: float, by_seed: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Widens an interval of these seeds to one of any seeds, by Student's over the seeds' means.
+    """Widens the interval of a difference of shares from these seeds to any seeds, by Student's.
 
     Args:
-        value: The mean over the seeds.
+        value: Its mean over the seeds.
         low: Lower end of its interval for these seeds.
         high: Upper end.
         by_seed: float64 ``[seeds]``.
         confidence: Between 0 and 1.
 
     Returns:
-        Both ends; as they were for one seed, which says nothing of others.
+        Both ends, within -1 to 1; as they were for one seed, which says nothing of others.
     """
     if len(by_seed) < 2:
         return low, high
     half = student_half_width(by_seed, confidence)
-    return value - math.hypot(value - low, half), value + math.hypot(high - value, half)
+    # Student's of two seeds may go on beyond what a difference of shares can be.
+    return (
+        max(-1.0, value - math.hypot(value - low, half)),
+        min(1.0, value + math.hypot(high - value, half)),
+    )
 
 
 def student_half_width(by_seed: np.ndarray, confidence: float = 0.95) -> float:

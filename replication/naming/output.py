@@ -40,7 +40,8 @@ class Summary:
     Attributes:
         classes: Images by class.
         abstained: Images that the model would leave to a person; None where it cannot say.
-        versions: Versions that answered; None among them where the server did not tell.
+        versions: Versions of a served model that answered; None among them where the server did
+            not tell.
         failures: Images without an answer.
         shown_failures: The first of them, with the reason.
     """
@@ -267,7 +268,8 @@ class Output:
 
     def _count(self, answer: Prediction) -> None:
         self.summary.classes[answer.label] += 1
-        self.summary.versions.add(answer.model_version)
+        if self._served:
+            self.summary.versions.add(answer.model_version)
         if answer.abstain is not None:
             self.summary.abstained = (self.summary.abstained or 0) + answer.abstain
 

@@ -1,36 +1,50 @@
 """Reads a person's image files as models and servers take them."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfds_pap import images
+from tfds_pap import images, urls
 from tfds_pap.errors import PapError
 
 #: Of TIFF and BMP, which are never sent as they are.
 _CONVERTED = (b"II*\0", b"MM\0*", b"BM")
 
 
-def read(path: Path, *, max_bytes: int | None = None) -> bytes:
+def read(path: str | os.PathLike, *, max_bytes: int | None = None) -> bytes:
     """Returns an image file's bytes; TIFF and some BMP become PNG, of the same pixels.
 
     Args:
-        path: The file.
+        path: The file, or its URL as a `str`.
         max_bytes: Larger files are refused; None takes any.
 
     Raises:
         PapError: With the reason alone, which stands beside the file's name in tables.
     """
+    if isinstance(path, str) and urls.is_url(path):
+        try:
+            if max_bytes is not None:
+                _check_size(int(urls.state(path)["bytes"]), max_bytes)
+            data = urls.read(path)
+        except urls.UrlError as error:
+            raise PapError(str(error).removeprefix(f"{path}: ")) from error
+        return decodable(data)
+    path = Path(path)
     try:
         if not path.is_file():
             raise PapError("not a file")
-        size = path.stat().st_size
-        if max_bytes is not None and size > max_bytes:
-            raise PapError(f"{size:,} bytes, expected at most --max_image_bytes={max_bytes}")
+        if max_bytes is not None:
+            _check_size(path.stat().st_size, max_bytes)
         data = path.read_bytes()
     except OSError as error:
         raise PapError(error.strerror or str(error)) from error
     return decodable(data)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise PapError(f"{size:,} bytes, expected at most --max_image_bytes={most}")
 
 
 def decodable(data: bytes) -> bytes:
@@ -64,7 +78,7 @@ def reasoned() -> Iterator[None]:
         raise PapError(f"not a readable image ({error})") from error
 
 
-def read_or_reason(path: Path) -> bytes | str:
+def read_or_reason(path: str | os.PathLike) -> bytes | str:
     """Returns an image file's bytes as `read` does, or the reason why there are none."""
     try:
         return read(path)

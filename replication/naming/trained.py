@@ -112,7 +112,7 @@ def _resized(image: Image, size: int, resize: str) -> tf.Tensor:
     """
     if isinstance(image, np.ndarray):
         return decoding.resize(tf.convert_to_tensor(image, tf.uint8), size, size, resize)
-    data = reading.decodable(image) if isinstance(image, bytes) else reading.read(Path(image))
+    data = reading.decodable(image) if isinstance(image, bytes) else reading.read(image)
     with reading.reasoned():
         return decoding.decode_and_resize(data, size, resize)
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from replication.drawing import pages
 from replication.learning import features, heads, models, weights
 from replication.learning.knobs import HeadRecipe
-from replication.runs import automatic, fitting, progress
+from replication.runs import automatic, fitting, memory, progress
 from replication.runs.device import DevicePolicy
 from tfds_pap import folders, phantom_set, pipeline
 from tfds_pap.splits import TRAIN, WHOLE
@@ -366,4 +366,11 @@ def training(
     ]
     for rate in {rate for _, rate in measured.values()}:
         lines.append(f"Features of the frozen backbone at {rate:.0f} images/s")
+    networks = [planned[protocol, stage] for _, stage, protocol in missing]
+    networks = [recipe for recipe in networks if recipe.features is None]
+    if networks and policy.device.startswith("CPU"):
+        images_of = {stage: len(images.index.ids) for stage, images in counted.items()}
+        most, pixels = memory.of_training(networks, images_of, policy)
+        held = f"{size(pixels)} of images" if pixels else "images are read from a file"
+        lines.append(f"Memory: at most about {size(most)} ({held})")
     return lines, {"models": written, "features": stored}

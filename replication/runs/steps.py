@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow_datasets.public_api as tfds
 
@@ -15,6 +15,9 @@ from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
 from replication.runs.sources import Sources
 from tfds_pap import files, leak_audit, preparing
+
+if TYPE_CHECKING:
+    import distributed
 
 
 @dataclasses.dataclass
@@ -116,11 +119,12 @@ class Steps:
     def _train_images(self, stage: int) -> int:
         return self.sources.train_images(stage, self.builders.get(stage))
 
-    def prepare(self, stages: Sequence[int]) -> None:
+    def prepare(self, stages: Sequence[int], client: "distributed.Client | None" = None) -> None:
         """Prepares the data of these stages, each once, and opens the run directory for them.
 
         Args:
             stages: Whose images are needed now.
+            client: From `cluster.connected`, whose workers audit them; None does it here.
 
         Raises:
             PapError: If the directory belongs to other flags or data.
@@ -137,7 +141,9 @@ class Steps:
         }
         run = RunDirectory.open(self.path, {**self.identity, **data})
         # What was audited before is kept beside the data; the page of pairs shows every stage.
-        self.audits |= description.audit(run, self.builders.values(), self.effort, audit_flags.note)
+        self.audits |= description.audit(
+            run, self.builders.values(), self.effort, audit_flags.note, client
+        )
         self.blocks |= audit_flags.blocks(self.audits)
         description.describe(
             run, self.builders, self.policy, images=self.images, blocks=self.blocks

@@ -22,7 +22,7 @@ from replication.measures.predictions import Predictions
 from replication.runs import environment, publication, results
 from replication.runs.directory import RunDirectory
 from replication.verification.figures import Checked, Rule, tables
-from tfds_pap import files, folders, layouts
+from tfds_pap import files, folders, layouts, urls
 from tfds_pap.errors import PapError
 
 _RULE = Rule()
@@ -250,7 +250,7 @@ def _fingerprint(name: str, stated: Mapping[str, str], *, drawn: bool) -> str:
     if name == "pap_folders" and "folders" in stated:
         return folders.listing_fingerprint(
             layouts.read(
-                Path(stated["folders"]).expanduser(),
+                urls.folder(stated["folders"]),
                 stated.get("layout", "auto"),
                 groups_from=stated.get("groups_from"),
                 ignore=[one for one in stated.get("ignore", "").split(",") if one],
