@@ -9,8 +9,10 @@ with what it was made, so that it can be cited and set beside another lab's. Run
 command again resumes; further backbones may be added to a run directory.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +21,18 @@ from absl import flags
 from replication.flags import audit as audit_flags
 from replication.flags import backbones as backbone_flags
 from replication.flags import device as device_flags
+from replication.flags import engine as engine_flags
 from replication.flags import shared
 from replication.flags import stage2 as stage2_flags
 from replication.flags import values as flag_values
 from replication.learning.knobs import HeadRecipe
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import commands, folder_flags
+from tfds_pap import cluster_flags, commands, folder_flags
 
 if TYPE_CHECKING:
+    import distributed
+
     from replication.comparison import steps
     from replication.learning import features
     from tfds_pap import pipeline
@@ -51,19 +56,32 @@ PROGRAM = "replication.benchmark"
 
 flags.adopt_module_key_flags(backbone_flags)
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(stage2_flags)
 flags.adopt_module_key_flags(audit_flags)
+flags.adopt_module_key_flags(cluster_flags)
 
 
 def main(argv: list[str]) -> None:
     """Extracts features, trains heads under each cut, and writes table and page."""
     commands.no_arguments(argv)
     backbone_flags.check()
-    images = stage2_flags.images()
+    stage2_flags.images()
+    engine_flags.engine()
     seeds = flag_values.seeds(_SEEDS.value)
     folder_flags.announce()
     start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(cluster_flags.connected(not _DRY_RUN.value))
+        _benchmark(seeds, start, client, stack.close)
 
+
+def _benchmark(
+    seeds: tuple[int, ...],
+    start: float,
+    client: "distributed.Client | None",
+    release: Callable[[], object],
+) -> None:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
     from replication.comparison import benchmark, steps
@@ -79,6 +97,7 @@ def main(argv: list[str]) -> None:
         protocol=_PROTOCOL,
         size=backbone_flags.size(),
         precision=policy.precision,
+        engine=engine_flags.engine(),
     )
     if _DRY_RUN.value:
         _dry_run(specs, seeds, policy)
@@ -92,23 +111,38 @@ def main(argv: list[str]) -> None:
         {
             **steps.identity(builder, design, _head(), specs),
             **device_flags.identity(policy),
+            "engine": engine_flags.engine(),
             **audit_flags.identity(),
         },
     )
-    (audit,) = description.audit(run, [builder], audit_flags.effort(), audit_flags.note).values()
-    if blocks := audit_flags.blocks({builder.name: audit}).get(builder.name):
+    audits = description.audit(run, [builder], audit_flags.effort(), audit_flags.note, client)
+    if blocks := audit_flags.blocks(audits).get(builder.name):
         design = dataclasses.replace(design, blocks=blocks)
         steps.check_cuts(index, design)
     untrained = [name for name, spec in specs.items() if spec.weights.path is None]
-    steps.describe(run, builder, index, policy, untrained=untrained, images=images, program=PROGRAM)
+    steps.describe(
+        run,
+        builder,
+        index,
+        policy,
+        untrained=untrained,
+        images=stage2_flags.images(),
+        program=PROGRAM,
+    )
     print(device_flags.words(policy))
+    directory = stage2_flags.features_dir()
+    for spec in specs.values() if client else ():
+        features.extract_features(builder, spec, directory, policy=policy, client=client)
+    release()
     for spec in specs.values():
-        store = features.extract_features(builder, spec, stage2_flags.features_dir(), policy=policy)
+        store = features.extract_features(builder, spec, directory, policy=policy)
         steps.score(run, store, spec, design, _head(), policy=policy)
     layout = folder_flags.listing().layout if folder_flags.given() else builder.TREE
     name = _NAME.value or steps.data_name(builder)
     run.update_manifest(
-        benchmark=benchmark.describe(name, layout, index, design, specs, _head(), audit)
+        benchmark=benchmark.describe(
+            name, layout, index, design, specs, _head(), audits[builder.name]
+        )
     )
     page = benchmark.write(run)
     benchmark.print_table(run)

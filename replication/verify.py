@@ -2,6 +2,7 @@
 
     python -m replication.verify --run_dir=RUN            # from its predictions: seconds
     python -m replication.verify --run_dir=RUN --again    # from its images: as long as the run took
+    python -m replication.verify --run_dir=SCAN           # likewise a scan, a search, an export
     python -m replication.verify --csv=results/first_minute.csv
 
 Says of each place whether its figures are the same to the bit, the same within what is allowed, or
@@ -20,8 +21,9 @@ from tfds_pap.errors import PapError
 _RUN_DIR = path_flags.define(
     "run_dir",
     None,
-    "Directory of pap run, train, compare or benchmark (default: none).",
-    path_flags.RUN,
+    "Directory of pap run, train, compare, benchmark, scan or search, or the --serving_dir of pap "
+    "export, or one version of it (default: none).",
+    path_flags.RESULT,
 )
 _CSV = path_flags.define(
     "csv", None, "A table of results/ in a checkout, made again (default: none).", path_flags.FILE
@@ -29,7 +31,7 @@ _CSV = path_flags.define(
 _AGAIN = flags.DEFINE_bool(
     "again",
     False,
-    "Repeat the run's own command as well, from the images on, in --scratch (default: off).",
+    "Repeat the directory's own command as well, from the images on, in --scratch (default: off).",
 )
 _SCRATCH = path_flags.define(
     "scratch",
@@ -106,22 +108,29 @@ def _table(path: Path, places: dict[str, str]) -> bool:
 def _run(path: Path) -> bool:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from replication.runs.directory import RunDirectory
-    from replication.verification import figures, recomputed, repeated
+    from replication.verification import figures, kinds, recomputed, repeated
 
-    run = RunDirectory(path)
-    scratch = Path(_SCRATCH.value or Path("runs") / f"verify-{path.resolve().name}")
-    program, typed = repeated.arguments(run, scratch) if _AGAIN.value else ("", [])
-    changes = recomputed.packages(run)
-    print(f"Packages that differ: {len(changes) or 'none'}", *changes, sep="\n  ", flush=True)
-    same = figures.say(recomputed.checks(run))
-    same &= figures.say(recomputed.images(run))
-    if _AGAIN.value:
-        repeated.start(["-m", program, *typed])
-        rule, why = repeated.rule(run, changes)
-        print(f"Repeated; the same is: {rule.words} ({why})")
-        same &= figures.say(repeated.checks(run, RunDirectory(scratch / "run"), rule))
-        shutil.rmtree(scratch)
+    same = True
+    for run in kinds.directories(path):
+        if run.path != path:
+            print(f"{run.path.parent}:")
+        if not run.manifest_path.exists():
+            print("Not looked at: exported before versions had a manifest")
+            continue
+        kind = kinds.of(run)
+        scratch = Path(_SCRATCH.value or Path("runs") / f"verify-{path.resolve().name}")
+        program, typed = repeated.arguments(run, scratch) if _AGAIN.value else ("", [])
+        changes = recomputed.packages(run)
+        print(f"Packages that differ: {len(changes) or 'none'}", *changes, sep="\n  ", flush=True)
+        same &= figures.say(kind.checks(run))
+        if _AGAIN.value:
+            repeated.start(["-m", program, *typed])
+            rule, why = repeated.rule(run, changes)
+            print(f"Repeated; the same is: {rule.words} ({why})")
+            # A command that was killed after its export has published another version.
+            made = kinds.directories(scratch / "run")[-1]
+            same &= figures.say(kind.again(run, made, rule))
+            shutil.rmtree(scratch)
     return same
 
 

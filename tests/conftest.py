@@ -35,7 +35,6 @@ SLOW = (
     "test_run",
     "test_compare",
     "test_benchmark",
-    "test_verify",
     "test_library",
     "test_search_tuner",
     "test_hostile",

@@ -113,14 +113,39 @@ def test_twins_across_folds_are_those_that_a_cut_tears_apart(killed):
     assert float(rows["image"]["audit_pairs_across_folds"]) == sum(apart) / 2
 
 
-def test_a_killed_benchmark_ends_with_the_same_table(killed, arguments, tmp_path):
+def identity_of(run_dir):
+    return json.loads((run_dir / "manifest.json").read_text())["identity"]
+
+
+def test_a_killed_benchmark_ends_as_one_of_a_cluster(killed, arguments, tmp_path):
+    """Features of a worker of its own are those of one process, byte for byte."""
     run_dir, _ = killed
-    whole = tmp_path / "whole"
-    done = command("replication.benchmark", *arguments, f"--run_dir={whole}")
+    whole, directory = tmp_path / "whole", tmp_path / "features"
+    places = (f"--run_dir={whole}", f"--features_dir={directory}")
+    done = command("replication.benchmark", *arguments, *places, "--cluster=local", draws=False)
     assert done.returncode == 0, done.stderr
+    assert "Cluster tcp://127.0.0.1:" in done.stdout
+    assert [*directory.glob("*/chunk_*.npz")]
+    assert identity_of(whole) == identity_of(run_dir)
+    # Where it was computed stands in no row.
     assert rows_of(whole) == rows_of(run_dir)
     for path in run_dir.glob("*/*/*/predictions.csv"):
         assert path.read_bytes() == (whole / path.relative_to(run_dir)).read_bytes()
+
+
+def test_onnx_computes_features_for_a_directory_of_its_own(killed, arguments, tmp_path):
+    assert identity_of(killed[0])["engine"] == "tensorflow"
+    run_dir, directory, log = (tmp_path / name for name in ("onnx", "features", "log"))
+    places = (f"--run_dir={run_dir}", f"--features_dir={directory}")
+    process = start("replication.benchmark", *arguments, *places, "--engine=onnx", stderr=log)
+    deadline = time.monotonic() + 200
+    while not [*directory.glob("*/chunk_*.npz")]:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert identity_of(run_dir)["engine"] == "onnx"
+    assert len([*directory.glob("onnx/*.onnx")]) == 1
 
 
 def test_verify_makes_the_table_again_and_names_what_was_changed(killed, tmp_path):

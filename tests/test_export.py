@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,11 +16,12 @@ from PIL import Image
 from replication.measures import calibration, decisions, triage
 from replication.runs import results
 from replication.runs.directory import RunDirectory
+from replication.verification import figures, kinds, recomputed, repeated
 from serving.model import graph, self_check
 from serving.model.warmup_requests import example
 from serving.server.errors import ServingError
 from serving.server.servable import Servable
-from tfds_pap import pipeline, preparing
+from tfds_pap import files, pipeline, preparing
 from tfds_pap.errors import PapError
 
 OUTPUTS = {"probabilities", "label", "class_id", "hsil_plus", "abstain"}
@@ -252,6 +254,89 @@ def test_metadata_is_that_of_the_report(exported, fit, tiny_run):
     )
     assert (extra / "model_card.md").read_bytes() == (tiny_run / "model_card.md").read_bytes()
     assert str(tiny_run.parent) not in (extra / "metadata.json").read_text()
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """The directory of versions, with their labels, to be tampered with."""
+    return shutil.copytree(exported[1].parents[1], tmp_path / "models") / "pap_stage2"
+
+
+def differences(checks):
+    return {checked.place: checked.different for checked in checks if checked.different}
+
+
+def test_an_untouched_version_verifies_and_says_how_it_is_repeated(copy, data_dir, tmp_path):
+    (run,) = kinds.directories(copy)
+    assert kinds.directories(copy / "1") == [run]
+    assert recomputed.packages(run) == []
+    checks = [*kinds.of(run).checks(run)]
+    assert not differences(checks)
+    by_place = {checked.place: checked for checked in checks}
+    assert {place: checked.figures for place, checked in by_place.items()}.items() >= {
+        *{"files: digests": 8, "models.config": 2, "manifest.json: models": 2}.items(),
+        # Four classes of 12 test images.
+        ("self-check", 48),
+    }
+    assert by_place["metadata.json"].figures > 500
+    assert by_place["model_card.md by the run"].figures > 150
+    assert "5 signatures on 12 test images of the run" in by_place["self-check"].notes[0]
+    program, typed = repeated.arguments(run, tmp_path)
+    assert program == "serving.export" and typed[-1] == f"--serving_dir={tmp_path / 'run'}"
+    assert f"--data_dir={data_dir}" in typed
+    assert repeated.rule(run, ["x"])[1] == "nothing is trained"
+    assert not differences(kinds.of(run).again(run, run, figures.Rule()))
+
+
+def change(path, old, new):
+    """Changes the first of some bytes."""
+    data = path.read_bytes()
+    assert old.encode() in data
+    path.write_bytes(data.replace(old.encode(), new.encode(), 1))
+
+
+def test_changed_figures_and_files_of_a_version_are_named(copy, fit):
+    (run,) = kinds.directories(copy)
+    (copy.parent / "models.config").write_text(
+        (copy.parent / "models.config").read_text().replace("value: 1", "value: 7")
+    )
+    accuracy = json.loads((fit.directory / "metrics.json").read_text())["accuracy"]["value"]
+    change(run.path / "metadata.json", f'"value": {accuracy}', '"value": 0.987')
+    change(run.path / "model_card.md", "| stage", "| Stage")
+    weights = next((copy / "1").glob("variables/*.data*"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    different = differences(kinds.of(run).checks(run))
+    assert different.pop("models.config") == ["label stable: 7 is stated, it is 'no version 7'"]
+    assert different.pop("metadata.json") == [
+        f"metrics.accuracy.value: 0.987 is stated, it is {accuracy!r}"
+    ]
+    (line,) = different.pop("model_card.md by the run")
+    assert line.startswith("line ") and "| Stage" in line and "| stage" in line
+    named = [line.partition(": ")[0] for line in different.pop("files: digests")]
+    assert named == ["metadata.json", "model_card.md", f"../variables/{weights.name}"]
+    # What was changed is not loaded.
+    assert not different
+
+
+def test_other_answers_and_another_model_are_told(copy, tiny_run, tmp_path):
+    (run,) = kinds.directories(copy)
+    manifest = run.manifest()
+    manifest["self_check"]["probabilities"][3][1] += 0.001
+    files.write_json(run.manifest_path, manifest)
+    done = command("replication.verify", f"--run_dir={copy}")
+    assert done.returncode == 1 and done.stdout == f"{copy / '1'}:\n"
+    assert "manifest.json: is damaged or was changed" in done.stderr
+    (run.path / "SHA256SUMS").unlink()
+    different = differences(kinds.of(run).checks(run))
+    (line,) = different.pop("self-check")
+    assert line.startswith("probabilities of image 3[1]: ") and not different
+    gone = {**manifest["options"], "run_dir": str(tmp_path / "gone")}
+    files.write_json(run.manifest_path, {**manifest, "options": gone})
+    *_, last = kinds.of(run).checks(run)
+    assert "gone" in last.notes[0] and not last.figures
+    run.manifest_path.unlink()
+    with pytest.raises(PapError, match=r"expected assets\.extra/manifest\.json in a version"):
+        kinds.directories(copy)
 
 
 LOADER = """

@@ -1,4 +1,4 @@
-"""The commands as a user types them: run, a kill in the middle, predict, bad input."""
+"""The commands as a user types them: run, a kill in the middle, predict, verify, bad input."""
 
 import csv
 import hashlib
@@ -15,6 +15,7 @@ from commands import command, start
 from conftest import save_image
 
 from replication.runs.directory import RunDirectory
+from replication.verification import recomputed
 from tfds_pap.errors import PapError
 
 # Enough for a report with every part; stage 2 at 250 px is left to the longer runs.
@@ -237,3 +238,114 @@ def test_predict_errors_are_one_line(finished, tmp_path):
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The run, to be tampered with, and a function that verifies it: place -> what differs."""
+    shutil.copytree(finished[0], tmp_path / "copy", ignore=shutil.ignore_patterns("logs", ".lock"))
+    run = RunDirectory(tmp_path / "copy")
+
+    def verify(figures=98):
+        checks = [*recomputed.checks(run), *recomputed.images(run)]
+        assert sum(checked.figures for checked in checks) >= figures
+        return {checked.place: checked.different for checked in checks if checked.different}
+
+    return run, verify
+
+
+def test_the_manifest_holds_the_versions_and_the_command(finished):
+    environment = json.loads((finished[0] / "manifest.json").read_text())["environment"]
+    assert {"tensorflow", "keras", "numpy", "absl-py"} <= environment["packages"].keys()
+    arguments = environment["repeat"]["arguments"]
+    assert environment["repeat"]["program"] == "replication.run"
+    assert {*FLAGS, "--stage1=20", "--audit=fast"} <= {*arguments}
+    # What was typed comes last, and wins.
+    assert recomputed.flag(arguments, "images") == "stand-in"
+
+
+def test_the_repeated_run_is_the_same_to_the_bit(finished, tmp_path):
+    done = command(
+        "replication.verify",
+        f"--run_dir={finished[0]}",
+        "--again",
+        f"--scratch={tmp_path / 'scratch'}",
+        draws=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "Packages that differ: none" in lines and lines[-1] == "Nothing is different."
+    again = lines[next(n for n, line in enumerate(lines) if line.startswith("Repeated; ")) :]
+    assert "--deterministic and these packages" in again[0]
+    assert len(again) == 8 and all(line.endswith("same to the bit") for line in again[1:-1])
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_an_untouched_run_verifies(copy):
+    _, verify = copy
+    assert verify() == {}
+
+
+def test_a_tampered_figure_is_found_and_named(copy):
+    run, verify = copy
+    path = run.path / "stage1/clean/seed_0/metrics.json"
+    metrics = json.loads(path.read_text())
+    true = metrics["accuracy"]["value"]
+    metrics["accuracy"]["value"] = 0.999
+    path.write_text(json.dumps(metrics))
+    different = verify()
+    assert different.pop("stage1/clean/seed_0/metrics.json") == [
+        f"accuracy.value: 0.999 is stated, it is {true!r}"
+    ]
+    (line,) = different.pop("stage1/clean/seed_0: digests")
+    assert line.startswith("metrics.json: ") and not different
+
+
+def test_a_tampered_table_and_model_are_found(copy):
+    run, verify = copy
+    table = run.path / "summary.csv"
+    table.write_text(table.read_text().replace("clean,0.99", "clean,0.98", 1))
+    model = run.path / "stage1/clean/seed_0/model.keras"
+    model.write_bytes(model.read_bytes()[:-1])
+    different = verify()
+    assert different.keys() == {"summary.csv", "stage1/clean/seed_0: digests"}
+    (line,) = different["stage1/clean/seed_0: digests"]
+    assert line.startswith("model.keras: ")
+
+
+def test_tampered_predictions_are_found_and_nothing_is_made_of_them(copy):
+    run, verify = copy
+    path = run.path / "stage1/clean/seed_0/predictions.csv"
+    rows = path.read_text().splitlines()
+    test = next(n for n, row in enumerate(rows) if ",test," in row)
+    *words, one, other = rows[test].split(",")
+    rows[test] = ",".join([*words, other, one])
+    path.write_text("\n".join(rows) + "\n")
+    # Digests, and the metrics of the other fit: what readers refuse is not computed from.
+    different = verify(figures=9)
+    assert different.keys() == {"stage1/clean/seed_0: digests"}
+    (line,) = different["stage1/clean/seed_0: digests"]
+    assert line.startswith("predictions.csv: ")
+
+
+def test_images_that_changed_are_found(copy, tmp_path, manual_dir):
+    run, verify = copy
+    shutil.copytree(manual_dir / "DB_3", tmp_path / "moved" / "DB_3")
+    image = next((tmp_path / "moved" / "DB_3").rglob("*.[jpb]*g"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    environment = run.manifest()["environment"]
+    environment["repeat"]["arguments"].append(f"--manual_dir={tmp_path / 'moved'}")
+    run.update_manifest(environment=environment)
+    assert verify().keys() == {"images of pap_db3"}
+
+
+def test_another_version_is_listed_and_is_no_difference_itself(copy):
+    run, _ = copy
+    environment = run.manifest()["environment"]
+    now = environment["packages"]["numpy"]
+    environment["packages"]["numpy"] = "1.0"
+    run.update_manifest(environment=environment)
+    done = command("replication.verify", f"--run_dir={run.path}")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["Packages that differ: 1", f"  numpy: then 1.0, now {now}"]

@@ -14,6 +14,8 @@ from commands import command, start
 from replication.fields import scan_directory, whole_fields
 from replication.fields.find.cells import Cells
 from replication.runs import device
+from replication.runs.directory import RunDirectory
+from replication.verification import figures, kinds, repeated
 from tfds_pap import phantom, phantom_set
 from tfds_pap.errors import PapError
 
@@ -165,6 +167,159 @@ def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp
     assert not (tmp_path / "scan" / "report.html").exists()
     assert command("replication.scan", *arguments).returncode == 0
     assert contents(tmp_path / "scan") == contents(scanned[1])
+    whole, resumed = RunDirectory(scanned[1]), RunDirectory(tmp_path / "scan")
+    again = [*kinds.of(resumed).again(whole, resumed, figures.Rule())]
+    assert len(again) == 7 and not any(checked.different for checked in again)
+    change(next(resumed.path.glob("fields/c-*/cells.csv")), "0.4", "0.9")
+    (line,) = differences(kinds.of(resumed).again(whole, resumed, figures.Rule())).values()
+    assert ".score: 0.4" in line[0] and "is stated, it is 0.9" in line[0]
+
+
+def change(path, old, new):
+    """Changes the first of some digits."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def differences(checks):
+    return {checked.place: checked.different for checked in checks if checked.different}
+
+
+@pytest.fixture
+def copy(scanned, two_stage_run, tmp_path):
+    """A scan to be tampered with, whose manifest says what a command would."""
+    folder = shutil.copytree(
+        scanned[1], tmp_path / "copy", ignore=shutil.ignore_patterns("*.jpg", ".lock")
+    )
+    run = RunDirectory(folder)
+    environment = run.manifest()["environment"]
+    assert {"tensorflow", "numpy"} <= environment["packages"].keys()
+    repeat = {"program": "replication.scan", "arguments": [f"--stage1={two_stage_run}"]}
+    run.update_manifest(environment={**environment, "repeat": repeat})
+    return run
+
+
+def test_an_untouched_scan_verifies(copy, fields):
+    checks = [*kinds.of(copy).checks(copy)]
+    assert not differences(checks)
+    assert not any(checked.notes for checked in checks)
+    by_place = {checked.place.partition("/")[0]: checked.figures for checked in checks}
+    assert by_place.keys() == {
+        *("fields", "manifest.json: models and settings"),
+        *("fields.csv", "cells.csv", "evaluation.json"),
+    }
+    # Sums, tables, every figure of the evaluation, and what is said of both models.
+    assert by_place["evaluation.json"] > 500 and by_place["cells.csv"] > 200
+    assert by_place["manifest.json: models and settings"] >= 25
+
+
+def test_changed_figures_of_a_scan_are_named(copy, two_stage_run):
+    true = json.loads((copy.path / "evaluation.json").read_text())
+    recall = next(one for one in true["figures"] if one["name"] == "recall")
+    change(copy.path / "evaluation.json", f'"value": {recall["value"]}', '"value": 0.987')
+    change(copy.path / "fields.csv", ",88,", ",89,")
+    manifest = copy.manifest()
+    manifest["models"]["stage1"]["parameters"] += 1
+    copy.update_manifest(models=manifest["models"])
+    rows = list(csv.DictReader((copy.path / "fields.csv").open(newline="")))
+    cells = [row["cells"] for row in rows]
+    with (copy.path / "archive.csv").open("w", newline="") as file:
+        # As a cluster notes it; of the last field it knows nothing.
+        noted = [[rows[0]["field"], cells[0]], [rows[1]["field"], "999"], [rows[2]["field"], ""]]
+        csv.writer(file).writerows([["field", "cells"], *noted])
+    different = differences(kinds.of(copy).checks(copy))
+    assert different == {
+        "evaluation.json": [f"figures[0].value: 0.987 is stated, it is {recall['value']!r}"],
+        "fields.csv": ["row 1.rois: 89 is stated, it is 88"],
+        "archive.csv": [f"cells of {rows[1]['field']}: '999' is stated, it is {cells[1]!r}"],
+        "manifest.json: models and settings": [
+            "models.stage1.parameters: 7061 is stated, it is 7060"
+        ],
+    }
+
+
+def test_changed_cells_and_scores_of_a_scan_are_named(copy):
+    first, second, third = (copy.path / "fields" / name for name in copy.manifest()["fields"])
+    place = f"fields/{first.name}"
+    line = (first / "cells.csv").read_text().splitlines()[1]
+    row = line.split(",")
+    label = next(name for name in ("NILM", "LSIL", "HSIL", "SCC") if name != row[3])
+    change(first / "cells.csv", line, ",".join([*row[:2], "0.9876", label, *row[4:]]))
+    info = json.loads((second / "field.json").read_text())
+    change(second / "field.json", f'"detections": {info["detections"]}', '"detections": 1')
+    scores = np.load(third / "scores.npy")
+    scores[0, 0] = 0.9999
+    np.save(third / "scores.npy", scores)
+    different = differences(kinds.of(copy).checks(copy))
+    at = f"row {row[0]}, {row[1]}"
+    (line,) = different.pop(f"{place}/cells.csv by scores.npy")
+    assert line.startswith(f"{at}.score: 0.9876 is stated, it is 0.")
+    assert different.pop(f"{place}/cells.csv by its probabilities") == [
+        f"{at}.class: {label!r} is stated, it is {row[3]!r}"
+    ]
+    assert different.pop(f"fields/{second.name}/field.json") == [
+        f"detections: 1 is stated, it is {info['detections']}"
+    ]
+    lines = different.pop(f"fields/{third.name}/cells.csv by scores.npy")
+    assert any(line.startswith("row 75, 75") for line in lines)
+    for folder, name in ((first, "cells.csv"), (second, "field.json"), (third, "scores.npy")):
+        (line,) = different.pop(f"fields/{folder.name}: digests")
+        assert line.startswith(f"{name}: ")
+    different.pop(f"fields/{third.name}/field.json", None)
+    assert not different
+
+
+def test_scans_that_lie_in_a_run_are_verified_with_it(copy, two_stage_run, tmp_path):
+    run = RunDirectory(shutil.copytree(two_stage_run, tmp_path / "run"))
+    inner = RunDirectory(copy.path.rename(run.path / "scan_clean"))
+    environment = inner.manifest()["environment"]
+    repeat = {"program": "replication.run", "arguments": []}
+    inner.update_manifest(environment={**environment, "repeat": repeat})
+    checks = [*kinds.of(run).checks(run)]
+    assert not differences(checks)
+    # Its models are those of the run that it lies in.
+    (models,) = (one for one in checks if one.place.startswith("scan_clean/manifest.json"))
+    assert models.figures >= 25 and not models.notes
+    change(inner.path / "fields.csv", ",88,", ",89,")
+    assert differences(kinds.of(run).checks(run)).keys() == {"scan_clean/fields.csv"}
+
+
+def test_a_scan_is_repeated_by_its_own_command(copy, two_stage_run, fields, tmp_path):
+    program, typed = repeated.arguments(copy, tmp_path)
+    assert (program, typed[-1]) == ("replication.scan", f"--scan_dir={tmp_path / 'run'}")
+    rule, why = repeated.rule(copy, ["numpy: then 1.0, now 2.0"])
+    assert (rule.tolerance, rule.by_interval, why) == (1e-5, False, "nothing is trained")
+
+
+def test_phantoms_are_announced_and_verified_from_the_drawing_on(two_stage_run, tmp_path):
+    done = command(
+        "replication.scan",
+        f"--stage1={two_stage_run}",
+        "--phantom",
+        "--phantom_fields=1",
+        "--stride=50",
+        f"--scan_dir={tmp_path / 'scan'}",
+        draws=False,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "scan" / "manifest.json").read_text())
+    assert manifest["announcement"].startswith("The fields are drawings made by this package.")
+    assert manifest["source"] == "phantom"
+    assert "phantom_00.jpg" in done.stdout
+    done = command(
+        "replication.verify",
+        f"--run_dir={tmp_path / 'scan'}",
+        "--again",
+        f"--scratch={tmp_path / 'scratch'}",
+        draws=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "Nothing is different."
+    again = lines[next(n for n, line in enumerate(lines) if line.startswith("Repeated; ")) :]
+    assert "nothing is trained" in again[0] and len(again) == 5
+    assert not (tmp_path / "scratch").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,21 +347,6 @@ def test_models_that_are_not_there(two_stage_run, tiny_run, fields, tmp_path):
     with pytest.raises(PapError, match="not a run directory"):
         scan(tmp_path / "none", [fields], tmp_path / "scan")
     assert not (tmp_path / "scan").exists()
-
-
-def test_phantoms_are_drawn_once_and_announced(two_stage_run, tmp_path):
-    done = command(
-        "replication.scan",
-        f"--stage1={two_stage_run}",
-        "--phantom",
-        "--phantom_fields=1",
-        f"--scan_dir={tmp_path}/scan",
-    )
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "scan" / "manifest.json").read_text())
-    assert manifest["announcement"].startswith("The fields are drawings made by this package.")
-    assert manifest["source"] == "phantom"
-    assert "phantom_00.jpg" in done.stdout
 
 
 def test_a_dry_run_says_what_is_left_and_writes_nothing(two_stage_run, fields, tmp_path):

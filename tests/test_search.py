@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import socket
 import sys
 import time
@@ -16,6 +17,8 @@ from small_searches import SPACE
 
 from finetune import tuning
 from finetune.search import collect, local_workers, trials
+from replication.runs.directory import RunDirectory
+from replication.verification import figures, kinds, repeated
 from tfds_pap import files
 from tfds_pap.errors import PapError
 
@@ -104,6 +107,98 @@ def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
     assert [(t.trial_id, t.values, t.score, t.inherited) for t in resumed] == [
         (t.trial_id, t.values, t.score, t.inherited) for t in whole
     ]
+    before, after = RunDirectory(directory), RunDirectory(killed)
+    again = [*kinds.of(before).again(before, after, figures.Rule())]
+    # An execution of each trial, and both tables.
+    assert len(again) == len(whole) + 2 and not differences(again)
+    change(killed / "search.csv", "completed,1.3", "completed,1.4")
+    (line,) = differences(kinds.of(before).again(before, after, figures.Rule()))["search.csv"]
+    assert ".score: 1.3" in line and " is stated, it is 1.4" in line
+
+
+def change(path, old, new):
+    """Changes the first of some digits."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def differences(checks):
+    return {checked.place: checked.different for checked in checks if checked.different}
+
+
+@pytest.fixture
+def copy(undisturbed, tmp_path):
+    """A search to be tampered with."""
+    unread = shutil.ignore_patterns("logs", "figures", "*.html", ".lock")
+    return RunDirectory(shutil.copytree(undisturbed[0], tmp_path / "copy", ignore=unread))
+
+
+def test_an_untouched_search_verifies_and_says_how_it_is_repeated(copy, tmp_path):
+    checks = [*kinds.of(copy).checks(copy)]
+    assert not differences(checks)
+    by_place = {checked.place.rpartition("/")[2]: checked.figures for checked in checks}
+    assert by_place["search.csv"] > 100 and by_place["best.json"] > 15
+    assert {"result.json", "trial.json", "images of pap_db4"} <= by_place.keys()
+    assert {"tensorflow", "keras-tuner"} <= copy.manifest()["environment"]["packages"].keys()
+    program, typed = repeated.arguments(copy, tmp_path)
+    assert program == "finetune.search" and {*FLAGS} < {*typed}
+    assert typed[-2:] == [
+        f"--search_dir={tmp_path / 'run'}",
+        f"--features_dir={tmp_path / 'features'}",
+    ]
+    rule, _ = repeated.rule(copy, [])
+    assert (rule.by_interval, rule.tolerance) == (False, 1e-6)
+
+
+def test_changed_tables_of_a_search_are_named(copy):
+    best = json.loads((copy.path / "best.json").read_text())
+    score = best["_objective"]["val_loss"]
+    change(copy.path / "best.json", str(score), "1.234")
+    first = next(csv.DictReader((copy.path / "search.csv").open()))
+    change(copy.path / "search.csv", f",{first['epochs']},{first['seconds']}", ",7,0.5")
+    different = differences(kinds.of(copy).checks(copy))
+    assert different == {
+        "best.json": [f"_objective.val_loss: 1.234 is stated, it is {score!r}"],
+        "search.csv": [
+            f"row {first['trial']}.epochs: 7 is stated, it is {first['epochs']}",
+            f"row {first['trial']}.seconds: 0.5 is stated, it is {float(first['seconds'])!r}",
+        ],
+    }
+
+
+def test_changed_scores_of_trials_are_named(copy):
+    completed = [one for one in collect.read_trials(copy.path) if one.status == "completed"]
+    first, second, third = (one.directory.parent for one in completed[:3])
+    result = json.loads((first / "execution_0/result.json").read_text())
+    accuracy = result["metrics"]["val_accuracy"]
+    result["metrics"]["val_accuracy"] = 0.987
+    result["best_epoch"] += 1
+    (first / "execution_0/result.json").write_text(json.dumps(result))
+    change(second / "trial.json", f'"score": {completed[1].score}', '"score": 0.5')
+    predictions = third / "execution_0/predictions.csv"
+    rows = predictions.read_text().splitlines()
+    *words, one, other = rows[1].split(",")
+    predictions.write_text("\n".join([rows[0], ",".join([*words, other, one]), *rows[2:]]) + "\n")
+    different = differences(kinds.of(copy).checks(copy))
+    places = [f"trials/{one.name}" for one in (first, second, third)]
+    assert different.pop(f"{places[0]}/execution_0/result.json") == [
+        f"metrics.val_accuracy: 0.987 is stated, it is {accuracy!r}",
+        f"best_epoch: {result['best_epoch']} is stated, it is {result['best_epoch'] - 1}",
+    ]
+    # Its trial has another mean.
+    (line,) = different.pop(f"{places[0]}/trial.json")
+    assert line == f"metrics.val_accuracy: {accuracy!r} is stated, it is 0.987"
+    assert different.pop(f"{places[1]}/trial.json") == [
+        f"score: 0.5 is stated, it is {completed[1].score!r}"
+    ]
+    assert different.pop(f"{places[1]}/trial.json: digest")
+    for place, name in ((places[0], "result.json"), (places[2], "predictions.csv")):
+        (line,) = different.pop(f"{place}/execution_0: digests")
+        assert line.startswith(f"{name}: ")
+    (line,) = different.pop(f"{places[2]}/execution_0/result.json")
+    assert "predictions.csv: is damaged or was changed" in line
+    assert not different
 
 
 def test_the_same_command_again_trains_nothing(undisturbed):

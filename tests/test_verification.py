@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import command
 
 from replication.runs import environment
 from replication.verification import committed, figures, recomputed, repeated
@@ -200,3 +201,23 @@ def test_only_known_commands_are_repeated(tmp_path):
     run.update_manifest(environment={})
     with pytest.raises(PapError, match=r"expected environment\.repeat"):
         repeated.arguments(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ([], "--run_dir, --csv: give one of them"),
+        (["--csv=NONE.csv"], "--csv=NONE.csv: no such file"),
+        (
+            ["--run_dir=NONE"],
+            "--run_dir=NONE: not a directory of results (no manifest.json",
+        ),
+        (["--csv=results/stated.csv", "--place=x"], "--place=x: expected NAME=PATH"),
+        (["--csv=results/stated.csv", "--again"], "--again is about --run_dir"),
+        (["--csv=results/stated.csv"], "stated.csv: not made again: written by hand"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused_in_a_line(flags, why):
+    done = command("replication.verify", *flags)
+    assert done.returncode == 1
+    assert why in done.stderr and len(done.stderr.splitlines()) == 1

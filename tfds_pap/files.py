@@ -167,10 +167,10 @@ def write_last(path: Path, value: Any, beside: Sequence[str]) -> None:
     Args:
         path: The JSON file.
         value: What it holds.
-        beside: Names of the other files of the result, which lie in the same folder.
+        beside: The other files of the result: names in the same folder, or paths from there.
     """
     content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-    sums = {name: sha256(path.with_name(name)) for name in beside}
+    sums = {name: sha256(path.parent / name) for name in beside}
     sums[path.name] = hashlib.sha256(content).hexdigest()
     lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
     write_atomically(path.with_name(SUMS), lines)

@@ -13,10 +13,11 @@ from tfds_pap import files, urls
 
 flags.disclaim_key_flags()
 
-#: What a place may have to be: a folder, a file, the directory of a run or search, or the directory
-#: that holds the versions of a model; ANYTHING is not looked at. Only a FOLDER_OR_URL may be a URL:
-#: of a folder, which is looked for when it is read.
-FOLDER, FOLDER_OR_URL, FILE, RUN, ANYTHING = "folder", "folder or URL", "file", "run", ""
+#: What a place may have to be: a folder, a file, the directory of a run or search; a RESULT is that
+#: of any command, or holds the versions of a model; ANYTHING is not looked at. Only a FOLDER_OR_URL
+#: may be a URL: of a folder, which is looked for when it is read.
+FOLDER, FOLDER_OR_URL, FILE, RUN = "folder", "folder or URL", "file", "run"
+RESULT, ANYTHING = "result", ""
 
 #: What a place that is written may have to be: a folder or file that is there or can be made.
 #: A STORE may also be there and closed for writing, since what is needed may lie in it already.
@@ -25,12 +26,23 @@ NEW_FOLDER, NEW_FILE, STORE = "new folder", "new file", "store"
 #: Where TFDS keeps prepared data if nothing else is said.
 PREPARED = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
 
+
+def _is_result(path: Path) -> bool:
+    names = ("manifest.json", "saved_model.pb", "*/saved_model.pb")
+    return path.is_dir() and any(True for name in names for _ in path.glob(name))
+
+
 _FAULTS: Mapping[str, Callable[[Path], str]] = {
     FOLDER: lambda path: "" if path.is_dir() else "no such folder",
     FOLDER_OR_URL: lambda path: "" if path.is_dir() else "no such folder",
     FILE: lambda path: "" if path.is_file() else "no such file",
     RUN: lambda path: (
         "" if (path / "manifest.json").exists() else "not a run directory (no manifest.json)"
+    ),
+    RESULT: lambda path: (
+        ""
+        if _is_result(path)
+        else "not a directory of results (no manifest.json, no saved_model.pb)"
     ),
     ANYTHING: lambda path: "",
 }
@@ -112,8 +124,8 @@ def define(
         name: Of the flag.
         default: Its value where it is not given; of a flag that must be something, None.
         help_text: States the default.
-        must_be: `FOLDER`, `FOLDER_OR_URL`, `FILE`, `RUN`, `ANYTHING`, `NEW_FOLDER`, `NEW_FILE` or
-            `STORE`.
+        must_be: `FOLDER`, `FOLDER_OR_URL`, `FILE`, `RUN`, `RESULT`, `ANYTHING`, `NEW_FOLDER`,
+            `NEW_FILE` or `STORE`.
         required: Whether it must be given.
         otherwise: Where is written if the flag is not given and has no default.
     """

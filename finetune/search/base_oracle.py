@@ -26,7 +26,7 @@ _Status = trial_module.TrialStatus
 
 
 #: Entry of `oracle.json` and `trial.json`: a digest of the others.
-_DIGEST = "sha256"
+DIGEST = "sha256"
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     state = files.read_json(path)
     # Searches of before have no digest.
-    if not isinstance(state, dict) or state.pop(_DIGEST, None) not in (None, _digest(state)):
+    if not isinstance(state, dict) or state.pop(DIGEST, None) not in (None, digest(state)):
         raise PapError(
             f"{path}: is damaged or was changed; restore it, or search again in another directory"
         )
@@ -55,10 +55,11 @@ def read_trial(path: Path) -> trial_module.Trial:
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     # As it reads back: tuples become lists.
     state = json.loads(json.dumps(state))
-    files.write_atomically(path, json.dumps({**state, _DIGEST: _digest(state)}))
+    files.write_atomically(path, json.dumps({**state, DIGEST: digest(state)}))
 
 
-def _digest(state: dict[str, Any]) -> str:
+def digest(state: dict[str, Any]) -> str:
+    """Returns the digest of a state without its digest."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

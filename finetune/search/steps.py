@@ -8,7 +8,7 @@ import tensorflow_datasets.public_api as tfds
 
 from finetune import space
 from finetune.report import page as search_report
-from finetune.search import collect, finite_space, oracles, scoring, summary, tuner
+from finetune.search import collect, finite_space, oracles, scoring, summary, trials, tuner
 from replication.drawing import terminal
 from replication.learning import training_state
 from replication.measures import published
@@ -132,13 +132,22 @@ def publish(run: RunDirectory, study: tuner.Study, plan: oracles.Plan, *, name: 
     page = search_report.write(run, search)
     if search.best is None:
         raise PapError(f"{run.path}: no trial of this search came to its end")
-    collect.tuning(search.best).write(
-        run.path / "best.json",
-        _trial=search.best.trial_id,
-        _objective={study.objective: search.best.score},
-    )
+    write_best(run.path, search.best, study.objective)
     # Nothing goes on from these any more.
     for folder in (run.path / collect.PROJECT).glob("trial_*/execution_*"):
         training_state.remove_state(folder)
     summary.print_summary(search, announcement=run.manifest()["announcement"])
     return page
+
+
+def write_best(directory: Path, best: trials.Trial, objective: str) -> None:
+    """Writes best.json, which `finetune.train --hparams` takes.
+
+    Args:
+        directory: Where to.
+        best: The trial of the highest rank.
+        objective: One of `scoring.OBJECTIVES`.
+    """
+    collect.tuning(best).write(
+        directory / "best.json", _trial=best.trial_id, _objective={objective: best.score}
+    )

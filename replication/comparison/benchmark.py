@@ -209,7 +209,7 @@ def _command(typed: str) -> str:
     words = [
         re.sub(r"=(~|/|\.\./)[^,]*", "=DIR", word)
         for word in shlex.split(typed)
-        if not word.startswith(("--run_dir", "--data_dir", "--features_dir"))
+        if not word.startswith(("--run_dir", "--data_dir", "--features_dir", "--cluster"))
     ]
     return shlex.join(words)
 

@@ -181,9 +181,7 @@ def field_id(path: str) -> str:
 
 
 def sum_up(run: RunDirectory) -> pd.DataFrame:
-    """Writes cells.csv (of all fields), fields.csv, and slides.csv where groups are known.
-
-    A field belongs to the slide that the `groups.csv` (`file,group`) beside it names.
+    """Writes the tables of `summaries`.
 
     Args:
         run: A scan directory.
@@ -191,8 +189,27 @@ def sum_up(run: RunDirectory) -> pd.DataFrame:
     Returns:
         The table of fields.
     """
+    made = summaries(run)
+    for name, table in made.items():
+        form = "%.6g" if name == "cells.csv" else None
+        files.write_atomically(run.path / name, table.to_csv(index=False, float_format=form))
+    return made["fields.csv"]
+
+
+def summaries(run: RunDirectory) -> dict[str, pd.DataFrame]:
+    """Sums up what was found in the fields of a scan.
+
+    A field belongs to the slide that the `groups.csv` (`file,group`) beside it names.
+
+    Args:
+        run: A scan directory.
+
+    Returns:
+        By the name of its file: fields.csv; cells.csv (of all fields) where there is a field; and
+        slides.csv where groups are known.
+    """
     done = scanned_fields(run)
-    cells = {one.info["id"]: one.cells for one in done}
+    cells = [one.cells for one in done]
     rows = [
         {
             "field": one.info["path"],
@@ -203,26 +220,28 @@ def sum_up(run: RunDirectory) -> pd.DataFrame:
         }
         for one in done
     ]
-    table = pd.DataFrame(rows)
-    files.write_atomically(run.path / "fields.csv", table.to_csv(index=False))
-    tables = [cells[one.info["id"]].table().assign(field=one.info["path"]) for one in done]
-    if tables:
-        every = pd.concat(tables)
+    made = {"fields.csv": pd.DataFrame(rows)}
+    if done:
+        every = pd.concat(
+            [
+                some.table().assign(field=one.info["path"])
+                for one, some in zip(done, cells, strict=True)
+            ]
+        )
         every.insert(0, "field", every.pop("field"))
-        text = every.to_csv(index=False, float_format="%.6g")
-        files.write_atomically(run.path / "cells.csv", text)
+        made["cells.csv"] = every
     slides: dict[str, list[Cells]] = {}
-    for one, row in zip(done, rows, strict=True):
+    for some, row in zip(cells, rows, strict=True):
         if row["slide"]:
-            slides.setdefault(row["slide"], []).append(cells[one.info["id"]])
+            slides.setdefault(row["slide"], []).append(some)
     if slides:
         lines = [
             {"slide": name, "fields": len(some)}
             | summary.flat(summary.summary(summary.together(some)))
             for name, some in slides.items()
         ]
-        files.write_atomically(run.path / "slides.csv", pd.DataFrame(lines).to_csv(index=False))
-    return table
+        made["slides.csv"] = pd.DataFrame(lines)
+    return made
 
 
 def _slide(path: Path) -> str:

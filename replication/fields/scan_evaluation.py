@@ -33,32 +33,53 @@ def evaluate_scan(
     Raises:
         PapError: If a file of truth cannot be used.
     """
-    settings = run.manifest()["settings"]
-    truths: dict[str, dict[str, Nuclei]] = {}
     fields = []
-    for one in scanned_fields(run):
-        path, nuclei = one.info["truth"], None
-        if path is not None:
-            if path not in truths:
-                truths[path] = read_nuclei(Path(path), one.classes)
-            nuclei = truths[path].get(tables.bare_name(one.info["name"]))
-        if nuclei is None:
+    for one, annotated in annotated_fields(run):
+        if annotated is None:
             (one.folder / truth_layer.NAME).unlink(missing_ok=True)
         else:
-            annotated = _annotated(one, nuclei, settings["threshold"], settings["radius"])
-            truth_layer.write(one.folder, annotated, settings["threshold"], match_radius)
+            threshold = run.manifest()["settings"]["threshold"]
+            truth_layer.write(one.folder, annotated, threshold, match_radius)
             fields.append(annotated)
     if not fields:
         for name in (EVALUATION, *(f"{name}.svg" for name in field_figures.NAMES)):
             (run.path / name).unlink(missing_ok=True)
         return None
     evaluation = evaluate(
-        fields, threshold=settings["threshold"], complete=complete, match_radius=match_radius
+        fields,
+        threshold=run.manifest()["settings"]["threshold"],
+        complete=complete,
+        match_radius=match_radius,
     )
     for name, picture in field_figures.pictures(evaluation).items():
         files.write_atomically(run.path / f"{name}.svg", picture)
     files.write_json(run.path / EVALUATION, evaluation.json())
     return evaluation
+
+
+def annotated_fields(run: RunDirectory) -> list[tuple[ScannedField, AnnotatedField | None]]:
+    """Returns every field of a scan, and the same with its truth; None where it has none.
+
+    Args:
+        run: A scan directory whose fields are finished.
+
+    Raises:
+        PapError: If a file of truth cannot be used.
+    """
+    settings = run.manifest()["settings"]
+    truths: dict[str, dict[str, Nuclei]] = {}
+    fields: list[tuple[ScannedField, AnnotatedField | None]] = []
+    for one in scanned_fields(run):
+        path, nuclei = one.info["truth"], None
+        if path is not None:
+            if path not in truths:
+                truths[path] = read_nuclei(Path(path), one.classes)
+            nuclei = truths[path].get(tables.bare_name(one.info["name"]))
+        annotated = None
+        if nuclei is not None:
+            annotated = _annotated(one, nuclei, settings["threshold"], settings["radius"])
+        fields.append((one, annotated))
+    return fields
 
 
 def _annotated(

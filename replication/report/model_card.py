@@ -58,7 +58,21 @@ def write(run: RunDirectory) -> list[Path]:
         PapError: This is no run directory, or one of its files is not readable.
         ValueError: Predictions are not readable, or the seeds were tested on different images.
     """
-    context = _context(run)
+    paths = []
+    for name, text in documents(run).items():
+        paths.append(run.path / name)
+        file_writing.write_atomically(paths[-1], text)
+    return paths
+
+
+def documents(run: RunDirectory, manifest: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Returns the text of each document by the name of its file; errors as of `write`.
+
+    Args:
+        run: Holds a manifest and finished fits; perhaps none yet.
+        manifest: An earlier one of the run; None takes that of today.
+    """
+    context = _context(run, run.manifest() if manifest is None else manifest)
     environment = jinja2.Environment(
         autoescape=False,  # Markdown, escaped by `_text`.
         undefined=jinja2.StrictUndefined,
@@ -68,18 +82,16 @@ def write(run: RunDirectory) -> list[Path]:
     )
     environment.filters.update(text=_text, estimate=_estimate)
     templates = importlib.resources.files("replication.report")
-    paths = []
+    texts = {}
     for name, template in _DOCUMENTS.items():
         text = templates.joinpath(template).read_text("utf-8")
         rendered = environment.from_string(text).render(context)
-        paths.append(run.path / name)
-        file_writing.write_atomically(paths[-1], re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n")
-    return paths
+        texts[name] = re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
+    return texts
 
 
-def _context(run: RunDirectory) -> dict[str, Any]:
+def _context(run: RunDirectory, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the templates show; texts from outside are escaped."""
-    manifest = run.manifest()
     fits = results.read_fits(run)
     source = str(manifest.get("source"))
     source = source if source in _IMAGES else UNKNOWN

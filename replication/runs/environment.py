@@ -25,14 +25,14 @@ _PACKAGES = (
 )
 
 
-def describe(policy: DevicePolicy, program: str = "replication.run") -> dict[str, Any]:
+def describe(policy: DevicePolicy | None, program: str = "replication.run") -> dict[str, Any]:
     """Returns what a reader needs to judge or repeat a run: versions, commit, device.
 
     Args:
-        policy: The device policy in force.
+        policy: The device policy in force; None where none is set.
         program: The module that was run.
     """
-    return {
+    described = {
         "command": f"python -m {program} {shlex.join(sys.argv[1:])}".strip(),
         "repeat": {"program": program, "arguments": arguments()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -40,6 +40,11 @@ def describe(policy: DevicePolicy, program: str = "replication.run") -> dict[str
         "versions": versions(),
         "packages": packages(),
         "git_commit": git_commit(),
+    }
+    if policy is None:
+        return described
+    return {
+        **described,
         "device": policy.device,
         "precision": policy.precision,
         "xla": policy.jit_compile,

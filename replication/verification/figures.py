@@ -198,7 +198,7 @@ def tables(
     """
     checked = Checked(place)
     rows = [_by_key(table, keys) for table in (then, now)]
-    for key in rows[0].keys() | rows[1].keys():
+    for key in [*rows[0], *(key for key in rows[1] if key not in rows[0])]:
         if key not in rows[0] or key not in rows[1]:
             lack = "is not stated" if key not in rows[0] else "is stated and did not come out"
             checked.figures += 1

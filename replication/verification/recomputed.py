@@ -49,7 +49,7 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
     whole = True
     for fit in fits:
         directory = fit.parent
-        yield _digests(run, directory)
+        yield digests(run, directory)
         whole = whole and not any(_is_changed(directory / name) for name in _RECOMPUTED_FROM)
         if (directory / "metrics.json").exists():
             yield _metrics(run, directory)
@@ -59,14 +59,20 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
     if (run.path / "summary.csv").exists():
         source = run.manifest()["source"]
         rows = results.summary_rows(results.read_fits(run), source)
-        yield _table(run, "summary.csv", publication.summary_table(rows, source))
+        yield table(run, "summary.csv", publication.summary_table(rows, source))
     if (run.path / benchmark.TABLE).exists():
-        yield _table(run, benchmark.TABLE, benchmark.table(run))
+        yield table(run, benchmark.TABLE, benchmark.table(run))
     if (run.path / "ranking.csv").exists():
         yield from _comparison(run)
 
 
-def _digests(run: RunDirectory, directory: Path) -> Checked:
+def digests(run: RunDirectory, directory: Path) -> Checked:
+    """Holds the files of a finished result against the digests beside them.
+
+    Args:
+        run: Of the result.
+        directory: Where its files lie.
+    """
     checked = Checked(f"{directory.relative_to(run.path)}: digests")
     stated = files.kept_sums(directory)
     if not stated:
@@ -97,10 +103,37 @@ def _metrics(run: RunDirectory, directory: Path) -> Checked:
     return checked
 
 
-def _table(run: RunDirectory, name: str, now: pd.DataFrame) -> Checked:
+def table(run: RunDirectory, name: str, now: pd.DataFrame) -> Checked:
+    """Compares a table of a directory with what it should hold.
+
+    Args:
+        run: The directory.
+        name: Of the table's file.
+        now: What it should hold.
+    """
+    if not (run.path / name).exists():
+        return Checked(name, different=["is gone"])
     # As a reader has it: what is not a number is text.
     again = pd.read_csv(io.StringIO(now.to_csv(index=False)))
     return tables(name, pd.read_csv(run.path / name), again, _RULE)
+
+
+def json_files(name: str, then: Path, now: Path, rule: Rule) -> Checked:
+    """Compares a JSON file of two directories.
+
+    Args:
+        name: Of the file.
+        then: Where it lies as it is stated.
+        now: Where it lies as it came out.
+        rule: What counts as the same.
+    """
+    if not (now / name).exists():
+        return Checked(name, different=["did not come out"])
+    checked = Checked(name)
+    # Not `files.read_json`, which refuses a changed file: here each figure is to be named.
+    stated, made = (json.loads((folder / name).read_text("utf-8")) for folder in (then, now))
+    checked.compare("", stated, made, rule)
+    return checked
 
 
 def _comparison(run: RunDirectory) -> Iterator[Checked]:
@@ -111,7 +144,7 @@ def _comparison(run: RunDirectory) -> Iterator[Checked]:
         report.write_tables(Path(folder), result, manifest)
         for name in ("ranking.csv", "pairs.csv", "leak.csv"):
             if (run.path / name).exists():
-                yield _table(run, name, pd.read_csv(Path(folder) / name))
+                yield table(run, name, pd.read_csv(Path(folder) / name))
 
 
 def _read_comparison(run: RunDirectory, manifest: Mapping[str, Any]) -> ranking.Comparison:

@@ -15,8 +15,22 @@ from replication.verification.figures import Checked, Rule
 from tfds_pap import commands, files
 from tfds_pap.errors import PapError
 
-#: Commands that write a directory of fits, whose name is their --run_dir.
-PROGRAMS = ("replication.run", "replication.compare", "replication.benchmark", "finetune.train")
+#: Commands that are repeated, and the flag that names the directory of each.
+PROGRAMS: Mapping[str, str] = {
+    "replication.run": "run_dir",
+    "replication.compare": "run_dir",
+    "replication.benchmark": "run_dir",
+    "finetune.train": "run_dir",
+    "replication.scan": "scan_dir",
+    "finetune.search": "search_dir",
+    "serving.export": "serving_dir",
+}
+
+#: Of these, those that train nothing.
+_UNTRAINED = ("replication.scan", "serving.export")
+
+#: How far what a network says may be off when it is asked again.
+_ANSWERS = 1e-5
 
 #: Said of a row beside its figures, or measured on the machine of the moment.
 ABOUT = frozenset({"machine", "commit", "packages", "date", "command", "device"})
@@ -54,7 +68,7 @@ def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
         raise PapError(
             f"{run.manifest_path}: {program} is not repeated, only {', '.join(PROGRAMS)}"
         )
-    typed.append(f"--run_dir={scratch / 'run'}")
+    typed.append(f"--{PROGRAMS[program]}={scratch / 'run'}")
     if any(word.startswith("--features_dir") for word in typed):
         # Stored features would be taken for granted.
         typed.append(f"--features_dir={scratch / 'features'}")
@@ -89,6 +103,8 @@ def rule(run: RunDirectory, changes: Sequence[str]) -> tuple[Rule, str]:
         changes: Versions that differ.
     """
     ignored = ABOUT | _MEASURED
+    if run.manifest()["environment"]["repeat"]["program"] in _UNTRAINED:
+        return Rule(tolerance=_ANSWERS, ignored=ignored), "nothing is trained"
     if not run.manifest()["identity"].get("deterministic"):
         why = "the run was made without --deterministic, so that two trainings differ"
         return Rule(by_interval=True, ignored=ignored), why

@@ -1,11 +1,13 @@
 """Writes a trained model as a checked version for TensorFlow Serving, and publishes it."""
 
+import dataclasses
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -13,7 +15,7 @@ from replication.fields.find.dense import Stage1
 from replication.measures import decisions
 from replication.runs import device, results
 from replication.runs.directory import RunDirectory
-from serving.model import assemble, guard, self_check
+from serving.model import assemble, guard, self_check, version_manifest
 from serving.model.detection import Detection
 from serving.model.graph import Graph
 from serving.server import errors
@@ -79,31 +81,100 @@ def export_model(
         '1'
     """
     device.needs_tensorflow()
-    fit = results.choose_fit(run_dir, stage, protocol, seed)
-    run, place = RunDirectory(Path(run_dir)), Path(serving_dir)
+    options = Options(
+        run_dir=str(run_dir),
+        stage=stage,
+        protocol=protocol,
+        seed=seed,
+        max_pixels=max_pixels,
+        max_batch=max_batch,
+        accept_png=accept_png,
+        stage1_run_dir=str(stage1_run_dir) if stage1_run_dir else None,
+        stride=stride,
+        threshold=threshold,
+        suppression_radius=suppression_radius,
+        max_detections=max_detections,
+    )
+    place = Path(serving_dir)
+    places = {
+        "serving_dir": str(place),
+        "label": label,
+        "server_models_dir": server_models_dir,
+        "check_images": check_images,
+        "data_dir": data_dir,
+    }
     with _one_line(place):
-        decision, missing = decisions.of_fit(fit)
-        stage1 = _stage1(run, fit, stage1_run_dir) if stage == 2 else ""
-        if isinstance(stage1, str):
-            missing += [stage1] if stage1 else []
-            detection = None
-        else:
-            detection = _detection(stage1, stride, threshold, suppression_radius, max_detections)
-        model = results.load_model(fit)
-        graph = Graph(
-            model,
-            fit.info["resize"],
-            decision,
-            max_pixels=max_pixels,
-            max_batch=max_batch,
-            formats=[name for name in guard.MAGIC if name != "PNG" or accept_png],
-            detection=detection,
-        )
-        samples = self_check.samples(run, fit, check_images, data_dir)
-        version = _publish(run, fit, model, graph, place, missing, samples)
+        built = build(options)
+        samples = self_check.samples(built.run, built.fit, check_images, data_dir)
+        version = _publish(built, place, samples, options, places)
         model_config.ModelConfig(place, server_models_dir).publish(version, label)
     print(f"Published: {place / str(version)}" + (f", label {label}" if label else ""))
     return place / str(version)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What an exported version depends on beside the run's files; see `export_model`."""
+
+    run_dir: str
+    stage: int
+    protocol: str
+    seed: int | None
+    max_pixels: int
+    max_batch: int
+    accept_png: bool
+    stage1_run_dir: str | None
+    stride: int
+    threshold: float
+    suppression_radius: float
+    max_detections: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What is exported, before it is written.
+
+    Attributes:
+        run: Of the model.
+        fit: The model's.
+        model: From the `.keras` file.
+        graph: How it is served.
+        missing: What it cannot do, and why, in sentences.
+    """
+
+    run: RunDirectory
+    fit: results.Fit
+    model: keras.Model
+    graph: Graph
+    missing: list[str]
+
+
+def build(options: Options) -> Built:
+    """Builds the served graph of a trained model; errors as of `export_model`.
+
+    Args:
+        options: What it depends on.
+    """
+    fit = results.choose_fit(options.run_dir, options.stage, options.protocol, options.seed)
+    run = RunDirectory(Path(options.run_dir))
+    decision, missing = decisions.of_fit(fit)
+    stage1 = _stage1(run, fit, options.stage1_run_dir) if options.stage == 2 else ""
+    if isinstance(stage1, str):
+        missing += [stage1] if stage1 else []
+        detection = None
+    else:
+        detection = _detection(stage1, options)
+    model = results.load_model(fit)
+    graph = Graph(
+        model,
+        fit.info["resize"],
+        decision,
+        max_pixels=options.max_pixels,
+        max_batch=options.max_batch,
+        formats=[name for name in guard.MAGIC if name != "PNG" or options.accept_png],
+        detection=detection,
+    )
+    return Built(run, fit, model, graph, missing)
 
 
 @contextmanager
@@ -122,15 +193,14 @@ def _one_line(serving_dir: Path) -> Iterator[None]:
 
 
 def _publish(
-    run: RunDirectory,
-    fit: results.Fit,
-    model: keras.Model,
-    graph: Graph,
+    built: Built,
     serving_dir: Path,
-    missing: list[str],
     samples: self_check.Samples,
+    options: Options,
+    places: Mapping[str, Any],
 ) -> int:
     """Writes, checks and renames the version; prints what was checked and what is missing."""
+    fit, graph = built.fit, built.graph
     if "PNG" not in graph.formats and any(
         data.startswith(guard.MAGIC["PNG"]) for data in samples.images
     ):
@@ -139,11 +209,15 @@ def _publish(
 
     def write(folder: Path) -> None:
         with publish.disk_errors():
-            assemble.write_version(folder, run, fit, graph, serving_dir.name)
-        checked.extend(self_check.check(folder, model, graph, samples))
+            assemble.write_version(folder, built.run, fit, graph, serving_dir.name)
+        outcome = self_check.check(folder, built.model, graph, samples)
+        checked.extend(outcome.lines)
+        version_manifest.write(
+            folder, fit, graph, dataclasses.asdict(options), places, samples, outcome.probabilities
+        )
 
     print(f"{fit.info['name']}, {fit.protocol} protocol, seed {fit.seed}: writing and checking")
-    for sentence in missing:
+    for sentence in built.missing:
         print(f"Note: {sentence}", file=sys.stderr)
     version = publish.publish(serving_dir, write)
     for sentence in checked:
@@ -166,14 +240,12 @@ def _stage1(
     return f"No signature detect: --run_dir={run.path} holds no stage 1 of this seed"
 
 
-def _detection(
-    fit: results.Fit, stride: int, threshold: float, radius: float, maximum: int
-) -> Detection:
+def _detection(fit: results.Fit, options: Options) -> Detection:
     about = {key: fit.info[key] for key in ("name", "protocol", "seed", "size", "resize")}
     return Detection(
-        Stage1(results.load_model(fit), fit.info["resize"], stride=stride),
-        threshold=threshold,
-        radius=radius,
-        maximum=maximum,
+        Stage1(results.load_model(fit), fit.info["resize"], stride=options.stride),
+        threshold=options.threshold,
+        radius=options.suppression_radius,
+        maximum=options.max_detections,
         about=about | {"sha256": files.sha256(fit.model_path)},
     )

@@ -43,6 +43,19 @@ class Samples:
     source: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a check.
+
+    Attributes:
+        lines: What was compared, a sentence each.
+        probabilities: Of `serving_default` for each image, float32 `[n, k]`.
+    """
+
+    lines: list[str]
+    probabilities: np.ndarray
+
+
 def samples(
     run: RunDirectory, fit: results.Fit, count: int, data_dir: str | None = None
 ) -> Samples:
@@ -66,7 +79,7 @@ def samples(
     return Samples(images[:count], None, "phantoms, as the run's data are not at hand")
 
 
-def check(path: Path, model: keras.Model, graph: Graph, checked: Samples) -> list[str]:
+def check(path: Path, model: keras.Model, graph: Graph, checked: Samples) -> Outcome:
     """Loads a version as a server does, warm-up included, and runs every signature.
 
     Args:
@@ -74,9 +87,6 @@ def check(path: Path, model: keras.Model, graph: Graph, checked: Samples) -> lis
         model: What was exported.
         graph: How it was exported.
         checked: Images to run it on.
-
-    Returns:
-        What was compared, a sentence each.
 
     Raises:
         PapError: An answer is not what it must be.
@@ -89,7 +99,7 @@ def check(path: Path, model: keras.Model, graph: Graph, checked: Samples) -> lis
         servable.close()
 
 
-def _compare(servable: Servable, model: keras.Model, graph: Graph, checked: Samples) -> list[str]:
+def _compare(servable: Servable, model: keras.Model, graph: Graph, checked: Samples) -> Outcome:
     encoded = np.array(checked.images, object)
     pixels = np.stack(
         [
@@ -107,7 +117,7 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, checked: Samp
         "explain": {"image_bytes": encoded},
     }
     asked = [name for name in graph.endpoints() if name in inputs]
-    worst = 0.0
+    worst, answered = 0.0, expected
     for name in asked:
         answer = servable.run(name, inputs[name])
         for output, values in answer.items():
@@ -118,6 +128,8 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, checked: Samp
         probabilities = answer.get("scores" if name == "classify" else "probabilities")
         if probabilities is not None:
             worst = max(worst, float(np.abs(probabilities - expected).max()))
+        if name == "serving_default":
+            answered = answer["probabilities"]
     if not worst <= TOLERANCE:
         raise PapError(
             f"the served probabilities differ by {worst:.2g} from the model's, expected at most "
@@ -137,7 +149,7 @@ def _compare(servable: Servable, model: keras.Model, graph: Graph, checked: Samp
         lines.append(f"they differ by at most {far:.2g} from the run's predictions.csv")
     if graph.detection is not None:
         lines.append(_check_detection(servable, model, graph, graph.detection))
-    return lines
+    return Outcome(lines, answered)
 
 
 def _check_detection(

@@ -104,24 +104,36 @@ class Cells:
         Raises:
             PapError: If it is no such table.
         """
-        classes = classes or Classes.known(STAGE2_CLASSES)
         files.verify(path)
         try:
-            table = pd.read_csv(io.BytesIO(path.read_bytes()))
-            columns: Sequence[str] = (*_BEFORE, *classes.names, *_AFTER)
-            missing = [name for name in columns if name not in table]
-            if missing:
-                raise ValueError(f"no column {missing[0]}")
-            return cls(
-                x=table["x"].to_numpy(float),
-                y=table["y"].to_numpy(float),
-                scores=table["score"].to_numpy(float),
-                probabilities=table[list(classes.names)].to_numpy(float),
-                hsil_plus=table["hsil_plus"].to_numpy(float),
-                abstain=table["abstain"].to_numpy() > 0,
-                classes=classes,
-            )
+            return cls.of_table(pd.read_csv(io.BytesIO(path.read_bytes())), classes)
         except (OSError, ValueError) as error:
             raise PapError(
                 f"{path}: expected a table of cells ({str(error).splitlines()[0]})"
             ) from None
+
+    @classmethod
+    def of_table(cls, table: pd.DataFrame, classes: Classes | None = None) -> "Cells":
+        """Returns the cells of a table such as that of `table`, the class column left out.
+
+        Args:
+            table: A row a cell.
+            classes: What is known of the classes; None takes those of the papers.
+
+        Raises:
+            ValueError: If a column is missing or is not of numbers.
+        """
+        classes = classes or Classes.known(STAGE2_CLASSES)
+        columns: Sequence[str] = (*_BEFORE, *classes.names, *_AFTER)
+        missing = [name for name in columns if name not in table]
+        if missing:
+            raise ValueError(f"no column {missing[0]}")
+        return cls(
+            x=table["x"].to_numpy(float),
+            y=table["y"].to_numpy(float),
+            scores=table["score"].to_numpy(float),
+            probabilities=table[list(classes.names)].to_numpy(float),
+            hsil_plus=table["hsil_plus"].to_numpy(float),
+            abstain=table["abstain"].to_numpy(float) > 0,
+            classes=classes,
+        )

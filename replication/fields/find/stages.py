@@ -137,13 +137,23 @@ def load(
     Raises:
         PapError: If one is not of that stage, or has no form for this method.
     """
-    decision, missing = decisions.of_fit(fit2)
+    decision, _ = decisions.of_fit(fit2)
     models = [results.load_model(fit) for fit in (fit1, fit2)]
     stage1 = Stage1(models[0], fit1.info["resize"], roi=roi, stride=stride, method=method)
     stage2 = Stage2(models[1], fit2.info["resize"], decision, roi=roi)
-    stage2_about = {**_about(fit2), "notes": missing, "scored": decisions.scored(fit2)}
-    about = {"stage1": _about(fit1), "stage2": stage2_about}
-    return Stages(stage1, stage2, about)
+    return Stages(stage1, stage2, about(fit1, fit2))
+
+
+def about(fit1: results.Fit, fit2: results.Fit) -> dict[str, dict[str, Any]]:
+    """Returns what a scan says of its networks; see `Stages`.
+
+    Args:
+        fit1: Of stage 1.
+        fit2: Of stage 2.
+    """
+    _, missing = decisions.of_fit(fit2)
+    told = {"notes": missing, "scored": decisions.scored(fit2)}
+    return {"stage1": _about(fit1), "stage2": {**_about(fit2), **told}}
 
 
 def _about(fit: results.Fit) -> dict[str, Any]:
