@@ -57,17 +57,7 @@ def rates(
 def _rates(
     backbone: str, size: int, batch: int, seconds: float
 ) -> Iterator[tuple[str, float, float]]:
-    """Measures a forward pass and a training step, bfloat16 on a GPU and float32 on a processor.
-
-    Args:
-        backbone: One of ResNet50 and ResNet152.
-        size: Height and width in pixels.
-        batch: Images a step.
-        seconds: Least time of each.
-
-    Yields:
-        "forward" or "fine-tuning", seconds of the first step, images a second after it.
-    """
+    """See `rates`; bfloat16 on a GPU and float32 on a processor."""
     import torch
     import torchvision
 
