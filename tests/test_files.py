@@ -64,6 +64,24 @@ def test_a_held_directory_is_refused_to_another_process_until_the_holder_is_gone
     assert not files.is_empty(directory)
 
 
+def test_halves_that_killed_processes_left_are_removed(tmp_path):
+    code = """
+import os, pathlib, signal, sys
+from tfds_pap import files
+for number, ending in enumerate((".partial", ".weights.h5")):
+    stack = files.replacing(pathlib.Path(sys.argv[1], "a", f"{number}.bin"), ending)
+    stack.__enter__().write_text("half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    (tmp_path / "a" / ".mine.txt").write_text("of somebody else")
+    with files.replacing(tmp_path / "a" / "now.bin") as partial:
+        partial.write_text("this process is at it")
+        files.hold(tmp_path)
+        assert {path.name for path in (tmp_path / "a").iterdir()} == {".mine.txt", partial.name}
+
+
 def test_places_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     assert files.why_unwritable(tmp_path / "a" / "b") == ""

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def hold(directory: Path) -> None:
     that outlive it.
 
     Args:
-        directory: It is made where it is not there.
+        directory: It is made where it is not there; halves of files that a killed process left in
+            it, or below, are removed.
 
     Raises:
         PapError: Another process holds it; one line that names directory and process.
@@ -142,6 +144,26 @@ def hold(directory: Path) -> None:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     _held[where] = descriptor
+    _remove_abandoned(directory)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes what killed processes of this machine were writing, see `replacing`."""
+    pattern = re.compile(rf"\..+\.{re.escape(os.uname().nodename)}\.(\d+)\.[a-z0-9.]+")
+    for path in directory.rglob(f".*.{os.uname().nodename}.*"):
+        match = pattern.fullmatch(path.name)
+        if match and _is_gone(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def is_empty(directory: Path) -> bool:
