@@ -68,9 +68,10 @@ def test_halves_that_killed_processes_left_are_removed(tmp_path):
     code = """
 import os, pathlib, signal, sys
 from tfds_pap import files
+begun = []
 for number, ending in enumerate((".partial", ".weights.h5")):
-    stack = files.replacing(pathlib.Path(sys.argv[1], "a", f"{number}.bin"), ending)
-    stack.__enter__().write_text("half")
+    begun.append(files.replacing(pathlib.Path(sys.argv[1], "a", f"{number}.bin"), ending))
+    begun[-1].__enter__().write_text("half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
