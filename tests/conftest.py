@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tiny_net
 
 from tfds_pap import commands, taxonomy
 
@@ -164,25 +165,16 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A backbone in the table that builds and runs in milliseconds: two convolutions, BatchNorm."""
+    """The backbone of `tiny_net` in the table."""
     import keras
 
     from replication.learning import models
 
     keras.utils.set_random_seed(0)
 
-    def tiny_net(weights, include_top, input_shape):
-        assert not include_top and weights is None
-        images = keras.Input(input_shape)
-        x = keras.layers.Conv2D(6, 3, strides=2, activation="relu", name="stem")(images)
-        x = keras.layers.BatchNormalization(name="stem_normalization")(x)
-        x = keras.layers.Conv2D(8, 3, activation="relu", name="top")(x)
-        return keras.Model(images, x, name="tiny_net")
-
-    monkeypatch.setattr(keras.applications, "TinyNet", tiny_net, raising=False)
-    tiny = models.Backbone("TinyNet", 32, "torch", 652, "tiny_net_notop.h5")
-    monkeypatch.setitem(models.BACKBONES, "tiny", tiny)
-    return "tiny"
+    monkeypatch.setattr(keras.applications, "TinyNet", tiny_net.constructor(), raising=False)
+    monkeypatch.setitem(models.BACKBONES, tiny_net.NAME, tiny_net.entry())
+    return tiny_net.NAME
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 Importing TensorFlow, Keras and the rest takes some five seconds of processor time, more than most
 commands of the tests. Nothing is computed before the fork, so it loses no thread of TensorFlow.
 Each line of standard input is JSON. A command has `module` (or "-c"), `arguments`, `folder`,
-`environment`, the files `stdout` and `stderr`, and whether it `draws` figures; the answer is its
-process id. `poll` has one; the answer is the status with which it ended, or null while it runs.
+`environment`, the files `stdout` and `stderr`, whether it `draws` figures, and whether the `tiny`
+backbone of `tiny_net` is in its table; the answer is its process id. `poll` has one; the answer is
+the status with which it ended, or null while it runs.
 What still runs at the end of input is killed.
 """
 
@@ -15,6 +16,8 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+
+import tiny_net
 
 
 def main() -> None:
@@ -86,6 +89,8 @@ def _run(command: dict) -> None:
             from replication.drawing import figures
 
             figures.drawn = _undrawn
+        if command["tiny"]:
+            tiny_net.register()
         if command["module"] == "-c":
             exec(sys.argv.pop(1), {"__name__": "__main__"})
         else:
