@@ -1,6 +1,8 @@
 """Fixtures that several tests share: small trees of class folders."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -10,8 +12,11 @@ import tiny_net
 
 from tfds_pap import commands, taxonomy
 
-# Every test runs with TensorFlow as the commands prepare it.
-commands.prepare_tensorflow()
+#: What JAX compiles, down to single operations, is kept for every process of the tests.
+_COMPILED = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,8 +97,18 @@ LONG = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps xdist from beginning with the files of most tests instead."""
+    """Prepares the process that runs tests, and keeps the order of files."""
+    # xdist would begin with the files of most tests.
     config.option.loadscopereorder = False
+    if not hasattr(config, "workerinput"):
+        compiled = tempfile.TemporaryDirectory(prefix="pap-tests-jax-")
+        config.add_cleanup(compiled.cleanup)
+        # Workers and commands inherit them.
+        os.environ.update(_COMPILED, JAX_COMPILATION_CACHE_DIR=compiled.name)
+        if config.getoption("numprocesses", None):
+            return
+    # Every test runs with TensorFlow as the commands prepare it; who hands them out does without.
+    commands.prepare_tensorflow()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ the status with which it ended, or null while it runs.
 What still runs at the end of input is killed.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -18,6 +19,15 @@ import traceback
 from pathlib import Path
 
 import tiny_net
+
+SHARED = (
+    "replication.comparison.steps",
+    "replication.fields.whole_fields",
+    "replication.report.page",
+    "replication.runs.fitting",
+    "finetune.search.tuner",
+    "serving.model.assemble",
+)
 
 
 def main() -> None:
@@ -35,6 +45,9 @@ def main() -> None:
     import statsmodels.stats.proportion  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
+    # What commands share of this package; a module with flags would add them to every command.
+    for module in SHARED:
+        importlib.import_module(module)
     running = set()
     while line := sys.stdin.readline():
         question = json.loads(line)

@@ -41,7 +41,13 @@ def places(manual_dir, data_dir, tmp_path_factory):
 def undisturbed(places):
     root, where = places
     arguments = (*FLAGS, f"--space={root / 'points.py'}", *where)
-    done = command("finetune.search", *arguments, f"--search_dir={root / 'undisturbed'}", tiny=True)
+    done = command(
+        "finetune.search",
+        *arguments,
+        f"--search_dir={root / 'undisturbed'}",
+        draws=False,
+        tiny=True,
+    )
     assert done.returncode == 0, done.stderr
     return root / "undisturbed", done.stdout, arguments
 
