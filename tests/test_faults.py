@@ -193,7 +193,7 @@ def test_a_damaged_manifest_is_named(tiny_run, tmp_path, damage):
 
 @pytest.fixture(scope="module")
 def fits(prepared, tmp_path_factory):
-    """Returns what fits a number of epochs in a folder; a whole fit; the folder of one cut short."""
+    """Returns what fits a number of epochs in a folder, a whole fit, and a shorter one's folder."""
     folder, index = prepared
     builder = preparing.prepare("pap_db4", "original", folder / "manual", folder / "data")
     store, policy = fitting.images(builder, 8, "bilinear"), device.configure()
