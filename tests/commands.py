@@ -48,6 +48,7 @@ def start(
     cwd=None,
     draws=True,
     backend="tensorflow",
+    tiny=False,
 ):
     """Starts `python -m module arguments` as `command` does.
 
@@ -60,6 +61,7 @@ def start(
         cwd: Its folder.
         draws: Whether its figures are drawn, which takes most of a page's time, or empty.
         backend: What Keras computes with; each has a process of its own that forks.
+        tiny: Whether its table of backbones has that of `tiny_net` as well.
     """
     line = {
         "module": str(module),
@@ -69,6 +71,7 @@ def start(
         "stdout": str(stdout),
         "stderr": str(stderr),
         "draws": draws,
+        "tiny": tiny,
     }
     return Started(_ask(line, backend), backend)
 

@@ -1,16 +1,22 @@
 """Fixtures that several tests share: small trees of class folders."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tiny_net
 
 from tfds_pap import commands, taxonomy
 
-# Every test runs with TensorFlow as the commands prepare it.
-commands.prepare_tensorflow()
+#: What JAX compiles, down to single operations, is kept for every process of the tests.
+_COMPILED = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,86 +28,101 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-#: Whole commands, fits, kills, servers, browsers and searches; `make check` leaves them out. They
-#: come first, the longest before all, so that two workers end at about the same time.
-SLOW = (
-    "test_own_data",
-    "test_dask_features",
-    "test_dask_scan",
-    "test_dask_predict",
-    "test_dask_audit",
-    "test_backends",
-    "test_search",
-    "test_run",
-    "test_compare",
-    "test_benchmark",
-    "test_library",
-    "test_search_tuner",
-    "test_hostile",
-    "test_tutorial",
-    "test_wheel",
-    "test_dry_run",
-    "test_detection",
-    "test_training",
-    "test_server_life",
-    "test_commands",
-    "test_pooling",
-    "test_export",
-    "test_scan",
-    "test_report",
-    "test_cluster",
-    "test_near_duplicates",
-    "test_search_report",
-    "test_hot_swap",
-    "test_gradcam",
-    "test_soak",
-    "test_faults",
-    "test_comparison_report",
-    "test_weights",
-    "test_serving_predict",
-    "test_recipes",
-    "test_audit",
-    "test_same_everywhere",
-    "test_serving_page_browser",
-    "test_tuning",
-    "test_automatic",
-    "test_publish",
-    "test_scan_report",
-    "test_servables",
-    "test_client_and_server",
-    "test_scan_sweep",
-    "test_field_sweep",
-    "test_docs",
-    "test_trials",
-)
+#: Whole commands, fits, kills, servers, browsers and searches, which `make check` leaves out:
+#: processor seconds of each file, beside other work. The longest come first, so that workers end at
+#: about the same time.
+SLOW = {
+    "test_own_data": 87,
+    "test_search": 87,
+    "test_tutorial": 60,
+    "test_backends": 58,
+    "test_run": 75,
+    "test_scan": 37,
+    "test_benchmark": 36,
+    "test_dask_scan": 36,
+    "test_export": 35,
+    "test_search_tuner": 34,
+    "test_detection": 33,
+    "test_library": 30,
+    "test_gradcam": 29,
+    "test_near_duplicates": 29,
+    "test_report": 28,
+    "test_commands": 27,
+    "test_server_life": 25,
+    "test_hot_swap": 24,
+    "test_compare": 23,
+    "test_training": 23,
+    "test_comparison_report": 22,
+    "test_weights": 22,
+    "test_wheel": 22,
+    "test_faults": 22,
+    "test_pooling": 21,
+    "test_search_report": 21,
+    "test_dask_audit": 20,
+    "test_dask_predict": 20,
+    "test_dask_features": 20,
+    "test_automatic": 18,
+    "test_soak": 18,
+    "test_recipes": 17,
+    "test_hostile": 16,
+    "test_serving_predict": 12,
+    "test_tuning": 12,
+    "test_same_everywhere": 11,
+    "test_audit": 9,
+    "test_cluster": 8,
+    "test_servables": 8,
+    "test_dry_run": 6,
+    "test_serving_page_browser": 5,
+    "test_field_sweep": 4,
+    "test_scan_report": 4,
+    "test_client_and_server": 3,
+    "test_publish": 3,
+    "test_scan_sweep": 2,
+    "test_docs": 1,
+    "test_trials": 1,
+}
 
-#: Not slow, yet long as a whole: behind those above and before the rest, for the same end.
-LONG = (
-    "test_devices",
-    "test_defects",
-    "test_field_dense",
-    "test_features",
-    "test_models",
-    "test_oracles",
-    "test_oracle_failures",
-    "test_keras_settings",
-    "test_phantom",
-    "test_paper",
-)
+#: Not slow, yet long as a whole.
+LONG = {
+    "test_field_dense": 61,
+    "test_features": 52,
+    "test_devices": 51,
+    "test_defects": 47,
+    "test_oracles": 26,
+    "test_models": 20,
+    "test_comparison": 16,
+    "test_paper": 15,
+    "test_phantom": 11,
+    "test_oracle_failures": 9,
+    "test_builders": 8,
+    "test_keras_settings": 8,
+    "test_defences": 6,
+    "test_deploy": 5,
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps xdist from beginning with the files of most tests instead."""
+    """Prepares the process that runs tests, and keeps the order of files."""
+    # xdist would begin with the files of most tests.
     config.option.loadscopereorder = False
+    if not hasattr(config, "workerinput"):
+        compiled = tempfile.TemporaryDirectory(prefix="pap-tests-jax-")
+        config.add_cleanup(compiled.cleanup)
+        # Workers and commands inherit them.
+        os.environ.update(_COMPILED, JAX_COMPILATION_CACHE_DIR=compiled.name)
+        if config.getoption("numprocesses", None):
+            return
+    # Every test runs with TensorFlow as the commands prepare it; who hands them out does without.
+    commands.prepare_tensorflow()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the files that `make check` leaves out, and puts them first."""
-    rank = {name: number for number, name in enumerate((*SLOW, *LONG))}
+    """Marks the files that `make check` leaves out, and puts long ones first."""
+    seconds = {**SLOW, **LONG}
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    items.sort(key=lambda item: -seconds.get(item.path.stem, 0))
 
 
 def save_image(path: Path, seed: int, size: int = 32) -> None:
@@ -164,25 +185,16 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A backbone in the table that builds and runs in milliseconds: two convolutions, BatchNorm."""
+    """The backbone of `tiny_net` in the table."""
     import keras
 
     from replication.learning import models
 
     keras.utils.set_random_seed(0)
 
-    def tiny_net(weights, include_top, input_shape):
-        assert not include_top and weights is None
-        images = keras.Input(input_shape)
-        x = keras.layers.Conv2D(6, 3, strides=2, activation="relu", name="stem")(images)
-        x = keras.layers.BatchNormalization(name="stem_normalization")(x)
-        x = keras.layers.Conv2D(8, 3, activation="relu", name="top")(x)
-        return keras.Model(images, x, name="tiny_net")
-
-    monkeypatch.setattr(keras.applications, "TinyNet", tiny_net, raising=False)
-    tiny = models.Backbone("TinyNet", 32, "torch", 652, "tiny_net_notop.h5")
-    monkeypatch.setitem(models.BACKBONES, "tiny", tiny)
-    return "tiny"
+    monkeypatch.setattr(keras.applications, "TinyNet", tiny_net.constructor(), raising=False)
+    monkeypatch.setitem(models.BACKBONES, tiny_net.NAME, tiny_net.entry())
+    return tiny_net.NAME
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,18 @@ from commands import start
 
 
 class Cluster:
-    """A scheduler and some workers of one thread, each a process of its own."""
+    """A scheduler and some workers of one thread, each a process of its own; see `start`."""
 
-    def __init__(self, folder, workers):
+    def __init__(self, folder, workers, tiny=False):
         self.file = folder / "scheduler.json"
         shared = ["--no-dashboard", f"--scheduler-file={self.file}"]
         self.scheduler = start(
             "distributed.cli.dask_scheduler", "--host=127.0.0.1", "--port=0", *shared
         )
         alone = ("--nthreads=1", "--no-nanny", "--memory-limit=0", *shared)
-        self.workers = [start("distributed.cli.dask_worker", *alone) for _ in range(workers)]
+        self.workers = [
+            start("distributed.cli.dask_worker", *alone, tiny=tiny) for _ in range(workers)
+        ]
 
     def kill(self, process):
         os.kill(process.pid, signal.SIGKILL)

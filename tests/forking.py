@@ -3,11 +3,13 @@
 Importing TensorFlow, Keras and the rest takes some five seconds of processor time, more than most
 commands of the tests. Nothing is computed before the fork, so it loses no thread of TensorFlow.
 Each line of standard input is JSON. A command has `module` (or "-c"), `arguments`, `folder`,
-`environment`, the files `stdout` and `stderr`, and whether it `draws` figures; the answer is its
-process id. `poll` has one; the answer is the status with which it ended, or null while it runs.
+`environment`, the files `stdout` and `stderr`, whether it `draws` figures, and whether the `tiny`
+backbone of `tiny_net` is in its table; the answer is its process id. `poll` has one; the answer is
+the status with which it ended, or null while it runs.
 What still runs at the end of input is killed.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +17,17 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+
+import tiny_net
+
+SHARED = (
+    "replication.comparison.steps",
+    "replication.fields.whole_fields",
+    "replication.report.page",
+    "replication.runs.fitting",
+    "finetune.search.tuner",
+    "serving.model.assemble",
+)
 
 
 def main() -> None:
@@ -32,6 +45,9 @@ def main() -> None:
     import statsmodels.stats.proportion  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
+    # What commands share of this package; a module with flags would add them to every command.
+    for module in SHARED:
+        importlib.import_module(module)
     running = set()
     while line := sys.stdin.readline():
         question = json.loads(line)
@@ -86,6 +102,8 @@ def _run(command: dict) -> None:
             from replication.drawing import figures
 
             figures.drawn = _undrawn
+        if command["tiny"]:
+            tiny_net.register()
         if command["module"] == "-c":
             exec(sys.argv.pop(1), {"__name__": "__main__"})
         else:

@@ -24,7 +24,9 @@ def on_jax(tmp_path_factory, manual_dir, data_dir):
 
     def run(module, *arguments, images=True):
         where = [f"--manual_dir={manual_dir}", f"--data_dir={data_dir}"] if images else []
-        done = command(module, *where, *arguments, cwd=folder, backend="jax", draws=False)
+        done = command(
+            module, *where, *arguments, cwd=folder, backend="jax", draws=False, tiny=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -76,14 +78,14 @@ def test_export_is_tensorflows_and_serves_what_jax_said(on_jax, run_dir, data_di
 
 
 def test_compare(on_jax):
-    small = ["--backbones=mobilenetv2_035", "--size=32", "--epochs=1", "--seeds=0"]
+    small = ["--backbones=tiny", "--size=32", "--epochs=1", "--seeds=0"]
     said = on_jax("replication.compare", *BACKBONE, *small, "--run_dir=compared")
     assert "1 backbones" in said
     assert (on_jax.folder / "compared" / "report.html").exists()
 
 
 def test_search_and_train(on_jax):
-    small = ["--backbone=mobilenetv2_035", "--size=32", "--tuner=random", "--max_epochs=1"]
+    small = ["--backbone=tiny", "--size=32", "--tuner=random", "--max_epochs=1"]
     on_jax("finetune.search", *BACKBONE, *small, "--max_trials=1", "--search_dir=search")
     said = on_jax("finetune.train", *BACKBONE, "--from_search=search", "--run_dir=tuned")
     assert "on all 12 test images as on stored features" in said

@@ -1,4 +1,4 @@
-"""The comparison as a user types it, with the smallest backbone there is."""
+"""The comparison as a user types it, with small backbones."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from conftest import save_image
 from replication.learning import weights
 from tfds_pap import pipeline, preparing
 
-FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=1", "--backbones=mobilenetv2_035")
+FLAGS = ("--weights=none", "--size=32", "--epochs=3", "--seeds=1", "--backbones=tiny")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def both_cuts(folders, data_dir, tmp_path_factory):
         "--folds=2",
         "--group_unit=slide",
     )
-    done = command("replication.compare", *arguments)
+    done = command("replication.compare", *arguments, draws=False, tiny=True)
     assert done.returncode == 0, done.stderr
     return place / "run", done.stdout, arguments
 
@@ -54,9 +54,9 @@ def test_both_cuts_print_the_size_of_the_leak(both_cuts):
     assert "cut by image" in output and "cut by slide" in output
     assert f"Report: {run_dir / 'report.html'}" in output
     page = (run_dir / "report.html").read_text()
-    assert "leak" in page and "mobilenetv2_035" in page
+    assert "leak" in page and "tiny" in page
     for cut in ("image", "group", "let_in"):
-        folder = run_dir / cut / "mobilenetv2_035" / "seed_1"
+        folder = run_dir / cut / "tiny" / "seed_1"
         names = {path.name for path in folder.iterdir()}
         assert names == {"SHA256SUMS", "fit.json", "predictions.csv"}
         rows = list(csv.DictReader((folder / "predictions.csv").open()))
@@ -66,10 +66,10 @@ def test_both_cuts_print_the_size_of_the_leak(both_cuts):
 
 def test_every_image_is_scored_once_under_its_own_label(both_cuts, folders, data_dir):
     run_dir, _, _ = both_cuts
-    fit = json.loads((run_dir / "group/mobilenetv2_035/seed_1/fit.json").read_text())
+    fit = json.loads((run_dir / "group/tiny/seed_1/fit.json").read_text())
     assert [fold["counts"] for fold in fit["folds"]] == [{"train": 24, "tune": 0, "test": 24}] * 2
     assert [fold["epochs_run"] for fold in fit["folds"]] == [3, 3]
-    rows = list(csv.DictReader((run_dir / "group/mobilenetv2_035/seed_1/predictions.csv").open()))
+    rows = list(csv.DictReader((run_dir / "group/tiny/seed_1/predictions.csv").open()))
     index = pipeline.read_index(preparing.prepare_folders(folders, data_dir))
     truth = dict(zip(index.ids, index.labels, strict=True))
     assert {row["id"]: index.class_names.index(row["label"]) for row in rows} == truth
@@ -78,11 +78,11 @@ def test_every_image_is_scored_once_under_its_own_label(both_cuts, folders, data
 def test_the_same_command_again_computes_nothing(both_cuts):
     run_dir, output, arguments = both_cuts
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("predictions.csv")}
-    again = command("replication.compare", *arguments, draws=False)
+    again = command("replication.compare", *arguments, draws=False, tiny=True)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("predictions.csv")} == before
-    table = [line for line in output.splitlines() if "mobilenetv2_035" in line]
-    assert table and [x for x in again.stdout.splitlines() if "mobilenetv2_035" in x] == table
+    table = [line for line in output.splitlines() if "tiny" in line]
+    assert table and [x for x in again.stdout.splitlines() if "tiny" in x] == table
 
 
 def test_tensorboard_holds_hparams_and_the_embedding(both_cuts):
@@ -90,19 +90,19 @@ def test_tensorboard_holds_hparams_and_the_embedding(both_cuts):
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     run_dir, _, _ = both_cuts
-    events = event_accumulator.EventAccumulator(str(run_dir / "logs/mobilenetv2_035/seed_1"))
+    events = event_accumulator.EventAccumulator(str(run_dir / "logs/tiny/seed_1"))
     events.Reload()
     data = plugin_data_pb2.HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     )
     shown = {name: value for name, value in data.session_start_info.hparams.items()}
-    assert shown["backbone"].string_value == "mobilenetv2_035"
+    assert shown["backbone"].string_value == "tiny"
     assert shown["learning_rate"].number_value == 0.01
     assert "accuracy" in events.Tags()["tensors"]
     folder = run_dir / "logs" / "embedding"
     features = np.loadtxt(folder / "features.tsv", delimiter="\t")
     metadata = (folder / "metadata.tsv").read_text().splitlines()
-    assert features.shape == (48, 1280) and len(metadata) == 49
+    assert features.shape == (48, 8) and len(metadata) == 49
     assert (
         'tensor_path: "embedding/features.tsv"'
         in (run_dir / "logs/projector_config.pbtxt").read_text()
@@ -111,7 +111,7 @@ def test_tensorboard_holds_hparams_and_the_embedding(both_cuts):
 
 def test_other_flags_for_the_same_directory_are_refused(both_cuts):
     _, _, arguments = both_cuts
-    done = command("replication.compare", *arguments, "--epochs=4")
+    done = command("replication.compare", *arguments, "--epochs=4", tiny=True)
     assert done.returncode != 0
     assert "was made with epochs=3, not 4" in done.stderr.splitlines()[-1]
 
@@ -124,14 +124,15 @@ def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path
         f"--data_dir={data_dir}",
         f"--run_dir={tmp_path / 'run'}",
         f"--features_dir={tmp_path / 'features'}",
-        "--backbones=mobilenetv2_035,MobileNetV3Small",
+        "--backbones=tiny,MobileNetV3Small",
         "--seeds=0",
         draws=False,
+        tiny=True,
     )
     assert done.returncode == 0, done.stderr
     assert "tune images" in " ".join(done.stdout.split())
     winner = keras.models.load_model(tmp_path / "run" / "winner.keras", safe_mode=True)
-    published = "mobilenetv2_035" if "mobilenetv2" in winner.name else "mobilenetv3small"
+    published = "tiny" if "tiny" in winner.name else "mobilenetv3small"
     rows = list(
         csv.DictReader((tmp_path / "run/published" / published / "seed_0/predictions.csv").open())
     )
@@ -155,7 +156,7 @@ def test_the_published_folders_give_a_whole_model(manual_dir, data_dir, tmp_path
 def test_bad_input_is_one_line(folders, data_dir, tmp_path, arguments, message):
     given = [argument.format(folders=folders) for argument in arguments]
     places = (f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}")
-    done = command("replication.compare", *FLAGS, *places, *given)
+    done = command("replication.compare", *FLAGS, *places, *given, tiny=True)
     assert done.returncode != 0
     # absl prints its usage line after the message of a flag error.
     assert any(message in line for line in done.stderr.splitlines()), done.stderr

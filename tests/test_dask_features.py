@@ -21,16 +21,16 @@ def builder(manual_dir, data_dir):
     return preparing.prepare("pap_db4", "original", manual_dir, data_dir)
 
 
-@pytest.fixture(scope="module")
-def spec():
-    found = weights.find("mobilenetv2_035", "none")
-    return features.FeatureSpec("mobilenetv2_035", found, 32, "tf", views=8)
+@pytest.fixture
+def spec(tiny_backbone):
+    found = weights.find(tiny_backbone, "none")
+    return features.FeatureSpec(tiny_backbone, found, 32, "torch", views=8)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """52 images: 13 chunks."""
-    monkeypatch.setattr(features, "_CHUNK", 4)
+    """52 images: 26 chunks."""
+    monkeypatch.setattr(features, "_CHUNK", 2)
 
 
 def chunks(directory):
@@ -38,17 +38,20 @@ def chunks(directory):
 
 
 def test_a_killed_worker_and_a_killed_scheduler_cost_a_chunk(builder, spec, tmp_path):
-    alone = features.extract_features(builder, spec, tmp_path / "one", policy=POLICY, batch_size=4)
+    alone = features.extract_features(builder, spec, tmp_path / "one", policy=POLICY, batch_size=2)
     expected = chunks(tmp_path / "one")
-    assert len(expected) == 13
+    assert len(expected) == 26
     directory, at_kill = tmp_path / "many", {}
 
     def extract(client):
         return features.extract_features(
-            builder, spec, directory, policy=POLICY, batch_size=4, client=client
+            builder, spec, directory, policy=POLICY, batch_size=2, client=client
         )
 
-    with Cluster(tmp_path, 2) as machines, cluster.connected(str(machines.file)) as client:
+    with (
+        Cluster(tmp_path, 2, tiny=True) as machines,
+        cluster.connected(str(machines.file)) as client,
+    ):
         client.wait_for_workers(2, timeout=60)
 
         def kill():
@@ -60,11 +63,16 @@ def test_a_killed_worker_and_a_killed_scheduler_cost_a_chunk(builder, spec, tmp_
         with pytest.raises(PapError, match=r"^the scheduler of --cluster went away; [^\n]*$"):
             extract(client)
         killer.join()
-    assert at_kill[3] < 13
+    assert at_kill[3] < 26
     kept = {path: path.stat().st_mtime_ns for path in directory.glob("*/chunk_*.npz")}
     assert len(kept) >= 3
 
-    with cluster.connected("local", workers=1) as client:
+    (tmp_path / "again").mkdir()
+    with (
+        Cluster(tmp_path / "again", 1, tiny=True) as machines,
+        cluster.connected(str(machines.file)) as client,
+    ):
+        client.wait_for_workers(1, timeout=60)
         store = extract(client)
     assert chunks(directory) == expected
     for path, modified in kept.items():

@@ -243,16 +243,20 @@ def small_network(scale, size):
 
 
 @pytest.fixture(scope="module")
-def work(manual_dir, data_dir, tmp_path_factory):
+def features_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def work(manual_dir, data_dir, features_dir, tiny_backbone):
     """Returns what makes a work of all defects in a folder, with small networks."""
     builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
-    folder = tmp_path_factory.mktemp("features")
     whole = dataclasses.replace(recipes.plan("paper", 2, phantoms=False), size=32, epochs=3)
     networks = {
         name: dataclasses.replace(whole, build=lambda size, scale=scale: small_network(scale, size))
         for name, scale in ((steps.WHOLE, 1.0), (steps.WITHOUT_D1, 1 / 127.5))
     }
-    spec = features.feature_spec("mobilenetv2_035", source="none", size=32)
+    spec = features.feature_spec(tiny_backbone, source="none", size=32)
     policy = device.configure()
 
     def made(path, defects=steps.DEFECTS, seeds=(0,)):
@@ -267,7 +271,7 @@ def work(manual_dir, data_dir, tmp_path_factory):
         )
         run = RunDirectory.open(path, {"data": "small"})
         run.update_manifest(source="stand-in", announcement="Other images.")
-        return steps.Work(run, plan, builder, policy, {"epochs": 3}, "stand-in", folder)
+        return steps.Work(run, plan, builder, policy, {"epochs": 3}, "stand-in", features_dir)
 
     return made
 

@@ -213,9 +213,9 @@ def test_a_damaged_manifest_is_named(tiny_run, tmp_path, damage):
         assert run.manifest()["identity"] == before
 
 
-@pytest.mark.parametrize("name", ["state.npz", "best_*.npz"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_announced_and_trained_anew(prepared, tmp_path, capsys, damage, name):
+@pytest.fixture(scope="module")
+def fits(prepared, tmp_path_factory):
+    """Returns what fits a number of epochs in a folder, a whole fit, and a shorter one's folder."""
     folder, index = prepared
     builder = preparing.prepare("pap_db4", "original", folder / "manual", folder / "data")
     store, policy = fitting.images(builder, 8, "bilinear"), device.configure()
@@ -227,10 +227,19 @@ def test_a_damaged_state_is_announced_and_trained_anew(prepared, tmp_path, capsy
         )
         return model.get_weights(), [one["loss"] for one in outcome["history"]]
 
-    whole, losses = fit(3, tmp_path / "whole")
-    fit(2, tmp_path / "damaged")
-    damage(next((tmp_path / "damaged").glob(name)))
-    weights, again = fit(3, tmp_path / "damaged")
+    whole = fit(3, tmp_path_factory.mktemp("whole"))
+    short = tmp_path_factory.mktemp("short")
+    fit(2, short)
+    return fit, whole, short
+
+
+@pytest.mark.parametrize("name", ["state.npz", "best_*.npz"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_announced_and_trained_anew(fits, tmp_path, capsys, damage, name):
+    fit, (whole, losses), short = fits
+    place = shutil.copytree(short, tmp_path / "damaged")
+    damage(next(place.glob(name)))
+    weights, again = fit(3, place)
     assert "is damaged" in capsys.readouterr().out
     assert again == losses
     assert all((one == other).all() for one, other in zip(weights, whole, strict=True))

@@ -30,9 +30,9 @@ NAMES = (
 #: What makes the guide's commands small.
 SMALL = {
     "audit": "--audit=fast",
-    "compare": "--backbones=mobilenetv2_035 --weights=none --size=32 --folds=2 --epochs=1 "
+    "compare": "--backbones=tiny --weights=none --size=32 --folds=2 --epochs=1 "
     "--seeds=0 --audit=off",
-    "search": "--tuner=random --max_trials=2 --backbone=mobilenetv2_035 --weights=none --size=32 "
+    "search": "--tuner=random --max_trials=2 --backbone=tiny --weights=none --size=32 "
     "--max_epochs=2 --max_unfrozen_blocks=0 --audit=off",
     "train": "--weights=none --audit=off",
     "run": "--epochs=1 --protocol=clean --audit=off",
@@ -77,7 +77,7 @@ def run(words: list[str], lab: Path):
     takes_data = words[0] in ("audit", "compare", "search", "train", "run", "export")
     done = command(
         "replication.pap", *words, *SMALL.get(words[0], "").split(), *places * takes_data,
-        cwd=lab, draws=False,
+        cwd=lab, draws=False, tiny=True,
     )  # fmt: skip
     assert done.returncode == 0, (words, done.stderr[-2000:])
     return done.stdout
@@ -154,9 +154,7 @@ def test_a_folder_with_splits_is_trained_and_tested_as_it_says(lab, tmp_path):
     assert "layout split: 3 classes, 30 images, 18 train, 6 validation, 6 test" in out
     predictions = list(
         csv.DictReader(
-            (lab / "runs/cut/published/mobilenetv2_035/seed_0/predictions.csv").open(
-                encoding="utf-8"
-            )
+            (lab / "runs/cut/published/tiny/seed_0/predictions.csv").open(encoding="utf-8")
         )
     )
     by_split = {row["split"]: row["id"].split("/")[0] for row in predictions}
@@ -167,7 +165,7 @@ def compared(tree: Path, lab: Path) -> str:
     flags = [flag for flag in SMALL["compare"].split() if not flag.startswith("--folds")]
     done = command(
         "replication.pap", "compare", f"--folders={tree}", "--run_dir=runs/cut", *flags,
-        f"--data_dir={lab / 'data'}", cwd=lab, draws=False,
+        f"--data_dir={lab / 'data'}", cwd=lab, draws=False, tiny=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

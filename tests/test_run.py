@@ -40,6 +40,7 @@ def finished(manual_dir, data_dir, tmp_path_factory):
         f"--run_dir={run_dir}",
         "--images=stand-in",
         *FLAGS,
+        draws=False,
     )
     assert done.returncode == 0, done.stderr
     return run_dir, done.stdout
@@ -109,7 +110,7 @@ def test_a_run_is_widened_by_stage_and_seed(finished, manual_dir, data_dir, tmp_
     run_dir = tmp_path / "wider"
     shutil.copytree(finished[0], run_dir)
     places = (f"--manual_dir={manual_dir}", f"--data_dir={data_dir}", f"--run_dir={run_dir}")
-    for wider in (("--stages=2", "--protocol=paper"), ("--seeds=0,1",)):
+    for wider in (("--stages=2", "--protocol=paper"), ("--seeds=0,1", "--protocol=paper")):
         # Of a flag that is given twice, the second counts.
         done = command("replication.run", *places, *FLAGS, *wider, draws=False)
         assert done.returncode == 0, done.stderr

@@ -143,6 +143,7 @@ def test_an_unreadable_field_does_not_stop_the_rest(two_stage_run, fields, tmp_p
         f"--scan_dir={tmp_path}/scan",
         "--threshold=0.4",
         copy,
+        draws=False,
     )
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
@@ -158,14 +159,14 @@ def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp
     # Absolute paths name the folders of fields: the same fields are scanned.
     arguments = [f"--stage1={two_stage_run}", f"--scan_dir={tmp_path}/scan", "--threshold=0.4"]
     arguments += ["--workers=1", "--complete_truth", str(fields)]
-    process = start("replication.scan", *arguments)
+    process = start("replication.scan", *arguments, draws=False)
     end = time.monotonic() + 60
     while not list(tmp_path.glob("scan/fields/*/field.json")) and time.monotonic() < end:
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert not (tmp_path / "scan" / "report.html").exists()
-    assert command("replication.scan", *arguments).returncode == 0
+    assert command("replication.scan", *arguments, draws=False).returncode == 0
     assert contents(tmp_path / "scan") == contents(scanned[1])
     whole, resumed = RunDirectory(scanned[1]), RunDirectory(tmp_path / "scan")
     again = [*kinds.of(resumed).again(whole, resumed, figures.Rule())]

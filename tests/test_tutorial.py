@@ -14,7 +14,7 @@ import notebook  # noqa: E402
 
 #: What makes its commands small.
 SMALL = {
-    "compare": ["--size=32", "--epochs=1", "--backbones=mobilenetv2_035"],
+    "compare": ["--size=32", "--epochs=1", "--backbones=tiny"],
     "run": ["--epochs=1"],
 }
 
@@ -40,7 +40,7 @@ def test_the_notebook_runs_and_shows_what_it_says(kept, tmp_path, monkeypatch):
         # Forked from a process that has imported TensorFlow, as commands of other tests are.
         if line[:3] == PAP and "--server" not in " ".join(line):
             # Smaller than it is shown: what it says is the same.
-            return command("replication.pap", *line[3:], *SMALL.get(line[3], ()))
+            return command("replication.pap", *line[3:], *SMALL.get(line[3], ()), tiny=True)
         return as_it_is(line, **options)
 
     monkeypatch.setattr(subprocess, "run", run)
