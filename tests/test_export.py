@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from commands import command
 from PIL import Image
+from tampering import change, differences
 
 from replication.measures import calibration, decisions, triage
 from replication.runs import results
@@ -262,10 +263,6 @@ def copy(exported, tmp_path):
     return shutil.copytree(exported[1].parents[1], tmp_path / "models") / "pap_stage2"
 
 
-def differences(checks):
-    return {checked.place: checked.different for checked in checks if checked.different}
-
-
 def test_an_untouched_version_verifies_and_says_how_it_is_repeated(copy, data_dir, tmp_path):
     (run,) = kinds.directories(copy)
     assert kinds.directories(copy / "1") == [run]
@@ -286,13 +283,6 @@ def test_an_untouched_version_verifies_and_says_how_it_is_repeated(copy, data_di
     assert f"--data_dir={data_dir}" in typed
     assert repeated.rule(run, ["x"])[1] == "nothing is trained"
     assert not differences(kinds.of(run).again(run, run, figures.Rule()))
-
-
-def change(path, old, new):
-    """Changes the first of some bytes."""
-    data = path.read_bytes()
-    assert old.encode() in data
-    path.write_bytes(data.replace(old.encode(), new.encode(), 1))
 
 
 def test_changed_figures_and_files_of_a_version_are_named(copy, fit):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from commands import command, start
+from tampering import change, differences
 
 from replication.fields import scan_directory, whole_fields
 from replication.fields.find.cells import Cells
@@ -174,17 +175,6 @@ def test_killed_and_resumed_it_ends_the_same(scanned, two_stage_run, fields, tmp
     change(next(resumed.path.glob("fields/c-*/cells.csv")), "0.4", "0.9")
     (line,) = differences(kinds.of(resumed).again(whole, resumed, figures.Rule())).values()
     assert ".score: 0.4" in line[0] and "is stated, it is 0.9" in line[0]
-
-
-def change(path, old, new):
-    """Changes the first of some digits."""
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
-def differences(checks):
-    return {checked.place: checked.different for checked in checks if checked.different}
 
 
 @pytest.fixture

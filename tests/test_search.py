@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from commands import command, start
 from small_searches import SPACE
+from tampering import change, differences
 
 from finetune import tuning
 from finetune.search import collect, local_workers, trials
@@ -123,17 +124,6 @@ def test_a_killed_search_goes_on_to_the_same_ranking(undisturbed, places):
     change(killed / "search.csv", "completed,1.3", "completed,1.4")
     (line,) = differences(kinds.of(before).again(before, after, figures.Rule()))["search.csv"]
     assert ".score: 1.3" in line and " is stated, it is 1.4" in line
-
-
-def change(path, old, new):
-    """Changes the first of some digits."""
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
-def differences(checks):
-    return {checked.place: checked.different for checked in checks if checked.different}
 
 
 @pytest.fixture
