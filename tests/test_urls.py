@@ -204,7 +204,7 @@ def test_no_more_is_read_of_a_file_than_is_expected(apart, tmp_path, monkeypatch
             urls.read(url, 10)
         assert urls.read(url, 11) == bytes(11)
     monkeypatch.setattr(type(apart), "get_file", endless)
-    with pytest.raises(PapError, match="^more than the 536,870,912 bytes expected$"):
+    with pytest.raises(PapError, match=r"^more than the 536,870,912 bytes expected$"):
         reading.read("memory://a.png")
     with pytest.raises(urls.UrlError, match=r"^memory://a\.png: .*more than the 11 bytes"):
         urls.local("memory://a.png")
@@ -214,7 +214,9 @@ def test_a_picture_file_larger_than_any_picture_is_not_read(tmp_path):
     path = tmp_path / "a.png"
     with path.open("wb") as file:
         file.truncate(2**29 + 1)
-    with pytest.raises(PapError, match="^more than the 536,870,912 bytes that a picture can have$"):
+    with pytest.raises(
+        PapError, match=r"^more than the 536,870,912 bytes that a picture can have$"
+    ):
         reading.read(path)
 
 

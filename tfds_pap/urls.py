@@ -169,7 +169,7 @@ def _storage(url: str) -> tuple[Any, str]:
 
     protocol, options = url.partition("://")[0], {}
     if protocol in ("http", "https"):
-        import aiohttp
+        import aiohttp  # type: ignore[import-not-found, unused-ignore]
 
         silence = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
         configured = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
