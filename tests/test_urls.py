@@ -265,6 +265,15 @@ def test_a_url_that_names_nothing_is_refused():
         urls.check("memory://a/..")
 
 
+def test_a_table_takes_the_place_of_no_image(tmp_path):
+    (image := tmp_path / "a.png").write_bytes(b"1")
+    (tmp_path / "manifest.json").write_text("{}")
+    typed = (image, f"--run_dir={tmp_path}", f"--csv={image}")
+    ended = command("replication.predict", *typed, env=os.environ)
+    assert ended.returncode == 1 and "a.png: is one of the images\n" in ended.stderr
+    assert image.read_bytes() == b"1"
+
+
 def test_other_places_refuse_urls_in_one_line():
     for must_be in (path_flags.FOLDER, path_flags.FILE, path_flags.NEW_FOLDER):
         with pytest.raises(ValueError, match="expected a path, not a URL: those are taken for"):
