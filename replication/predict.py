@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
 
     start = time.perf_counter()
     images = folders.images_and_states(argv[1:])
+    if table and table.resolve() in (Path(path).resolve() for path, _ in images):
+        raise app.UsageError(f"--csv={table}: is one of the images")
     with cluster_flags.connected() as client:
         if client is None:
             commands.prepare_tensorflow()

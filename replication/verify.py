@@ -108,21 +108,25 @@ def _table(path: Path, places: dict[str, str]) -> bool:
 def _run(path: Path) -> bool:
     # TensorFlow takes seconds to import; flag errors and --help need not wait for it.
     commands.prepare_tensorflow()
-    from replication.verification import figures, kinds, recomputed, repeated
+    from replication.verification import figures, kinds, recomputed, repeated, sent
 
     same = True
+    sent.check(path)
     for run in kinds.directories(path):
         if run.path != path:
             print(f"{run.path.parent}:")
         if not run.manifest_path.exists():
             print("Not looked at: exported before versions had a manifest")
             continue
-        kind = kinds.of(run)
         scratch = Path(_SCRATCH.value or Path("runs") / f"verify-{path.resolve().name}")
-        program, typed = repeated.arguments(run, scratch) if _AGAIN.value else ("", [])
-        changes = recomputed.packages(run)
-        print(f"Packages that differ: {len(changes) or 'none'}", *changes, sep="\n  ", flush=True)
-        same &= figures.say(kind.checks(run))
+        with sent.one_error(run):
+            kind = kinds.of(run)
+            program, typed = repeated.arguments(run, scratch) if _AGAIN.value else ("", [])
+            changes = recomputed.packages(run)
+            print(
+                f"Packages that differ: {len(changes) or 'none'}", *changes, sep="\n  ", flush=True
+            )
+            same &= figures.say(kind.checks(run))
         if _AGAIN.value:
             repeated.start(["-m", program, *typed])
             rule, why = repeated.rule(run, changes)

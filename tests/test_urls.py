@@ -14,6 +14,7 @@ from collections import namedtuple
 import cv2
 import numpy as np
 import pytest
+from commands import command
 
 from replication.fields import field_blocks, scan_directory, whole_fields
 from replication.fields.find.cells import Cells
@@ -189,6 +190,90 @@ def test_a_finished_field_whose_url_is_gone_is_read_again(apart, tmp_path):
     assert not scan_directory.is_finished(tmp_path, url, None)
 
 
+def test_no_more_is_read_of_a_file_than_is_expected(apart, tmp_path, monkeypatch):
+    """A web server may declare little and send for ever; a local file is looked at before."""
+
+    def endless(self, path, place, callback, **_):
+        while True:
+            callback.relative_update(2**20)
+
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    apart.pipe("/a.png", bytes(11))
+    for url in (f"file://{tmp_path}/a.png", "memory://a.png"):
+        with pytest.raises(urls.UrlError, match=r"a\.png: more than the 10 bytes expected$"):
+            urls.read(url, 10)
+        assert urls.read(url, 11) == bytes(11)
+    monkeypatch.setattr(type(apart), "get_file", endless)
+    with pytest.raises(PapError, match=r"^more than the 536,870,912 bytes expected$"):
+        reading.read("memory://a.png")
+    with pytest.raises(urls.UrlError, match=r"^memory://a\.png: .*more than the 11 bytes"):
+        urls.local("memory://a.png")
+
+
+def test_a_picture_file_larger_than_any_picture_is_not_read(tmp_path):
+    path = tmp_path / "a.png"
+    with path.open("wb") as file:
+        file.truncate(2**29 + 1)
+    with pytest.raises(
+        PapError, match=r"^more than the 536,870,912 bytes that a picture can have$"
+    ):
+        reading.read(path)
+
+
+def test_a_copy_that_is_shorter_than_listed_is_none(apart, monkeypatch):
+    apart.pipe("/cells/a.png", b"whole")
+    listed = urls.below("memory://cells")
+    monkeypatch.setattr(urls, "below", lambda url: listed)
+    apart.pipe("/cells/a.png", b"who")
+    with pytest.raises(urls.UrlError, match=r"a\.png: 3 bytes came of 5; did it change meanwhile"):
+        urls.folder("memory://cells")
+
+
+def test_what_the_disk_cannot_hold_drops_no_other_copy(apart, monkeypatch):
+    apart.pipe("/a", b"1")
+    before = urls.local("memory://a")
+    monkeypatch.setattr(urls, "state", lambda url: {"bytes": 10**18, "key": "x"})
+    with pytest.raises(urls.UrlError, match=r"1,000,000,000,000,000,000 bytes, the disk has"):
+        urls.local("memory://b")
+    assert before.exists()
+
+
+def test_what_a_killed_copy_left_is_removed(apart):
+    apart.pipe("/a", b"1")
+    copy = urls.local("memory://a")
+    copy.unlink()
+    left = copy.with_name(".a.elsewhere.7.partial")
+    left.write_bytes(b"half")
+    assert urls.local("memory://a").exists() and not left.exists()
+
+
+def test_a_password_in_a_url_is_refused_and_told_nowhere():
+    url = "https://me:se@cret@host/a.png"
+    with pytest.raises(urls.UrlError, match=r"^https://\*\*\*@host/a\.png: a password"):
+        urls.below(url)
+    with pytest.raises(ValueError, match="a password in a URL") as raised:
+        path_flags._PathParser(path_flags.FOLDER_OR_URL).parse(url)
+    assert "cret" not in str(raised.value)
+    ended = command("replication.run", f"--folders={url}", env=os.environ)
+    assert ended.returncode == 1 and "cret" not in ended.stdout + ended.stderr
+    assert len(ended.stderr.splitlines()) == 1 and "https://***@host/a.png" in ended.stderr
+    urls.check("memory://bucket/a:b@c.png")
+
+
+def test_a_url_that_names_nothing_is_refused():
+    with pytest.raises(urls.UrlError, match="expected a URL that ends in a name"):
+        urls.check("memory://a/..")
+
+
+def test_a_table_takes_the_place_of_no_image(tmp_path):
+    (image := tmp_path / "a.png").write_bytes(b"1")
+    (tmp_path / "manifest.json").write_text("{}")
+    typed = (image, f"--run_dir={tmp_path}", f"--csv={image}")
+    ended = command("replication.predict", *typed, env=os.environ)
+    assert ended.returncode == 1 and "a.png: is one of the images\n" in ended.stderr
+    assert image.read_bytes() == b"1"
+
+
 def test_other_places_refuse_urls_in_one_line():
     for must_be in (path_flags.FOLDER, path_flags.FILE, path_flags.NEW_FOLDER):
         with pytest.raises(ValueError, match="expected a path, not a URL: those are taken for"):
@@ -237,11 +322,11 @@ def test_class_folders_behind_a_url_are_the_same_data_as_on_this_machine(storage
 def test_a_folder_is_copied_once_and_again_where_it_changed(apart, tree, monkeypatch):
     copied, copy = [], urls._copy
 
-    def counted(url, place):
+    def counted(url, place, size):
         if len(copied) == 30:
             raise ConnectionError("the line\nwent dead")
         copied.append(url)
-        copy(url, place)
+        copy(url, place, size)
 
     monkeypatch.setattr(urls, "_copy", counted)
     monkeypatch.setattr(urls, "_AT_ONCE", 1)

@@ -1,14 +1,21 @@
 """Figures compared, and committed tables made again by small scripts."""
 
 import json
+import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from commands import command
 
+from replication.fields.find.cells import Cells
+from replication.measures.predictions import Predictions
 from replication.runs import environment
-from replication.verification import committed, figures, recomputed, repeated
+from replication.runs.directory import RunDirectory
+from replication.verification import committed, figures, kinds, recomputed, repeated, scans, sent
+from tfds_pap import files
 from tfds_pap.errors import PapError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -191,6 +198,78 @@ def test_every_committed_table_says_how_it_is_made_again():
         assert {*named} <= {*table.columns}, name
         for _, rows in table.groupby("command"):
             assert not rows.duplicated(recipe["row"]).any(), name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--"],
+        ["--flagfile=there"],
+        ["-profile_file", "there"],
+        ["--cluster=tcp://there:8786"],
+        ["--run_with_pdb"],
+    ],
+)
+def test_flags_that_do_something_else_are_not_taken_from_a_manifest(tmp_path, words):
+    run = RunDirectory(tmp_path)
+    repeat = {"program": "replication.scan", "arguments": ["a.png", "--cluster=local"]}
+    run.update_manifest(environment={"repeat": repeat})
+    assert repeated.arguments(run, tmp_path / "s")[1][:2] == repeat["arguments"]
+    repeat["arguments"] += words
+    run.update_manifest(environment={"repeat": repeat})
+    with pytest.raises(PapError, match=f"manifest.json: {re.escape(words[0])} is not repeated"):
+        repeated.arguments(run, tmp_path / "s")
+
+
+def test_a_directory_with_a_pipe_or_a_huge_table_is_not_read(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    sent.check(tmp_path)
+    with (tmp_path / "b.json").open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(PapError, match=r"b.json: 268,435,457 bytes, expected at most 268,435,456"):
+        sent.check(tmp_path)
+    (tmp_path / "b.json").unlink()
+    os.mkfifo(tmp_path / "c.json")
+    with pytest.raises(PapError, match=r"c.json: neither a file nor a folder; nothing was read"):
+        sent.check(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", ["[" * 200_000, '{"identity": {}, "environment": []}', "5"])
+def test_whatever_a_sent_manifest_holds_is_one_line(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    run = RunDirectory(tmp_path)
+    with pytest.raises(PapError) as raised, sent.one_error(run):
+        kinds.of(run)
+        recomputed.packages(run)
+    assert str(tmp_path) in str(raised.value) and len(str(raised.value).splitlines()) == 1
+
+
+def test_scores_of_a_huge_shape_take_no_memory(tmp_path):
+    with (tmp_path / "scores.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**7)}
+        )
+    Cells.empty().table().to_csv(tmp_path / "cells.csv", index=False)
+    (tmp_path / "field.json").write_text("{}")
+    (checked,) = scans._field(tmp_path, {})
+    (line,) = checked.different
+    assert line.startswith("not what a scan writes: mmap length is greater than file")
+
+
+def test_a_digest_of_a_file_outside_is_not_computed(tmp_path):
+    (tmp_path / "outside").write_bytes(b"")
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "SHA256SUMS").write_text(f"{files.sha256(tmp_path / 'outside')}  ../outside\n")
+    assert "it is 'outside of" in recomputed.digests(run, run.path).different[0]
+
+
+def test_a_predictions_file_of_too_many_columns_is_refused(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text(",".join(["id,group,split,label", *(f"probability_{n}" for n in range(10**5))]))
+    with pytest.raises(ValueError, match=r"expected at most 1000 columns, got 100004$"):
+        Predictions.read(path)
 
 
 def test_only_known_commands_are_repeated(tmp_path):

@@ -46,6 +46,9 @@ _TURNED_BACK = {
 #: Pixels of a picture that is decoded whole: 400 MB of them. A whole slide is read in pieces.
 MAX_PIXELS = 2**27
 
+#: Bytes of the file of such a picture, as it would have them without any compression.
+MAX_BYTES = 4 * MAX_PIXELS
+
 #: Rows of a TIFF that are converted at a time.
 _ROWS = 1024
 

@@ -28,11 +28,20 @@ from tfds_pap.errors import PapError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+#: Who asks, and the password: `//user:password@`.
+_PASSWORD = re.compile(r"//[^/\s:]*:[^/\s]*@")
+
 #: Share of the disk that copies leave free, where dropping older ones can.
 _FREE = 0.1
 
 #: Files of a folder that are copied at a time: storage far away answers late, and many at once.
 _AT_ONCE = 8
+
+#: Of a web server: seconds until it says something, and those for a file beside its bytes.
+_SILENCE, _PATIENCE = 60, 300
+
+#: Bytes a second that a web server gives at least.
+_SLOWEST = 2**15
 
 
 class UrlError(PapError):
@@ -59,6 +68,16 @@ def name(url: str) -> str:
     return PurePosixPath(url).name
 
 
+def without_password(text: str) -> str:
+    """Returns a text in which no URL tells a password.
+
+    Example:
+        >>> without_password("https://me:secret@host/a.svs: no such file")
+        'https://***@host/a.svs: no such file'
+    """
+    return _PASSWORD.sub("//***@", text)
+
+
 def check(url: str) -> None:
     """Refuses what fsspec cannot read; nothing is asked of the network.
 
@@ -66,8 +85,16 @@ def check(url: str) -> None:
         url: The URL.
 
     Raises:
-        UrlError: If fsspec or its package for the protocol is not installed, or it knows none.
+        UrlError: If fsspec or its package for the protocol is not installed, or it knows none; if
+            the URL holds a password, which tables and manifests would keep, or names no file.
     """
+    if _PASSWORD.search(url):
+        raise UrlError(
+            f"{without_password(url)}: a password in a URL would stand in tables and manifests; "
+            "give it in fsspec's configuration (~/.config/fsspec) or the storage's own"
+        )
+    if name(url) in ("", ".."):
+        raise UrlError(f"{url}: expected a URL that ends in a name")
     if importlib.util.find_spec("fsspec") is None:
         raise UrlError(f"{url}: needs fsspec: pip install 'pap-two-stage[scale]'")
     import fsspec
@@ -91,7 +118,7 @@ def state(url: str) -> dict[str, int | str]:
         UrlError: As `check`; if there is no such file, or its storage does not answer.
     """
     with _opened(url) as (storage, path):
-        about = storage.info(path)
+        about = storage.info(path, **_timeout(storage))
         if about["type"] != "file":
             raise UrlError(f"{url}: expected a file, not a folder")
         return {"bytes": int(about["size"] or 0), "key": str(storage.ukey(path))}
@@ -105,12 +132,10 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
         UrlError: As `check`; if there is no such file, or its storage does not answer.
     """
     check(url)
-    import fsspec
-
     try:
-        yield fsspec.url_to_fs(url)
-    except UrlError:
-        raise
+        yield _storage(url)
+    except UrlError as error:
+        raise error if url in str(error) else UrlError(f"{url}: {error}") from None
     except FileNotFoundError:
         raise UrlError(f"{url}: no such file or folder") from None
     # Each storage has errors of its own, which have nothing in common.
@@ -118,17 +143,72 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
         raise UrlError(f"{url}: {_line(error)}") from None
 
 
-def read(url: str) -> bytes:
+def read(url: str, most: int) -> bytes:
     """Returns what a file holds; no copy of it is kept.
 
     Args:
         url: The URL.
+        most: Bytes; of a larger file no more is read.
 
     Raises:
-        UrlError: As `state`.
+        UrlError: As `state`, or if it is larger.
     """
-    with _opened(url) as (storage, path):
-        return storage.cat_file(path)
+    with _opened(url) as (storage, path), tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "copy"
+        _fetch(storage, path, place, most, _timeout(storage))
+        return place.read_bytes()
+
+
+def _storage(url: str) -> tuple[Any, str]:
+    """Returns the storage of a URL and the path in it.
+
+    aiohttp's own end comes after five minutes, in the middle of a large slide; here that of a web
+    server which is silent, and with `_timeout` that of one which is slow.
+    """
+    import fsspec
+
+    protocol, options = url.partition("://")[0], {}
+    if protocol in ("http", "https"):
+        import aiohttp  # type: ignore[import-not-found, unused-ignore]
+
+        silence = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+        configured = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
+        options["client_kwargs"] = {"timeout": silence, **configured}
+    return fsspec.url_to_fs(url, **options)
+
+
+def _timeout(storage: Any, size: int = 0) -> dict[str, float]:
+    """Returns the option that ends what takes a web server too long, in seconds."""
+    return {"timeout": _PATIENCE + size / _SLOWEST} if "http" in storage.protocol else {}
+
+
+def _fetch(storage: Any, path: str, place: Path, most: int, options: dict[str, float]) -> None:
+    """Copies a file of at most so many bytes; a web server may send more than it told, or no end.
+
+    Raises:
+        UrlError: It is larger.
+    """
+    import fsspec
+
+    class Bounded(fsspec.Callback):
+        """Told before and while bytes come."""
+
+        def set_size(self, size: int | None) -> None:
+            _check_most(size or 0, most)
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.value += inc
+            _check_most(self.value, most)
+
+    # Of this machine's own files nothing is told while they are copied.
+    if "file" in storage.protocol:
+        _check_most(storage.size(path), most)
+    storage.get_file(path, str(place), callback=Bounded(), **options)
+
+
+def _check_most(size: int, most: int) -> None:
+    if size > most:
+        raise UrlError(f"more than the {most:,} bytes expected")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +245,7 @@ def below(url: str) -> list[Below]:
         ['NILM/a.png', 'SCC/b.png']
     """
     with _opened(url) as (storage, path):
-        if storage.info(path)["type"] == "file":
+        if storage.info(path, **_timeout(storage))["type"] == "file":
             about = state(url)
             return [Below(url, "", int(about["bytes"]), str(about["key"]))]
         listed = []
@@ -204,7 +284,7 @@ def local(url: str) -> Path:
     with _kept(url, f"{url}\n{found['key']}", int(found["bytes"])) as folder:
         copy = folder / name(url)
         if not copy.exists():
-            _copy(url, copy)
+            _copy(url, copy, int(found["bytes"]))
     return copy
 
 
@@ -228,15 +308,15 @@ def local_folder(url: str) -> Path:
     told = "\n".join([url, *(f"{file.relative} {file.key}" for file in found)])
     with _kept(url, told, sum(file.bytes for file in found)) as folder:
         copy = folder / name(url.rstrip("/"))
-        places = {file.url: copy / file.relative for file in found}
-        missing = {each: place for each, place in places.items() if not place.exists()}
+        places = [(file.url, copy / file.relative, file.bytes) for file in found]
+        missing = [each for each in places if not each[1].exists()]
         with (
             futures.ThreadPoolExecutor(_AT_ONCE) as pool,
             tqdm.tqdm(
                 desc=f"Copying {url}", total=len(missing), unit="file", disable=not missing
             ) as bar,
         ):
-            for _ in pool.map(_copy, missing.keys(), missing.values()):
+            for _ in pool.map(lambda each: _copy(*each), missing):
                 bar.update()
     return copy
 
@@ -266,6 +346,9 @@ def _kept(url: str, told: str, size: int) -> Iterator[Path]:
     try:
         folder.mkdir(exist_ok=True)
         with files.locked(folder):
+            # Of a command that was killed; who holds the lock is alone here.
+            for partial in folder.rglob(".*.partial"):
+                partial.unlink()
             if files.is_empty(folder):
                 _make_room(folder, size)
             yield folder
@@ -274,12 +357,16 @@ def _kept(url: str, told: str, size: int) -> Iterator[Path]:
         raise UrlError(f"{url}: cannot be copied to {folder.parent} ({_line(error)})") from None
 
 
-def _copy(url: str, place: Path) -> None:
-    import fsspec
-
-    storage, path = fsspec.url_to_fs(url)
+def _copy(url: str, place: Path, size: int) -> None:
+    """Copies a file of so many bytes; 0 where its storage does not tell."""
+    storage, path = _storage(url)
+    most = size or shutil.disk_usage(tempfile.gettempdir()).free
     with files.replacing(place) as partial:
-        storage.get_file(path, str(partial))
+        _fetch(storage, path, partial, most, _timeout(storage, size))
+        if size and (got := partial.stat().st_size) != size:
+            raise UrlError(
+                f"{place.name}: {got:,} bytes came of {size:,}; did it change meanwhile?"
+            )
 
 
 def _cache(url: str) -> Path:
@@ -292,6 +379,8 @@ def _cache(url: str) -> Path:
 
 def _make_room(folder: Path, size: int) -> None:
     """Drops what was not used for longest, while the disk would get too full."""
+    if size > (total := shutil.disk_usage(folder).total):
+        raise UrlError(f"{size:,} bytes, the disk has {total:,}")
     others = [each for each in folder.parent.iterdir() if each != folder]
     for other in sorted(others, key=lambda each: each.stat().st_mtime):
         disk = shutil.disk_usage(folder)
@@ -302,6 +391,8 @@ def _make_room(folder: Path, size: int) -> None:
 
 def _line(error: Any) -> str:
     """An error in one line."""
+    if isinstance(error, TimeoutError):
+        return "does not answer in time"
     return " ".join((str(error) or type(error).__name__).split())
 
 

@@ -27,6 +27,9 @@ ROLES = ("train", "tune", "test")
 _COLUMNS = ("id", "group", "split", "label")
 _PREFIX = "probability_"
 
+#: Of a file that somebody sent; what is computed of classes grows with the square of their number.
+_MOST_COLUMNS = 1000
+
 #: How far the probabilities of an image may add up from 1 (float32 softmax: about 1e-7).
 _SUM_TOLERANCE = 1e-3
 
@@ -245,6 +248,10 @@ class Predictions:
             header = next(reader, None)
             if header is None:
                 raise ValueError(f"{path}: expected a header and predictions, the file is empty")
+            if len(header) > _MOST_COLUMNS:
+                raise ValueError(
+                    f"{path}: expected at most {_MOST_COLUMNS} columns, got {len(header)}"
+                )
             names = _header_classes(header, path)
             at = {column: header.index(column) for column in header}
             seen: set[str] = set()

@@ -17,7 +17,7 @@ def read(path: str | os.PathLike, *, max_bytes: int | None = None) -> bytes:
 
     Args:
         path: The file, or its URL as a `str`.
-        max_bytes: Larger files are refused; None takes any.
+        max_bytes: Larger files are refused; None takes what a picture can have.
 
     Raises:
         PapError: With the reason alone, which stands beside the file's name in tables.
@@ -26,7 +26,7 @@ def read(path: str | os.PathLike, *, max_bytes: int | None = None) -> bytes:
         try:
             if max_bytes is not None:
                 _check_size(int(urls.state(path)["bytes"]), max_bytes)
-            data = urls.read(path)
+            data = urls.read(path, images.MAX_BYTES if max_bytes is None else max_bytes)
         except urls.UrlError as error:
             raise PapError(str(error).removeprefix(f"{path}: ")) from error
         return decodable(data)
@@ -36,6 +36,8 @@ def read(path: str | os.PathLike, *, max_bytes: int | None = None) -> bytes:
             raise PapError("not a file")
         if max_bytes is not None:
             _check_size(path.stat().st_size, max_bytes)
+        elif path.stat().st_size > images.MAX_BYTES:
+            raise PapError(f"more than the {images.MAX_BYTES:,} bytes that a picture can have")
         data = path.read_bytes()
     except OSError as error:
         raise PapError(error.strerror or str(error)) from error

@@ -7,6 +7,7 @@ predictions are those that were written, fingerprints whether the images still a
 import io
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,8 +79,12 @@ def digests(run: RunDirectory, directory: Path) -> Checked:
     if not stated:
         checked.notes.append("none kept (made before fits had them); not looked at")
     for name, digest in stated.items():
-        path = directory / name
-        checked.compare(name, digest, files.sha256(path) if path.is_file() else "gone", _RULE)
+        path = Path(os.path.normpath(directory / name))
+        if not path.is_relative_to(os.path.normpath(run.path)):
+            now = "outside of the directory"
+        else:
+            now = files.sha256(path) if path.is_file() else "gone"
+        checked.compare(name, digest, now, _RULE)
     return checked
 
 

@@ -26,6 +26,15 @@ PROGRAMS: Mapping[str, str] = {
     "serving.export": "serving_dir",
 }
 
+#: Flags that are not taken from a manifest: they read others from a file, leave out errors, start
+#: a debugger, overwrite a file, or ask a cluster, whose answers are code.
+_NOT_TAKEN = frozenset(
+    {
+        *("flagfile", "undefok", "run_with_pdb", "pdb", "pdb_post_mortem", "run_with_profiling"),
+        *("profile_file", "use_cprofile_for_profiling", "log_dir", "cluster"),
+    }
+)
+
 #: Of these, those that train nothing.
 _UNTRAINED = ("replication.scan", "serving.export")
 
@@ -54,7 +63,8 @@ def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
         scratch: Below which the repeated command writes.
 
     Raises:
-        PapError: The manifest names no command, or one that is not repeated.
+        PapError: The manifest names no command, or one that is not repeated, or a flag that is
+            not taken from a manifest.
     """
     repeat = run.manifest().get("environment", {}).get("repeat")
     if repeat is None:
@@ -68,8 +78,17 @@ def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
         raise PapError(
             f"{run.manifest_path}: {program} is not repeated, only {', '.join(PROGRAMS)}"
         )
+    for word in typed:
+        name = word.lstrip("-").partition("=")[0]
+        # After a bare -- what follows are no flags.
+        is_flag = word.startswith("-") and word.lstrip("-") != "" and name in _NOT_TAKEN
+        if word == "--" or (is_flag and word.partition("=")[2] != "local"):
+            raise PapError(
+                f"{run.manifest_path}: {word} is not repeated; type the command without it, and "
+                "compare"
+            )
     typed.append(f"--{PROGRAMS[program]}={scratch / 'run'}")
-    if any(word.startswith("--features_dir") for word in typed):
+    if any(word.lstrip("-").startswith("features_dir") for word in typed):
         # Stored features would be taken for granted.
         typed.append(f"--features_dir={scratch / 'features'}")
     return program, typed

@@ -88,11 +88,12 @@ def _field(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Checked]:
         classes = ScannedField(folder, info).classes
         stated = pd.read_csv(folder / "cells.csv")
         cells = Cells.of_table(stated, classes)
-        scores = np.load(folder / "scores.npy")
+        # Not into memory: a header may tell any shape.
+        scores = np.load(folder / "scores.npy", mmap_mode="r")
         yield _places(f"{place}/cells.csv by scores.npy", stated, scores, info, manifest)
         yield _answers(f"{place}/cells.csv by its probabilities", stated, cells, manifest)
         yield _info(f"{place}/field.json", info, cells, scores, manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())[:200]
         yield Checked(place, different=[f"not what a scan writes: {why}"])
 
