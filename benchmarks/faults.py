@@ -28,7 +28,7 @@ _CSV = flags.DEFINE_string(
     "csv", "results/faults.csv", "Where to write (default: results/faults.csv)."
 )
 
-_COLUMNS = ("command", "kills", "resumes", "undisturbed_seconds", "lost_seconds", "equal", "beside")
+_COLUMNS = ("module", "kills", "resumes", "undisturbed_seconds", "lost_seconds", "equal", "beside")
 
 
 def main(argv: list[str]) -> None:
