@@ -98,6 +98,7 @@ def test_the_same_command_again_trains_nothing(finished, manual_dir, data_dir):
         f"--manual_dir={manual_dir}",
         f"--data_dir={data_dir}",
         f"--run_dir={run_dir}",
+        "--images=stand-in",
         *FLAGS,
         draws=False,
     )

@@ -67,20 +67,22 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
         yield from _comparison(run)
 
 
-def digests(run: RunDirectory, directory: Path) -> Checked:
+def digests(run: RunDirectory, directory: Path, whole: Path | None = None) -> Checked:
     """Holds the files of a finished result against the digests beside them.
 
     Args:
         run: Of the result.
         directory: Where its files lie.
+        whole: Outside of which no file is read; None takes the run's directory.
     """
+    within = os.path.normpath(whole or run.path)
     checked = Checked(f"{directory.relative_to(run.path)}: digests")
     stated = files.kept_sums(directory)
     if not stated:
         checked.notes.append("none kept (made before fits had them); not looked at")
     for name, digest in stated.items():
         path = Path(os.path.normpath(directory / name))
-        if not path.is_relative_to(os.path.normpath(run.path)):
+        if not path.is_relative_to(within):
             now = "outside of the directory"
         else:
             now = files.sha256(path) if path.is_file() else "gone"
