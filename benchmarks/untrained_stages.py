@@ -35,9 +35,7 @@ class Untrained(Models):
 
         stage1 = Stage1(results.load_keras(self.stage1), "bilinear", method=settings.method)
         decision = decisions.Decision(STAGE2_CLASSES, None, None)
-        stage2 = Stage2(
-            results.load_keras(self.stage2), "bilinear", decision, engine=settings.engine
-        )
+        stage2 = Stage2(results.load_keras(self.stage2), "bilinear", decision)
         about = {"sha256": "untrained"}
         return Stages(stage1, stage2, {"stage1": about, "stage2": about})
 
