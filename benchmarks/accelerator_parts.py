@@ -200,7 +200,7 @@ def fine_tuning(
 
     def build(size: int) -> keras.Model:
         extractor = _spec(name, sizes, policy).extractor()
-        # The model counts as trainable already, so that with TensorFlow its own setter does nothing.
+        # The model counts as trainable already: by TensorFlow its own setter does nothing.
         for layer in extractor.layers:
             layer.trainable = True
         return models.classifier(extractor, models.linear_head(extractor.output_shape[-1], classes))
