@@ -1,8 +1,6 @@
 """How much memory a command takes at most, from one step of the work that it would do."""
 
 import dataclasses
-import resource
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,18 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from replication.learning import training
+from replication.runs import device
 from replication.runs.device import DevicePolicy
 from tfds_pap import pipeline, roles
 
 #: Share by which a whole command takes more than the fits alone: figures, reports, fields.
 _MARGIN = 0.2
-
-
-def peak() -> int:
-    """Returns the most that this process has held so far, in bytes."""
-    # macOS counts bytes, Linux kibibytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def held(images: int, size: int) -> int:
@@ -58,7 +50,7 @@ def of_training(
         _train_a_batch(recipe, policy)
         stored[recipe.stage, recipe.size, recipe.resize] = held(images[recipe.stage], recipe.size)
     pixels = sum(stored.values())
-    return (1 + _MARGIN) * peak() + pixels, pixels
+    return (1 + _MARGIN) * 2**20 * device.peak_memory_mib() + pixels, pixels
 
 
 def _train_a_batch(recipe: training.Recipe, policy: DevicePolicy) -> None:
