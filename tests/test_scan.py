@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from commands import command, start
-from tampering import change, differences
+from tampering import change, differences, verified_again
 
 from replication.fields import scan_directory, whole_fields
 from replication.fields.find.cells import Cells
@@ -298,19 +298,8 @@ def test_phantoms_are_announced_and_verified_from_the_drawing_on(two_stage_run, 
     assert manifest["announcement"].startswith("The fields are drawings made by this package.")
     assert manifest["source"] == "phantom"
     assert "phantom_00.jpg" in done.stdout
-    done = command(
-        "replication.verify",
-        f"--run_dir={tmp_path / 'scan'}",
-        "--again",
-        f"--scratch={tmp_path / 'scratch'}",
-        draws=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "Nothing is different."
-    again = lines[next(n for n, line in enumerate(lines) if line.startswith("Repeated; ")) :]
+    _, again = verified_again(tmp_path / "scan", tmp_path / "scratch")
     assert "nothing is trained" in again[0] and len(again) == 5
-    assert not (tmp_path / "scratch").exists()
 
 
 @pytest.mark.parametrize(

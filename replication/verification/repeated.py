@@ -26,6 +26,9 @@ PROGRAMS: Mapping[str, str] = {
     "serving.export": "serving_dir",
 }
 
+#: Of these, those that train nothing.
+_UNTRAINED = ("replication.scan", "serving.export")
+
 #: Flags that are not taken from a manifest: they read others from a file, leave out errors, start
 #: a debugger, overwrite a file, or ask a cluster, whose answers are code.
 _NOT_TAKEN = frozenset(
@@ -34,9 +37,6 @@ _NOT_TAKEN = frozenset(
         *("profile_file", "use_cprofile_for_profiling", "log_dir", "cluster"),
     }
 )
-
-#: Of these, those that train nothing.
-_UNTRAINED = ("replication.scan", "serving.export")
 
 #: How far what a network says may be off when it is asked again.
 _ANSWERS = 1e-5
