@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags
 
 from replication.flags import device as device_flags
+from replication.flags import engine as engine_flags
 from replication.flags import images as image_flags
 from replication.flags import shared
 from replication.runs.directory import RunDirectory
@@ -66,6 +67,7 @@ _ABLATE_DEFECTS = flags.DEFINE_boolean(
 _DRY_RUN = shared.dry_run("steps, their commands")
 
 flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(engine_flags)
 flags.adopt_module_key_flags(image_flags)
 
 
@@ -124,6 +126,7 @@ def _settings() -> plan.Settings:
         _SEED.value,
         device_flags.given(),
         ablate_defects=_ABLATE_DEFECTS.value,
+        engine=engine_flags.given(),
     )
 
 
@@ -137,6 +140,8 @@ def _identity(settings: plan.Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "budget": _BUDGET.value,
         "device flags": list(settings.device),
+        # Directories of before there was another engine stay what they were.
+        **({} if settings.engine == "auto" else {"engine": settings.engine}),
     }
 
 

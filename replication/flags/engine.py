@@ -13,6 +13,16 @@ _ENGINE = flags.DEFINE_enum(
 )
 
 
+def given() -> str:
+    """Returns the flag, one of `engines.ENGINES`, once it is known that it can be had.
+
+    Raises:
+        PapError: If it cannot be had in this process.
+    """
+    engines.resolve(_ENGINE.value)
+    return _ENGINE.value
+
+
 def engine() -> str:
     """Returns the engine's name for manifests: "onnx", or Keras's backend.
 

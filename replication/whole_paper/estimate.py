@@ -22,7 +22,7 @@ from replication.whole_paper.plan import PROTOCOLS, Cost, Settings
 _START = {"audit": 20.0, "scan": 45.0, "export": 45.0}
 _OTHER_START = 30.0
 #: Of a full audit, an image.
-_AUDIT_SECONDS = 0.02
+_AUDIT_SECONDS = 0.06
 #: Of a whole field, beside the forward passes of its cells.
 _FIELD_SECONDS = 8.0
 #: P4's heads and the epochs of P4 and P6; P5's grid and epochs.
@@ -42,20 +42,20 @@ class _Measured:
     settings: Settings
     policy: DevicePolicy
     images: dict[int, dry_run.Images]
-    extractions: dict[tuple[str, int, int], dry_run.Extraction] = dataclasses.field(
+    extractions: dict[tuple[str, int, int, str], dry_run.Extraction] = dataclasses.field(
         default_factory=dict
     )
     #: Features that an earlier step of the plan leaves to a later one.
-    counted: set[tuple[str, int, str]] = dataclasses.field(default_factory=set)
+    counted: set[tuple[str, int, str, str]] = dataclasses.field(default_factory=set)
 
     heads: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
 
     def extraction(
-        self, backbone: str, size: int | None = None, views: int = 1
+        self, backbone: str, size: int | None = None, views: int = 1, engine: str = "auto"
     ) -> dry_run.Extraction:
         """What the features of a backbone cost."""
-        spec = features.feature_spec(backbone, source="none", size=size, views=views)
-        key = (backbone, spec.size, views)
+        spec = features.feature_spec(backbone, source="none", size=size, views=views, engine=engine)
+        key = (backbone, spec.size, views, engine)
         if key not in self.extractions:
             self.extractions[key] = dry_run.extraction(spec, self.images[2].index, self.policy)
         return self.extractions[key]
@@ -65,18 +65,21 @@ class _Measured:
         key = (backbone, batch_size)
         if key not in self.heads:
             recipe = HeadRecipe(epochs=_HEAD_EPOCHS, batch_size=batch_size, patience=0)
-            store = self.extraction(backbone).store
+            store = self.extraction(backbone, engine=self.settings.engine).store
             self.heads[key] = dry_run.head_seconds(store, recipe, "clean", self.policy)
         return self.heads[key]
 
-    def new_features(self, backbone: str, protocol: str, size: int | None = None) -> float:
+    def new_features(
+        self, backbone: str, protocol: str, size: int | None = None, engine: str = "auto"
+    ) -> float:
         """Seconds of features that no step before has stored; another size goes by its area."""
-        key = (backbone, size or 0, protocol)
+        key = (backbone, size or 0, protocol, engine)
         if key in self.counted:
             return 0.0
         self.counted.add(key)
         usual = features.feature_spec(backbone, source="none").size
-        return self.extraction(backbone).seconds * ((size or usual) / usual) ** 2
+        measured = self.extraction(backbone, engine=engine)
+        return measured.seconds * ((size or usual) / usual) ** 2
 
 
 def measure(
@@ -175,8 +178,10 @@ def _image_seconds(recipe: training.Recipe, policy: DevicePolicy) -> float:
 
 
 def _comparison(protocol: str, known: _Measured) -> Cost:
+    engine = known.settings.engine
     by = {
-        backbone: known.new_features(backbone, protocol) + _HEADS * known.head(backbone, 16)
+        backbone: known.new_features(backbone, protocol, engine=engine)
+        + _HEADS * known.head(backbone, 16)
         for backbone in known.settings.backbones
     }
     return Cost(_OTHER_START + sum(by.values()), by=by)
@@ -187,7 +192,8 @@ def _search(protocol: str, known: _Measured) -> Cost:
     small, large = known.head(backbone, 16), known.head(backbone, 64)
     # A step takes about as long whatever its batch, so that the batch of 32 lies between.
     trial = float(np.mean([small, math.sqrt(small * large), large])) * _TRIAL_EPOCHS / _HEAD_EPOCHS
-    return Cost(_OTHER_START + known.new_features(backbone, protocol), _GRID * trial, _GRID)
+    stored = known.new_features(backbone, protocol, engine=known.settings.engine)
+    return Cost(_OTHER_START + stored, _GRID * trial, _GRID)
 
 
 def _final(protocol: str, known: _Measured) -> Cost:

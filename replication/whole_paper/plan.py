@@ -54,6 +54,7 @@ class Settings:
         device: Flags of the device policy.
         audit: How hard the audit looks.
         ablate_defects: Whether the size of each defect of the published code is measured as well.
+        engine: What computes the frozen features of P4 and P5, one of `engines.ENGINES`.
     """
 
     directory: Path
@@ -66,6 +67,7 @@ class Settings:
     device: tuple[str, ...] = ()
     audit: str = "full"
     ablate_defects: bool = False
+    engine: str = "auto"
 
     @property
     def source(self) -> "Source":
@@ -210,6 +212,7 @@ def _pretrained(settings: Settings, limits: Mapping[str, Any], common: Sequence[
     compared = tuple(limits.get("p4") or settings.backbones)
     chosen = settings.backbones[0]
     weights = f"--weights={settings.weights_of(chosen)}"
+    engine = [] if settings.engine == "auto" else [f"--engine={settings.engine}"]
     found = []
     for protocol in PROTOCOLS:
         name = f"p4-{protocol}"
@@ -217,6 +220,7 @@ def _pretrained(settings: Settings, limits: Mapping[str, Any], common: Sequence[
             f"--protocol={protocol}",
             f"--backbones={','.join(compared)}",
             f"--weights={','.join(settings.weights)}",
+            *engine,
             *common,
             f"--run_dir={settings.directory / name}",
         )
@@ -244,6 +248,7 @@ def _pretrained(settings: Settings, limits: Mapping[str, Any], common: Sequence[
             f"--backbone={chosen}",
             weights,
             f"--seed={settings.seed}",
+            *engine,
             *common,
             f"--search_dir={settings.directory / name}",
         )
