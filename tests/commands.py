@@ -61,7 +61,7 @@ def start(
         cwd: Its folder.
         draws: Whether its figures are drawn, which takes most of a page's time, or empty.
         backend: What Keras computes with; each has a process of its own that forks.
-        tiny: Whether its table of backbones has that of `tiny_net` as well.
+        tiny: Whether it has the networks of `tiny_net`: one more backbone, a smaller stage 2.
     """
     line = {
         "module": str(module),

@@ -18,6 +18,7 @@ from concurrent import futures
 
 import grpc
 import numpy as np
+import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
@@ -27,6 +28,11 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from serving.client import Client
+
+#: For tests of both.
+TRANSPORTS = pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 
 #: Below this largest probability `abstain` is 1.
 ABSTAIN_BELOW = 0.4
@@ -320,3 +326,13 @@ def serve_rest(model, port=0, context=None, handler=RestFake):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def connected(model, rest, **options):
+    """A client of a server of this process."""
+    with (
+        (serve_rest if rest else serve_grpc)(model) as port,
+        Client(f"localhost:{port}", rest=rest, **options) as client,
+    ):
+        yield client

@@ -33,7 +33,7 @@ def kept():
     return json.loads(notebook.NOTEBOOK.read_text())
 
 
-def test_the_notebook_runs_and_shows_what_it_says(kept, tmp_path, monkeypatch):
+def test_the_notebook_runs_and_shows_what_it_says(kept, tmp_path, monkeypatch, tiny_backbone):
     as_it_is = subprocess.run
 
     def run(line, **options):
@@ -44,7 +44,7 @@ def test_the_notebook_runs_and_shows_what_it_says(kept, tmp_path, monkeypatch):
         return as_it_is(line, **options)
 
     monkeypatch.setattr(subprocess, "run", run)
-    anew = json.loads(json.dumps(kept))
+    anew = json.loads(json.dumps(kept).replace("mobilenetv2_035", tiny_backbone))
     notebook.run(anew, tmp_path)
     text, pictures = shown(anew["cells"])
     for said in (

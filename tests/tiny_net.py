@@ -1,9 +1,16 @@
-"""A backbone that builds, traces and trains in milliseconds: two convolutions, BatchNorm.
+"""Networks that build, trace and train in milliseconds: two convolutions, BatchNorm.
 
-MobileNetV2, the smallest of the package's table, takes seconds of each command for that.
+MobileNetV2, the smallest of the package's table, takes seconds of each command for that, and so do
+the 250 px of the second stage.
 """
 
+import dataclasses
+import functools
+
 NAME = "tiny"
+
+#: Input of the second stage in pixels, in place of 250.
+STAGE2_SIZE = 32
 
 
 def constructor():
@@ -28,11 +35,33 @@ def entry():
     return models.Backbone("TinyNet", 32, "torch", 652, "tiny_net_notop.h5")
 
 
-def register():
-    """Adds it to the table for as long as this process lives."""
+def stage2(protocol, size=STAGE2_SIZE, *, classes=4):
+    """Returns what stands in for `models.stage2_cnn`; pixels are fed to it as the protocol does."""
     import keras
 
-    from replication.learning import models
+    images = keras.Input((size, size, 3), name="image")
+    x = images
+    if protocol == "clean":
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(x)
+    x = keras.layers.Conv2D(8, 5, strides=2, activation="relu", name="conv")(x)
+    x = keras.layers.MaxPooling2D(4, name="pool")(x)
+    x = keras.layers.Flatten(name="flat")(x)
+    outputs = keras.layers.Dense(
+        classes, activation="softmax", dtype="float32", name="probabilities"
+    )(x)
+    return keras.Model(images, outputs, name="tiny_stage2")
+
+
+def register():
+    """Adds the backbone to the table and takes the small second stage, while this process lives."""
+    import keras
+
+    from replication.learning import models, recipes
 
     keras.applications.TinyNet = constructor()
     models.BACKBONES[NAME] = entry()
+    models.stage2_cnn = stage2
+    for protocol in ("paper", "clean"):
+        recipe = recipes.RECIPES[protocol, 2]
+        build = functools.partial(stage2, protocol)
+        recipes.RECIPES[protocol, 2] = dataclasses.replace(recipe, build=build, size=STAGE2_SIZE)
