@@ -37,8 +37,9 @@ def reference() -> dict[str, set[str]]:
         Settings(Path("runs/x"), weights=("none",), backbones=plan.DRAWN_BACKBONES),
         Settings(Path("runs/x"), "trees", "original", "data", device=("--xla=off",)),
         Settings(Path("runs/x"), "trees", "original", "data", ablate_defects=True),
+        Settings(Path("runs/x"), engine="onnx"),
     ],
-    ids=["drawn", "original", "with defects"],
+    ids=["drawn", "original", "with defects", "onnx"],
 )
 @pytest.mark.parametrize("limits", [{}, {"p2": 3, "p4": ["resnet152"], "p5": 9, "defects": 2}])
 def test_every_step_is_a_command_with_flags_that_it_has(settings, limits):
@@ -63,6 +64,14 @@ def test_a_limit_is_a_flag_of_its_step_alone():
     assert "--epochs=3" in less[3].arguments and "--max_trials=9" in less[7].arguments
     # A part of a grid in its own order would see the first heads alone.
     assert "--tuner=random" in less[7].arguments and "--tuner=grid" in full[7].arguments
+
+
+def test_an_engine_computes_the_features_of_p4_and_p5_alone():
+    plain, onnx = (plan.steps(Settings(Path("r"), engine=name)) for name in ("auto", "onnx"))
+    added = {a.name: {*b.arguments} - {*a.arguments} for a, b in zip(plain, onnx, strict=True)}
+    assert {name: flag for name, flag in added.items() if flag} == dict.fromkeys(
+        ["p4-paper", "p4-clean", "p5-paper", "p5-clean"], {"--engine=onnx"}
+    )
 
 
 def test_defects_are_measured_on_the_network_of_p6_and_follow_the_budget():
