@@ -19,7 +19,7 @@ from absl import app, flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import cluster_flags, commands, path_flags, urls
+from tfds_pap import cluster_flags, commands, path_flags, taxonomy, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -36,7 +36,12 @@ _SCAN_DIR = path_flags.define(
     otherwise="runs",
 )
 _STRIDE = shared.stride("Pixels from one ROI to the next (default: 25).")
-_ROI = flags.DEFINE_integer("roi", 150, "Side of the ROI in pixels (default: 150).", lower_bound=1)
+_ROI = flags.DEFINE_integer(
+    "roi",
+    taxonomy.ROI_SIZE,
+    f"Side of the ROI in pixels (default: {taxonomy.ROI_SIZE}).",
+    lower_bound=1,
+)
 _THRESHOLD = shared.threshold(
     "Stage-1 probability of a cell, 0 to 1, at which an ROI is kept (default: 0.5)."
 )

@@ -69,9 +69,10 @@ def test_a_limit_is_a_flag_of_its_step_alone():
 def test_an_engine_computes_the_features_of_p4_and_p5_alone():
     plain, onnx = (plan.steps(Settings(Path("r"), engine=name)) for name in ("auto", "onnx"))
     added = {a.name: {*b.arguments} - {*a.arguments} for a, b in zip(plain, onnx, strict=True)}
-    assert {name: flag for name, flag in added.items() if flag} == dict.fromkeys(
-        ["p4-paper", "p4-clean", "p5-paper", "p5-clean"], {"--engine=onnx"}
-    )
+    assert {name for name, flag in added.items() if flag == {"--engine=onnx"}} == {
+        f"{part}-{protocol}" for part in ("p4", "p5") for protocol in plan.PROTOCOLS
+    }
+    assert sum(map(bool, added.values())) == 4
 
 
 def test_defects_are_measured_on_the_network_of_p6_and_follow_the_budget():

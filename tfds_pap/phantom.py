@@ -41,8 +41,8 @@ from tfds_pap.phantom_canvas import (
     turn,
 )
 from tfds_pap.phantom_latent import Latent, ceiling, check_label, draw_latent
+from tfds_pap.taxonomy import ROI_SIZE
 
-ROI_SIZE = 150  # Pixels of the field; both stages look at this window.
 STAGE2_SIZE = 250  # Pixels; the enlarged copy of the ROI.
 CENTRE_JITTER = 6.0  # Pixels; how far a central nucleus may lie from the middle of a stage-2 ROI.
 SCAN_JITTER = 14.0  # Pixels; the same in stage 1, where a sliding window rarely hits the middle.

@@ -12,14 +12,12 @@ import numpy as np
 from tfds_pap import files, folders, images, layouts, tables
 from tfds_pap.errors import PapError
 from tfds_pap.layouts import ListedFile, Listing
-from tfds_pap.taxonomy import STAGE1_CLASSES
+from tfds_pap.taxonomy import ROI_SIZE, STAGE1_CLASSES
 
 _BACKGROUND, _CELL = STAGE1_CLASSES
 
-#: Side of an ROI of the papers, pixels, and the distance from its middle within which no nucleus of
-#: a background may lie: a third of the side.
-ROI = 150
-_FREE = ROI // 3
+#: Distance from the middle of an ROI, pixels, within which no nucleus of a background may lie.
+_FREE = ROI_SIZE // 3
 #: Places that are tried for each background, and backgrounds for each cell.
 _TRIES = 50
 
@@ -126,7 +124,7 @@ def _nuclei(table: Path) -> Mapping[str, list[tuple[float, float]]]:
 
 
 def _digest(fields: Path, table: Path, nuclei: Mapping[str, object], seed: int) -> str:
-    total = hashlib.sha256(f"{ROI} {_FREE} {seed}".encode() + table.read_bytes())
+    total = hashlib.sha256(f"{ROI_SIZE} {_FREE} {seed}".encode() + table.read_bytes())
     for name in sorted(nuclei):
         total.update((fields / name).read_bytes())
     return total.hexdigest()[:12]
@@ -141,15 +139,15 @@ def _cut_field(
     except images.ImageError as error:
         raise PapError(f"{path}: cannot be decoded ({error})") from None
     height, width = pixels.shape[:2]
-    corners = np.rint(nuclei - ROI / 2).astype(int)
-    inside = ((corners >= 0) & (corners <= np.array([width, height]) - ROI)).all(axis=1)
+    corners = np.rint(nuclei - ROI_SIZE / 2).astype(int)
+    inside = ((corners >= 0) & (corners <= np.array([width, height]) - ROI_SIZE)).all(axis=1)
     cells = [tuple(corner) for corner in corners[inside].tolist()]
     rows = []
     for label, places in ((_CELL, cells), (_BACKGROUND, _free(pixels.shape, nuclei, cells, rng))):
         for left, top in places:
             name = f"{label}/{path.stem}_{left}_{top}.png"
             (place / label).mkdir(parents=True, exist_ok=True)
-            roi = images.encode_png(pixels[top : top + ROI, left : left + ROI])
+            roi = images.encode_png(pixels[top : top + ROI_SIZE, left : left + ROI_SIZE])
             files.write_atomically(place / name, roi)
             rows.append((name, path.name))
     return rows
@@ -161,14 +159,14 @@ def _free(
     """Corners of ROIs with no nucleus near their middle, as many as there are cells at most."""
     height, width = shape[:2]
     places: list[tuple[int, int]] = []
-    if min(height, width) < ROI:
+    if min(height, width) < ROI_SIZE:
         return places
     for _ in range(_TRIES * len(cells)):
         if len(places) == len(cells):
             break
-        corner = rng.integers(0, [width - ROI + 1, height - ROI + 1])
-        middle = corner + ROI / 2
-        others = np.array([*places, (-9 * ROI, 0)]) + ROI / 2
+        corner = rng.integers(0, [width - ROI_SIZE + 1, height - ROI_SIZE + 1])
+        middle = corner + ROI_SIZE / 2
+        others = np.array([*places, (-9 * ROI_SIZE, 0)]) + ROI_SIZE / 2
         apart = np.hypot(*(nuclei - middle).T).min() > _FREE
         if apart and np.hypot(*(others - middle).T).min() > _FREE:
             places.append((int(corner[0]), int(corner[1])))

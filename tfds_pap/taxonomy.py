@@ -1,4 +1,4 @@
-"""Bethesda classes in order of severity, and the authors' folder digits.
+"""Bethesda classes in order of severity, the authors' folder digits, and the window they read.
 
 The order of severity holds everywhere in this project; the digits of the authors' trees are
 translated here and nowhere else.
@@ -15,6 +15,9 @@ DB3_FOLDERS = {"0": "cell", "1": "background"}
 
 #: ``DB_4/{train,validation}/<digit>``; the digits are not in order of severity.
 DB4_FOLDERS = {"1": "HSIL", "2": "LSIL", "3": "NILM", "4": "SCC"}
+
+#: Side of the region of interest that both stages read, in pixels of a field 1,280 px wide.
+ROI_SIZE = 150
 
 #: The authors' trees and what their folders mean.
 TREE_FOLDERS = {"DB_3": DB3_FOLDERS, "DB_4": DB4_FOLDERS}

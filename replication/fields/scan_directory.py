@@ -18,7 +18,7 @@ import tqdm
 
 from replication.fields.find import scanner, summary
 from replication.fields.find.cells import Cells
-from replication.fields.find.stages import ROI, Stages
+from replication.fields.find.stages import Stages
 from replication.fields.read import reader
 from replication.fields.read.field import Field, FieldError
 from replication.fields.scanned import scanned_fields
@@ -26,6 +26,7 @@ from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
 from tfds_pap import files, keras_settings, tables, urls
 from tfds_pap.errors import PapError
+from tfds_pap.taxonomy import ROI_SIZE
 
 TRUTH = "nuclei.csv"
 GROUPS = "groups.csv"
@@ -53,7 +54,7 @@ class Settings:
         skip_glass: Whether ROIs without stain stay unread.
     """
 
-    roi: int = ROI
+    roi: int = ROI_SIZE
     stride: int = 25
     threshold: float = 0.5
     radius: float = 50.0

@@ -15,6 +15,7 @@ from PIL import Image
 from tfds_pap import images, tables
 from tfds_pap.errors import PapError
 from tfds_pap.layouts.listing import ListedFile, Walk
+from tfds_pap.taxonomy import ROI_SIZE
 from tfds_pap.tree_files import TreeError
 
 #: Columns of the published table, and of this project's own: picture, x, y and class.
@@ -22,7 +23,7 @@ _PUBLISHED = ("image_filename", "nucleus_x", "nucleus_y", "bethesda_system")
 _OWN = ("field", "x", "y", "label")
 
 #: The papers' ROI has 150 px in a field 1,280 px wide.
-_ROI, _FIELD_WIDTH = 150, 1280
+_FIELD_WIDTH = 1280
 
 _NILM = "negative for intraepithelial lesion"
 
@@ -95,8 +96,8 @@ def read(walk: Walk) -> tuple[list[ListedFile], list[str]]:
             continue
         files += _windows(walk, path, id_, size, by_picture[id_])
     notes = [
-        f"{len(files)} windows of {_ROI} / {_FIELD_WIDTH} of the field's width around nuclei of "
-        f"{table.name}; {len({file.group for file in files})} fields are groups"
+        f"{len(files)} windows of {ROI_SIZE} / {_FIELD_WIDTH} of the field's width around nuclei "
+        f"of {table.name}; {len({file.group for file in files})} fields are groups"
     ]
     return files, notes
 
@@ -105,7 +106,7 @@ def _windows(
     walk: Walk, path: Path, id_: str, size: tuple[int, int], nuclei: Iterable[_Nucleus]
 ) -> list[ListedFile]:
     width, height = size
-    side = round(_ROI * width / _FIELD_WIDTH)
+    side = round(ROI_SIZE * width / _FIELD_WIDTH)
     if side > min(size):
         walk.offenders.setdefault(id_, f"{width} x {height} px hold no window of {side} px")
         return []

@@ -21,6 +21,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from replication.runs import engines
 from tfds_pap import decoding
 from tfds_pap.errors import PapError
+from tfds_pap.taxonomy import ROI_SIZE
 
 METHODS = ("exact", "fast", "crops")
 
@@ -82,7 +83,7 @@ class Stage1:
         model: keras.Model,
         resize: str,
         *,
-        roi: int = 150,
+        roi: int = ROI_SIZE,
         stride: int = 25,
         method: str = "exact",
     ) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from tfds_pap.taxonomy import ROI_SIZE
+
 
 @dataclasses.dataclass(frozen=True)
 class Lattice:
@@ -26,7 +28,7 @@ class Lattice:
 
     width: int
     height: int
-    roi: int = 150
+    roi: int = ROI_SIZE
     stride: int = 25
 
     def __post_init__(self) -> None:

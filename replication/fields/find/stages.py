@@ -14,10 +14,7 @@ from replication.measures import decisions
 from replication.runs import engines, results
 from tfds_pap import decoding, files
 from tfds_pap.errors import PapError
-from tfds_pap.taxonomy import STAGE1_CLASSES
-
-#: Side of the ROI in the papers, pixels.
-ROI = 150
+from tfds_pap.taxonomy import ROI_SIZE, STAGE1_CLASSES
 
 #: ROIs that stage 2 names at a time. Of 32 the maps of P2's first layer alone take 315 MB a worker;
 #: 16 are named 4 % slower.
@@ -46,7 +43,7 @@ class Stage2:
         resize: str,
         decision: decisions.Decision,
         *,
-        roi: int = ROI,
+        roi: int = ROI_SIZE,
     ) -> None:
         if set(decision.labels) == set(STAGE1_CLASSES):
             raise PapError(
@@ -121,7 +118,7 @@ def load(
     fit1: results.Fit,
     fit2: results.Fit,
     *,
-    roi: int = ROI,
+    roi: int = ROI_SIZE,
     stride: int = 25,
     method: str = "exact",
 ) -> Stages:
