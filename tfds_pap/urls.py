@@ -20,19 +20,20 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib import parse
 
 import tqdm
 
-from tfds_pap import files, tables, tree_files
+from tfds_pap import files, redaction, tables, tree_files
 from tfds_pap.errors import PapError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-#: Who asks, and the password: `//user:password@`.
-_PASSWORD = re.compile(r"//[^/\s:]*:[^/\s]*@")
-
 #: Share of the disk that copies leave free, where dropping older ones can.
 _FREE = 0.1
+
+#: Files and folders that a listing may have, and folders in one another: links may lead in circles.
+_MOST_LISTED, _DEEPEST = 10_000_000, 64
 
 #: Files of a folder that are copied at a time: storage far away answers late, and many at once.
 _AT_ONCE = 8
@@ -45,7 +46,14 @@ _SLOWEST = 2**15
 
 
 class UrlError(PapError):
-    """A URL that cannot be read; the message is one line that names it."""
+    """A URL that cannot be read; the message is one line that names it, and no secret in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redaction.redacted(message))
+
+
+class MissingError(UrlError):
+    """There is no such file or folder."""
 
 
 def is_url(text: str) -> bool:
@@ -59,23 +67,20 @@ def is_url(text: str) -> bool:
 
 
 def name(url: str) -> str:
-    """Returns the name of a file without what is before it.
+    """Returns the name of a file without what is before it; of a web server also without `?...`.
 
     Example:
-        >>> name("s3://bucket/slides/a.svs")
-        'a.svs'
+        >>> name("s3://bucket/slides/a.svs"), name("https://host/a%20b.svs?token=1")
+        ('a.svs', 'a b.svs')
     """
+    if is_web(url):
+        url = parse.unquote(re.split("[?#]", url)[0])
     return PurePosixPath(url).name
 
 
-def without_password(text: str) -> str:
-    """Returns a text in which no URL tells a password.
-
-    Example:
-        >>> without_password("https://me:secret@host/a.svs: no such file")
-        'https://***@host/a.svs: no such file'
-    """
-    return _PASSWORD.sub("//***@", text)
+def is_web(url: str) -> bool:
+    """Tells whether a URL is one of a web server, which lists no folders."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 def check(url: str) -> None:
@@ -88,12 +93,14 @@ def check(url: str) -> None:
         UrlError: If fsspec or its package for the protocol is not installed, or it knows none; if
             the URL holds a password, which tables and manifests would keep, or names no file.
     """
-    if _PASSWORD.search(url):
+    if redaction.holds_password(url):
         raise UrlError(
-            f"{without_password(url)}: a password in a URL would stand in tables and manifests; "
-            "give it in fsspec's configuration (~/.config/fsspec) or the storage's own"
+            f"{url}: a password in a URL is not taken; give it in fsspec's configuration "
+            "(~/.config/fsspec) or the storage's own"
         )
-    if name(url) in ("", ".."):
+    if "::" in url:
+        raise UrlError(f"{url}: expected one file system, not several in one another (::)")
+    if name(url.rstrip("/")) in ("", ".", ".."):
         raise UrlError(f"{url}: expected a URL that ends in a name")
     if importlib.util.find_spec("fsspec") is None:
         raise UrlError(f"{url}: needs fsspec: pip install 'pap-two-stage[scale]'")
@@ -121,7 +128,16 @@ def state(url: str) -> dict[str, int | str]:
         about = storage.info(path, **_timeout(storage))
         if about["type"] != "file":
             raise UrlError(f"{url}: expected a file, not a folder")
-        return {"bytes": int(about["size"] or 0), "key": str(storage.ukey(path))}
+        return {"bytes": int(about["size"] or 0), "key": _key(storage, path, about)}
+
+
+def _key(storage: Any, path: str, about: dict[str, Any]) -> str:
+    """What tells a version of a file from another one."""
+    if "http" not in storage.protocol:
+        return str(storage.ukey(path))
+    # fsspec takes files of the web for unchanging, and their URL, signature and all, for their key.
+    told = [about.get(name) for name in ("size", "ETag", "Content-MD5", "Digest", "Last-Modified")]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -135,9 +151,11 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
     try:
         yield _storage(url)
     except UrlError as error:
-        raise error if url in str(error) else UrlError(f"{url}: {error}") from None
+        raise (
+            error if redaction.redacted(url) in str(error) else UrlError(f"{url}: {error}")
+        ) from None
     except FileNotFoundError:
-        raise UrlError(f"{url}: no such file or folder") from None
+        raise MissingError(f"{url}: no such file or folder") from None
     # Each storage has errors of its own, which have nothing in common.
     except Exception as error:
         raise UrlError(f"{url}: {_line(error)}") from None
@@ -174,7 +192,10 @@ def _storage(url: str) -> tuple[Any, str]:
         silence = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
         configured = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
         options["client_kwargs"] = {"timeout": silence, **configured}
-    return fsspec.url_to_fs(url, **options)
+    storage, path = fsspec.url_to_fs(url, **options)
+    # A process outlives what it was told of a bucket.
+    storage.invalidate_cache()
+    return storage, path
 
 
 def _timeout(storage: Any, size: int = 0) -> dict[str, float]:
@@ -248,15 +269,7 @@ def below(url: str) -> list[Below]:
         if storage.info(path, **_timeout(storage))["type"] == "file":
             about = state(url)
             return [Below(url, "", int(about["bytes"]), str(about["key"]))]
-        listed = []
-        for name, about in storage.find(path, detail=True).items():
-            parts = name.removeprefix(path).lstrip("/").split("/")
-            if about["type"] != "file" or any(map(tree_files.is_hidden, map(Path, parts))):
-                continue
-            # Keys of a bucket may be anything; what they name is made below a folder.
-            if not all(parts):
-                raise UrlError(f"{url}: {name!r} is no path of a file")
-            listed.append((parts, about))
+        listed = sorted(_listed_below(storage, path), key=lambda each: each[0])
     return [
         Below(
             f"{url.rstrip('/')}/{'/'.join(parts)}",
@@ -264,8 +277,74 @@ def below(url: str) -> list[Below]:
             int(about["size"] or 0),
             hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest(),
         )
-        for parts, about in sorted(listed, key=lambda each: each[0])
+        for parts, about in listed
     ]
+
+
+def _listed_below(storage: Any, root: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Yields what fsspec tells of each file below a folder, and the names on its way.
+
+    fsspec's own walk takes a folder that it may not read for an empty one, and has no end.
+
+    Raises:
+        UrlError: There is no end, or a name is no path of a file system.
+    """
+    folders: list[tuple[list[str], str]] = [([], root)]
+    count = 0
+    while folders:
+        above, folder = folders.pop()
+        if len(above) > _DEEPEST:
+            raise UrlError(f"more than {_DEEPEST} folders in one another at {'/'.join(above)!r}")
+        for about in storage.ls(folder, detail=True):
+            if (count := count + 1) > _MOST_LISTED:
+                raise UrlError(f"more than the {_MOST_LISTED:,} files expected in a folder")
+            if about.get("islink"):
+                if _leads_up(about["name"]):
+                    continue
+                # What it leads to; of a link that leads nowhere an error.
+                about = {**storage.info(about["name"]), "name": about["name"]}
+            name = about["name"][len(folder.rstrip("/")) + 1 :]
+            if about["type"] == "file" and name == "":
+                # Stores of objects have files that stand for their folders.
+                continue
+            # Keys of a bucket may be anything; what they name is made below a folder.
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise UrlError(f"{about['name']!r} is no path of a file")
+            if tree_files.is_hidden(Path(name)):
+                continue
+            if about["type"] == "directory":
+                folders.append(([*above, name], about["name"]))
+            elif about["type"] == "file":
+                yield [*above, name], about
+
+
+def _leads_up(link: str) -> bool:
+    """Whether a link of this machine leads to a folder above it, and would be followed for ever."""
+    where = os.path.realpath(link)
+    return where in tree_files.real_parents(Path(link).parent)
+
+
+def beside(url: str, name: str) -> str | None:
+    """Returns the URL of a file in the same folder; None where there is none.
+
+    A web server is not asked: it answers whatever it likes. Storage that hides what one may not
+    read is taken at its word.
+
+    Args:
+        url: Of a file.
+        name: Of the other one.
+
+    Raises:
+        UrlError: If the storage does not answer.
+    """
+    if is_web(url):
+        return None
+    where = f"{url.rpartition('/')[0]}/{name}"
+    with _opened(where) as (storage, path):
+        try:
+            return where if storage.info(path)["type"] == "file" else None
+        except (FileNotFoundError, PermissionError):
+            return None
 
 
 def local(url: str) -> Path:
@@ -281,7 +360,7 @@ def local(url: str) -> Path:
         UrlError: As `state`, or if it cannot be copied.
     """
     found = state(url)
-    with _kept(url, f"{url}\n{found['key']}", int(found["bytes"])) as folder:
+    with _kept(url, f"{redaction.redacted(url)}\n{found['key']}", int(found["bytes"])) as folder:
         copy = folder / name(url)
         if not copy.exists():
             _copy(url, copy, int(found["bytes"]))
@@ -304,7 +383,8 @@ def local_folder(url: str) -> Path:
     """
     found = below(url)
     if not found or not found[0].relative:
-        raise UrlError(f"{url}: expected a folder with files")
+        also = "; web servers list none" if is_web(url) else ""
+        raise UrlError(f"{url}: expected a folder with files{also}")
     told = "\n".join([url, *(f"{file.relative} {file.key}" for file in found)])
     with _kept(url, told, sum(file.bytes for file in found)) as folder:
         copy = folder / name(url.rstrip("/"))
@@ -313,24 +393,71 @@ def local_folder(url: str) -> Path:
         with (
             futures.ThreadPoolExecutor(_AT_ONCE) as pool,
             tqdm.tqdm(
-                desc=f"Copying {url}", total=len(missing), unit="file", disable=not missing
+                desc=f"Copying {redaction.redacted(url)}",
+                total=len(missing),
+                unit="file",
+                disable=not missing,
             ) as bar,
         ):
             for _ in pool.map(lambda each: _copy(*each), missing):
                 bar.update()
+    # Errors name files by where they lie here.
+    print(f"{copy.name}: a copy of {redaction.redacted(url)} in {copy.parent}", flush=True)
     return copy
 
 
-def folder(value: str) -> Path:
+def folder(value: str | os.PathLike, below: str = "") -> Path:
     """Returns a folder of this machine: that of a path, or the copy of what is behind a URL.
 
     Args:
         value: Path, with `~` for the home directory, or URL.
+        below: Name of a folder in it that is meant; of a URL nothing else is copied.
 
     Raises:
         UrlError: As `local_folder`.
     """
-    return local_folder(value) if is_url(value) else Path(value).expanduser()
+    text = os.fspath(value)
+    if is_url(text):
+        return local_folder(inside(text, below))
+    return Path(text).expanduser() / below
+
+
+def inside(value: str, name: str) -> str:
+    """Returns the path or URL of what lies in a folder.
+
+    Example:
+        >>> inside("s3://bucket/", "DB_4"), inside("data", "DB_4"), inside("data", "")
+        ('s3://bucket/DB_4', 'data/DB_4', 'data')
+    """
+    if not is_url(value):
+        return str(Path(value) / name)
+    return f"{value.rstrip('/')}/{name}" if name else value
+
+
+def is_folder(value: str) -> bool:
+    """Tells whether a path or URL is that of a folder.
+
+    Raises:
+        UrlError: If the storage does not answer.
+    """
+    if not is_url(value):
+        return Path(value).expanduser().is_dir()
+    with _opened(value) as (storage, path):
+        # The storages' own answer to this takes an error for a no.
+        try:
+            return bool(storage.info(path)["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
+
+def file(value: str | os.PathLike) -> Path:
+    """Returns a file of this machine: that of a path, or the copy of what is behind a URL.
+
+    Raises:
+        UrlError: As `local`.
+    """
+    text = os.fspath(value)
+    return local(text) if is_url(text) else Path(text)
 
 
 @contextlib.contextmanager

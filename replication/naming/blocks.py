@@ -22,7 +22,7 @@ from replication.naming import annotated, reading
 from replication.naming.prediction import Prediction
 from replication.runs import results
 from replication.runs.directory import RunDirectory
-from tfds_pap import cluster, files, folders, urls
+from tfds_pap import cluster, files, folders, redaction, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Named:
     """What is known of an image.
 
     Attributes:
-        path: Of the image.
+        path: Of the image; of a URL no secret.
         answer: What the last stage says, or why there is no answer.
         truth: The class that its folder tells; "" where it tells none.
         cell: Stage 1's probability of a cell; None without stage 1.
@@ -118,7 +118,8 @@ class Block:
     def file(self) -> Path:
         """Where its answers lie; named by all that they depend on."""
         assert self.kept_in is not None
-        told = json.dumps([*map(str, dataclasses.astuple(self.work)), self.images])
+        images = [(redaction.redacted(path), state) for path, state in self.images]
+        told = json.dumps([*map(str, dataclasses.astuple(self.work)), images])
         key = hashlib.sha256(told.encode()).hexdigest()[:24]
         return self.kept_in / f"block_{self.first:09d}_{key}.json"
 
@@ -203,7 +204,7 @@ def _stored(block: Block) -> list[Named] | None:
     try:
         rows = json.loads(block.file.read_text())
         return [
-            Named(**{**row, "path": path, "answer": _prediction(row["answer"])})
+            Named(**{**row, "path": redaction.redacted(path), "answer": _prediction(row["answer"])})
             for (path, _), row in zip(block.images, rows, strict=True)
         ]
     except FileNotFoundError:
@@ -238,14 +239,15 @@ def _named(block: Block, advance: Callable[[int], object]) -> Iterator[Named]:
                 for stage, model in models.items()
             }
             for number, (path, data) in enumerate(zip(paths, contents, strict=True), start):
+                shown = redaction.redacted(path)
                 if isinstance(data, str):
-                    yield Named(path, data)
+                    yield Named(shown, data)
                     continue
                 of_stages = {stage: next(each) for stage, each in answers.items()}
-                one = _put_together(path, of_stages)
+                one = _put_together(shown, of_stages)
                 if work.annotated and isinstance(one.answer, Prediction):
                     # Images of several folders may share a name.
-                    name = f"{block.first + number:05d}_{Path(path).stem}.png"
+                    name = f"{block.first + number:05d}_{Path(urls.name(path)).stem}.png"
                     drawn = annotated.picture(data, one.answer, one.truth)
                     files.write_atomically(work.annotated / name, drawn)
                 yield one
