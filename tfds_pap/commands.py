@@ -83,7 +83,7 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         # A broken pipe of a connection is an error like others.
         if isinstance(error, BrokenPipeError) and _unread():
             sys.exit(UNREAD)
-        print(f"{_program()}: {redaction.redacted(str(error))}", file=sys.stderr)
+        print(f"{_program()}: {redaction.redacted(_line(error))}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, PapError) else 1)
     finally:
         try:
@@ -91,6 +91,13 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         except BrokenPipeError:
             # Else the interpreter tries again when it ends, and says that it could not.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _line(error: Exception) -> str:
+    """An error in words; of the system's own without its number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _say_plainly() -> None:

@@ -9,6 +9,7 @@ fsspec comes with Dask (extra `scale`), and is imported where a URL is given.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import importlib.util
@@ -43,6 +44,10 @@ _SILENCE, _PATIENCE = 60, 300
 
 #: Bytes a second that a web server gives at least.
 _SLOWEST = 2**15
+
+
+#: Why no URL is asked at present; "" where they are.
+_unasked = contextvars.ContextVar("_unasked", default="")
 
 
 class UrlError(PapError):
@@ -141,12 +146,34 @@ def _key(storage: Any, path: str, about: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
+def unasked(why: str) -> Iterator[None]:
+    """Has every URL refused in a block, in this thread; nothing is asked of the network.
+
+    Args:
+        why: Is part of the errors; "" asks as ever.
+
+    Example:
+        >>> with unasked("somebody else names it"):
+        ...     read("s3://bucket/a.csv", 10)
+        Traceback (most recent call last):
+        tfds_pap.urls.UrlError: s3://bucket/a.csv: not asked (somebody else names it)
+    """
+    before = _unasked.set(why)
+    try:
+        yield
+    finally:
+        _unasked.reset(before)
+
+
+@contextlib.contextmanager
 def _opened(url: str) -> Iterator[tuple[Any, str]]:
     """Gives the storage of a URL and the path in it; what goes wrong in the block is one line.
 
     Raises:
         UrlError: As `check`; if there is no such file, or its storage does not answer.
     """
+    if why := _unasked.get():
+        raise UrlError(f"{url}: not asked ({why})")
     check(url)
     try:
         yield _storage(url)

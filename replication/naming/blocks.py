@@ -131,11 +131,45 @@ def opened(table: Path) -> Path:
         table: That is written of them.
 
     Raises:
-        PapError: Another process is at work on the same table.
+        PapError: Another process is at work on the same table; the place cannot be written; or what
+            is there is no folder of blocks.
     """
     folder = table.absolute().with_name(f"{table.name}.blocks")
-    files.hold(folder)
+    if folder.is_symlink():
+        raise PapError(f"{folder}: is a link, expected a folder of blocks; remove it")
+    try:
+        others = [each.name for each in folder.iterdir() if not _is_own(each)]
+    except FileNotFoundError:
+        others = []
+    except OSError as error:
+        raise PapError(f"--csv={table}: {folder}: {error.strerror}") from None
+    if others:
+        raise PapError(f"{folder}: holds {others[0]}, which is no block of --csv; move it away")
+    try:
+        files.hold(folder)
+    except OSError as error:
+        raise PapError(f"--csv={table}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is one of a block, half of one, or the lock, which NFS keeps under a name."""
+    return path.name.startswith(("block_", ".block_", ".lock", ".nfs"))
+
+
+def close(folder: Path) -> None:
+    """Removes the folder of `opened` with its blocks; says so where it stays.
+
+    Args:
+        folder: From `opened`.
+    """
+    try:
+        for path in filter(_is_own, folder.iterdir()):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError as error:
+        # Some network file systems keep the lock in it for as long as this process has it open.
+        print(f"Note: {folder} is left there ({error.strerror})")
 
 
 def named(

@@ -219,7 +219,9 @@ def images(run: RunDirectory) -> Iterator[Checked]:
     typed = manifest.get("environment", {}).get("repeat", {}).get("arguments", [])
     stated = {name: value for name in _FLAGS if (value := flag(typed, name))}
     for name, data in manifest.get("data", {}).items():
-        checked = Checked(f"images of {name}")
+        place = stated.get("folders" if name == "pap_folders" else "manual_dir", "")
+        # Whoever made the directory chose it.
+        checked = Checked(f"images of {name}" + (f" in {place}" if place else ""))
         try:
             now = _fingerprint(name, stated, drawn=manifest.get("source") == "phantom")
         except (PapError, OSError) as error:
@@ -274,7 +276,7 @@ def _fingerprint(name: str, stated: Mapping[str, str], *, drawn: bool) -> str:
     if "manual_dir" not in stated:
         return ""
     builder = tfds.builder(f"{name}/original")
-    tree = Path(stated["manual_dir"]).expanduser() / builder.TREE
+    tree = urls.folder(stated["manual_dir"], builder.TREE)
     if not tree.is_dir():
         raise PapError(f"{tree}: no such folder")
     return folders.fingerprint(tree, builder.CLASS_FOLDERS)
