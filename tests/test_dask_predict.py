@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from commands import command, start
@@ -176,3 +178,31 @@ def test_two_commands_do_not_write_one_table(tiny_run, manual_dir, tmp_path):
     csv = f"--csv={tmp_path / 'a.csv'}"
     done = command("replication.predict", f"--run_dir={tiny_run}", csv, manual_dir / "DB_4")
     assert done.returncode == 1 and f"process {os.getpid()} is at work there" in done.stderr
+
+
+def test_a_folder_of_others_beside_a_table_is_neither_used_nor_removed(tmp_path, capsys):
+    (theirs := tmp_path / "theirs").mkdir()
+    (kept_in := tmp_path / "a.csv.blocks").symlink_to(theirs)
+    with pytest.raises(PapError, match=rf"^{re.escape(str(kept_in))}: is a link, "):
+        blocks.opened(tmp_path / "a.csv")
+    assert not list(theirs.iterdir())
+    kept_in.unlink()
+    kept_in.mkdir()
+    (kept_in / "notes.txt").write_text("mine")
+    with pytest.raises(PapError, match=r"holds notes\.txt, which is no block of --csv"):
+        blocks.opened(tmp_path / "a.csv")
+    (kept_in / "notes.txt").unlink()
+    assert blocks.opened(tmp_path / "a.csv") == kept_in
+    (kept_in / "block_000000000_0.json").write_text("[]")
+    (kept_in / "notes.txt").write_text("mine")
+    blocks.close(kept_in)
+    assert [path.name for path in kept_in.iterdir()] == ["notes.txt"]
+    assert f"Note: {kept_in} is left there (Directory not empty)\n" == capsys.readouterr().out
+    (kept_in / "notes.txt").unlink()
+    blocks.close(kept_in)
+    assert not kept_in.exists()
+
+
+def test_a_table_where_nothing_can_be_made_is_one_plain_line():
+    with pytest.raises(PapError, match=r"^--csv=/proc/x\.csv: cannot be written \([A-Z][a-z ]+\)$"):
+        blocks.opened(Path("/proc/x.csv"))

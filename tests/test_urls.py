@@ -1,6 +1,8 @@
 """Slides behind URLs: copied once to the machine that reads, the same results as from a path."""
 
+import dataclasses
 import io
+import itertools
 import json
 import os
 import shutil
@@ -16,25 +18,21 @@ import numpy as np
 import pytest
 from commands import command
 
-from replication.fields import field_blocks, scan_directory, whole_fields
+from replication.fields import field_blocks, scan_directory, scan_evaluation, whole_fields
 from replication.fields.find.cells import Cells
 from replication.fields.read import reader
 from replication.fields.read.field import FieldError
-from replication.naming import reading
+from replication.naming import output, reading
+from replication.runs import environment
+from replication.runs.directory import RunDirectory
+from replication.verification import repeated
 from tfds_pap import folders, layouts, path_flags, phantom, urls
 from tfds_pap.errors import PapError
 
 fsspec = pytest.importorskip("fsspec")
 
 
-@pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
-    """A cache and a memory of this test alone."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    storage = fsspec.filesystem("memory")
-    storage.store.clear()
-    storage.pseudo_dirs[:] = [""]
-    return storage
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def png(pixels):
@@ -429,6 +427,170 @@ def test_the_steps_of_a_cluster_give_what_one_process_gives(
     if skip_glass:
         scores = np.load(io.BytesIO((alone / "scores.npy").read_bytes()))
         assert "ROIs were taken for glass" in infos[0]["notes"][0] and (scores[-4:] == 0).all()
+
+
+def scanned(path, run, settings):
+    """Scans what a path or URL names, with stand-ins."""
+    stages = types.SimpleNamespace(stage1=Stage1(), stage2=Stage2(), about={})
+    run = RunDirectory.open(run, {})
+    run.update_manifest(settings=dataclasses.asdict(settings))
+    scan_directory.scan(run, reader.expand_fields([path]), stages, settings, workers=1)
+    return run
+
+
+def test_a_folder_of_fields_behind_a_url_is_read_as_on_this_machine(apart, tmp_path):
+    """With the tables beside them, byte for byte; a name may hold what URLs use otherwise."""
+    folder = tmp_path / "fields"
+    (folder / "b").mkdir(parents=True)
+    names = ["a 1%20.png", "b/c.png"]
+    for number, name in enumerate([*names, ".hidden.png"]):
+        pixels, _ = phantom.draw_field(number, width=400, height=300, cells=4, litter=0)
+        (folder / name).write_bytes(png(pixels))
+    (folder / "nuclei.csv").write_text("field,x,y,label\na 1%20.png,200,150,HSIL\n")
+    (folder / "groups.csv").write_text("file,group\na 1%20.png,slide 7\n")
+    for file in folder.rglob("*.*"):
+        apart.pipe(f"/lab/fields/{file.relative_to(folder)}", file.read_bytes())
+    settings = scan_directory.Settings(threshold=0.4)
+    runs = {}
+    for url in (str(folder), "memory://lab/fields/", f"file://{folder}"):
+        runs[url] = scanned(url, tmp_path / f"run{len(runs)}", settings)
+    alone, *others = (
+        [run.path / "fields" / name for name in run.manifest()["fields"]] for run in runs.values()
+    )
+    truths = []
+    for (url, run), folders_of_run in zip(runs.items(), [alone, *others], strict=True):
+        infos = [json.loads((each / "field.json").read_text()) for each in folders_of_run]
+        assert [info["path"] for info in infos] == [f"{url.rstrip('/')}/{name}" for name in names]
+        assert infos[0]["truth"] == f"{url.rstrip('/')}/nuclei.csv" and infos[1]["truth"] is None
+        table = scan_directory.summaries(run)
+        assert table["fields.csv"]["slide"].tolist() == ["slide 7", ""]
+        truths.append([truth for _, truth in scan_evaluation.annotated_fields(run)])
+        for one, other in zip(alone, folders_of_run, strict=True):
+            for name in ("scores.npy", "cells.csv", "heat_map.png", "overlay.jpg"):
+                assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        assert all(scan_directory.is_finished(run.path, info["path"], None) for info in infos)
+    for truth in truths:
+        assert truth[1] is None
+        assert len(truth[0].nuclei) == 1 and truth[0].nuclei.labels.tolist() == ["HSIL"]
+
+
+def test_a_folder_without_fields_and_a_file_without_an_ending_are_told(apart):
+    apart.pipe("/none/a.txt", b"1")
+    apart.pipe("/slide", b"1")
+    with pytest.raises(PapError, match=r"^memory://none: holds no field$"):
+        reader.expand_fields(["memory://none"])
+    assert reader.expand_fields(["memory://slide"]) == ["memory://slide"]
+    with pytest.raises(PapError, match=r"^memory://nowhere: no such file or folder$"):
+        reader.expand_fields(["memory://nowhere"])
+
+
+def test_no_secret_of_a_signed_url_is_written(apart, tmp_path, monkeypatch):
+    """Neither by a scan nor by names of cells; signed again, a field is the same one."""
+    pixels, _ = phantom.draw_field(5, width=300, height=300, cells=2, litter=0)
+    signed = [f"/a.png?id={n}&X-Amz-Signature=be57ed&X-Amz-Date={n}" for n in (1, 1, 2)]
+    signed[1] = signed[1].replace("be57ed", "feed")
+    for key in signed:
+        apart.pipe(key, png(pixels))
+    paths = [f"memory:/{key}" for key in signed]
+    shown = [f"memory://a.png?id={n}&X-Amz-Signature=***&X-Amz-Date=***" for n in (1, 1, 2)]
+    stages = types.SimpleNamespace(stage1=Stage1(), stage2=Stage2(), about={})
+    run = RunDirectory.open(tmp_path / "scan", {})
+    gone = "memory://gone.png?X-Amz-Signature=be57ed"
+    settings = scan_directory.Settings()
+    scan_directory.scan(run, [*paths, gone], stages, settings, workers=1)
+    ids = [scan_directory.field_id(path) for path in paths]
+    assert ids[0] == ids[1] != ids[2] and run.manifest()["fields"] == [ids[0], ids[2]]
+    assert [entry["path"] for entry in run.manifest()["unreadable"]] == [
+        "memory://gone.png?X-Amz-Signature=***"
+    ]
+    with output.Output(tmp_path / "scan" / "a.csv", tmp_path / "scan" / "a.json") as table:
+        for path in (*paths, gone):
+            table.write(path, reading.read_or_reason(path)[:0] or "no answer")
+    rows = (tmp_path / "scan" / "a.csv").read_text()
+    assert all(f"{url}," in rows for url in shown)
+    assert "be57ed" not in str(table.failed("x")) + str(table.rows)
+    monkeypatch.setattr("sys.argv", ["scan", "--x=1", *paths])
+    environment.describe(None)
+    run.update_manifest(environment=environment.describe(None))
+    assert run.manifest()["environment"]["repeat"]["arguments"] == ["--x=1", *shown]
+    with pytest.raises(PapError, match="is not whole, since secrets are not kept"):
+        arguments = {"program": "replication.scan", "arguments": shown}
+        run.update_manifest(environment={"repeat": arguments})
+        repeated.arguments(run, tmp_path)
+    written = [path for path in (tmp_path / "scan").rglob("*") if path.is_file()]
+    assert len(written) > 8
+    for path in written:
+        assert b"be57ed" not in path.read_bytes() and "be57ed" not in str(path), path
+
+
+class Nested:
+    """Listings without an end: a folder in a folder, or names without number."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def ls(self, folder, detail):
+        if self.kind == "deep":
+            return [{"name": f"{folder}/a", "type": "directory", "size": 0}]
+        entries = ({"name": f"{folder}/{n}", "type": "file", "size": 1} for n in itertools.count())
+        return entries
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("deep", "more than 64 folders in one another at 'a/a"),
+        ("wide", "more than the 1,000 files"),
+    ],
+)
+def test_a_listing_without_an_end_ends(apart, monkeypatch, kind, said):
+    apart.pipe("/x/a.png", b"1")
+    monkeypatch.setattr(urls, "_MOST_LISTED", 1_000)
+    monkeypatch.setattr(apart, "ls", Nested(kind).ls)
+    with pytest.raises(urls.UrlError, match=f"^memory://x: {said}"):
+        urls.below("memory://x")
+
+
+def test_what_may_not_be_listed_is_no_empty_folder(apart, monkeypatch):
+    apart.pipe("/x/a/b.png", b"1")
+    apart.pipe("/x/c.png", b"1")
+    listing = apart.ls
+
+    def partly(folder, **options):
+        if folder.endswith("/a"):
+            raise PermissionError("Access Denied")
+        return listing(folder, **options)
+
+    monkeypatch.setattr(apart, "ls", partly)
+    with pytest.raises(urls.UrlError, match=r"^memory://x: Access Denied$"):
+        urls.below("memory://x")
+
+
+@pytest.mark.parametrize("key", ["/x/../../a.png", "/x//a.png", "/x/./a.png"])
+def test_a_key_that_leads_elsewhere_is_refused(apart, key):
+    apart.store[key] = types.SimpleNamespace(size=1, created=0, modified=0, getvalue=bytes)
+    with pytest.raises(urls.UrlError, match=r"^memory://x: '.*' is no path of a file$"):
+        urls.below("memory://x")
+
+
+def test_links_of_this_machine_are_followed_but_in_no_circle(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"1")
+    (tree := tmp_path / "tree").mkdir()
+    (tree / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tree / "c").symlink_to(tmp_path / "elsewhere")
+    (tree / "d").symlink_to(tree)
+    (tree / "e").symlink_to(tree)
+    listed = urls.below(f"file://{tree}")
+    assert [(file.relative, file.bytes) for file in listed] == [("b.png", 1), ("c/a.png", 1)]
+    (tree / "f.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(urls.UrlError, match="no such file"):
+        urls.below(f"file://{tree}")
+
+
+def test_several_file_systems_in_one_another_are_refused():
+    with pytest.raises(urls.UrlError, match="expected one file system"):
+        urls.check("zip://a.png::memory://a.zip")
 
 
 def test_a_list_mixes_paths_and_urls(tmp_path):

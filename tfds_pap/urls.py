@@ -72,7 +72,7 @@ def is_url(text: str) -> bool:
 
 
 def name(url: str) -> str:
-    """Returns the name of a file without what is before it; of a web server also without `?...`.
+    """Returns the name of a file without what is before it, and the parameters after it.
 
     Example:
         >>> name("s3://bucket/slides/a.svs"), name("https://host/a%20b.svs?token=1")
@@ -80,6 +80,9 @@ def name(url: str) -> str:
     """
     if is_web(url):
         url = parse.unquote(re.split("[?#]", url)[0])
+    elif is_url(url):
+        # A key of a bucket may hold a question mark.
+        url = re.sub(r"\?[\w.-]+=.*", "", url, flags=re.DOTALL)
     return PurePosixPath(url).name
 
 
