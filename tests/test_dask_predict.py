@@ -192,6 +192,15 @@ def test_a_folder_of_others_beside_a_table_is_neither_used_nor_removed(tmp_path,
     with pytest.raises(PapError, match=r"holds notes\.txt, which is no block of --csv"):
         blocks.opened(tmp_path / "a.csv")
     (kept_in / "notes.txt").unlink()
+    (theirs / "a").write_text("mine")
+    (kept_in / ".lock").symlink_to(theirs / "a")
+    with pytest.raises(PapError, match="cannot be written"):
+        blocks.opened(tmp_path / "a.csv")
+    (tmp_path / "a.csv.partial").symlink_to(theirs / "a")
+    with Output(tmp_path / "a.csv", None) as output:
+        output.write("a.png", "no answer")
+    assert (theirs / "a").read_text() == "mine" and not (tmp_path / "a.csv").is_symlink()
+    (kept_in / ".lock").unlink()
     assert blocks.opened(tmp_path / "a.csv") == kept_in
     (kept_in / "block_000000000_0.json").write_text("[]")
     (kept_in / "notes.txt").write_text("mine")

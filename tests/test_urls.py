@@ -588,6 +588,15 @@ def test_links_of_this_machine_are_followed_but_in_no_circle(tmp_path):
         urls.below(f"file://{tree}")
 
 
+def test_copies_go_through_no_link(apart, tmp_path):
+    apart.pipe("/a.png", b"1")
+    (home := tmp_path / "home").mkdir()
+    (tmp_path / f"pap_urls_{os.getuid()}").symlink_to(home)
+    with pytest.raises(urls.UrlError, match="is a link or belongs to another user; set TMPDIR"):
+        urls.local("memory://a.png")
+    assert not list(home.iterdir())
+
+
 def test_several_file_systems_in_one_another_are_refused():
     with pytest.raises(urls.UrlError, match="expected one file system"):
         urls.check("zip://a.png::memory://a.zip")

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from concurrent import futures
@@ -529,8 +530,12 @@ def _copy(url: str, place: Path, size: int) -> None:
 def _cache(url: str) -> Path:
     folder = Path(tempfile.gettempdir()) / f"pap_urls_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UrlError(f"{url}: {folder} belongs to another user; set TMPDIR to another folder")
+    about = folder.lstat()
+    # What is in it may be dropped: through a link that would be anything.
+    if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode):
+        raise UrlError(
+            f"{url}: {folder} is a link or belongs to another user; set TMPDIR to another folder"
+        )
     return folder
 
 

@@ -257,6 +257,9 @@ class Output:
         if path is None:
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
+        if _partial(path).is_symlink():
+            # Not written through it into another file.
+            _partial(path).unlink()
         # Names of files may be anything; what is no UTF-8 comes out as the bytes it was.
         file = _partial(path).open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._files[path] = file
