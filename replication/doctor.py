@@ -268,13 +268,13 @@ def _trees(manual_dir: str) -> Iterator[Fact]:
     import tensorflow_datasets.public_api as tfds
 
     import tfds_pap  # noqa: F401  (registers the builders)
-    from tfds_pap import folders, urls
+    from tfds_pap import copies, folders, urls
 
     for name in ("pap_db3", "pap_db4"):
         builder = tfds.builder(f"{name}/original", data_dir=str(_data_dir()))
         try:
             tree = folders.read_tree(
-                urls.folder(manual_dir, builder.TREE),
+                copies.folder(manual_dir, builder.TREE),
                 builder.CLASS_FOLDERS,
                 published=builder.PUBLISHED_COUNTS,
             )

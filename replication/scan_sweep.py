@@ -18,7 +18,7 @@ from absl import app, flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import commands, files, path_flags, urls
+from tfds_pap import commands, copies, files, path_flags, urls
 from tfds_pap.errors import PapError
 
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
@@ -136,7 +136,7 @@ def _annotated(paths: Sequence[str], classes: Any) -> list[tuple[str, Any]]:
         expected = urls.inside(path.rpartition("/")[0], scan_directory.TRUTH)
         table = scan_directory.truth_file(path, field_flags.truth()) or expected
         if table not in tables:
-            tables[table] = truth.read_nuclei(urls.file(table), classes)
+            tables[table] = truth.read_nuclei(copies.file(table), classes)
         name = bare_name(urls.name(path))
         if name in tables[table]:
             annotated.append((path, tables[table][name]))

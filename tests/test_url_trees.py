@@ -15,7 +15,7 @@ from replication.runs.directory import RunDirectory
 from replication.runs.sources import Sources
 from replication.verification import recomputed, repeated
 from replication.whole_paper import plan
-from tfds_pap import folders, layouts, phantom, pipeline, preparing, urls
+from tfds_pap import copies, folders, layouts, phantom, pipeline, preparing, urls
 from tfds_pap.errors import PapError
 
 
@@ -84,7 +84,7 @@ def test_a_tree_that_is_not_there_is_one_line(apart, tmp_path):
 
 
 def test_nothing_but_the_tree_is_copied(behind, tmp_path):
-    copy = urls.folder(behind("memory"), "DB_4")
+    copy = copies.folder(behind("memory"), "DB_4")
     cache = tmp_path / f"pap_urls_{os.getuid()}"
     assert [path.name for path in cache.glob("*/*")] == ["DB_4"] and copy.name == "DB_4"
 

@@ -26,7 +26,7 @@ from replication.naming import output, reading
 from replication.runs import environment
 from replication.runs.directory import RunDirectory
 from replication.verification import repeated
-from tfds_pap import folders, layouts, path_flags, phantom, urls
+from tfds_pap import copies, folders, layouts, path_flags, phantom, urls
 from tfds_pap.errors import PapError
 
 fsspec = pytest.importorskip("fsspec")
@@ -46,16 +46,16 @@ def test_a_field_is_read_from_memory_as_from_a_file(apart, tmp_path):
         assert field.name == "a.png"
         np.testing.assert_array_equal(field.read(0, 0, 300, 200), pixels)
     assert list((tmp_path / f"pap_urls_{os.getuid()}").glob("*/*")) == [
-        urls.local("memory://slides/a.png")
+        copies.local("memory://slides/a.png")
     ]
 
 
 def test_processes_share_a_copy_and_a_changed_file_is_copied_again(tmp_path):
     source = tmp_path / "a.bin"
     source.write_bytes(b"one")
-    copy = urls.local(f"file://{source}")
+    copy = copies.local(f"file://{source}")
     assert copy.read_bytes() == b"one" and copy != source
-    code = f"from tfds_pap import urls; print(urls.local('file://{source}'))"
+    code = f"from tfds_pap import copies; print(copies.local('file://{source}'))"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     before = copy.stat().st_ino, copy.stat().st_mtime_ns
     told = subprocess.run(
@@ -63,7 +63,7 @@ def test_processes_share_a_copy_and_a_changed_file_is_copied_again(tmp_path):
     ).stdout
     assert told.strip() == str(copy) and before == (copy.stat().st_ino, copy.stat().st_mtime_ns)
     source.write_bytes(b"other")
-    assert urls.local(f"file://{source}").read_bytes() == b"other"
+    assert copies.local(f"file://{source}").read_bytes() == b"other"
 
 
 def test_who_comes_second_waits_for_the_copy(apart, monkeypatch):
@@ -81,7 +81,9 @@ def test_who_comes_second_waits_for_the_copy(apart, monkeypatch):
     monkeypatch.setattr(type(apart), "get_file", slowly)
     contents = []
     threads = [
-        threading.Thread(target=lambda: contents.append(urls.local("memory://a.bin").read_bytes()))
+        threading.Thread(
+            target=lambda: contents.append(copies.local("memory://a.bin").read_bytes())
+        )
         for _ in range(3)
     ]
     for thread in threads:
@@ -102,17 +104,17 @@ def test_a_copy_that_fails_leaves_nothing_that_looks_whole(apart, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(apart), "get_file", breaks)
         with pytest.raises(urls.UrlError, match=r"memory://a\.bin: .*\(the line went dead\)"):
-            urls.local("memory://a.bin")
-    assert urls.local("memory://a.bin").read_bytes() == b"whole"
+            copies.local("memory://a.bin")
+    assert copies.local("memory://a.bin").read_bytes() == b"whole"
 
 
 def test_the_least_recently_used_copies_make_room(apart, monkeypatch):
     for number, letter in enumerate("abc"):
         apart.pipe(f"/{letter}", b"12345")
-        os.utime(urls.local(f"memory://{letter}").parent, (number, number))
-    urls.local("memory://a")
+        os.utime(copies.local(f"memory://{letter}").parent, (number, number))
+    copies.local("memory://a")
     disk = namedtuple("disk", "total used free")
-    cache = urls.local("memory://a").parent.parent
+    cache = copies.local("memory://a").parent.parent
 
     def usage(_):
         used = 5 * len(list(cache.glob("*/*")))
@@ -120,7 +122,7 @@ def test_the_least_recently_used_copies_make_room(apart, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     apart.pipe("/d", b"12345")
-    urls.local("memory://d")
+    copies.local("memory://d")
     assert sorted(path.name for path in cache.glob("*/*")) == ["a", "c", "d"]
 
 
@@ -205,7 +207,7 @@ def test_no_more_is_read_of_a_file_than_is_expected(apart, tmp_path, monkeypatch
     with pytest.raises(PapError, match=r"^more than the 536,870,912 bytes expected$"):
         reading.read("memory://a.png")
     with pytest.raises(urls.UrlError, match=r"^memory://a\.png: .*more than the 11 bytes"):
-        urls.local("memory://a.png")
+        copies.local("memory://a.png")
 
 
 def test_a_picture_file_larger_than_any_picture_is_not_read(tmp_path):
@@ -224,25 +226,25 @@ def test_a_copy_that_is_shorter_than_listed_is_none(apart, monkeypatch):
     monkeypatch.setattr(urls, "below", lambda url: listed)
     apart.pipe("/cells/a.png", b"who")
     with pytest.raises(urls.UrlError, match=r"a\.png: 3 bytes came of 5; did it change meanwhile"):
-        urls.folder("memory://cells")
+        copies.folder("memory://cells")
 
 
 def test_what_the_disk_cannot_hold_drops_no_other_copy(apart, monkeypatch):
     apart.pipe("/a", b"1")
-    before = urls.local("memory://a")
+    before = copies.local("memory://a")
     monkeypatch.setattr(urls, "state", lambda url: {"bytes": 10**18, "key": "x"})
     with pytest.raises(urls.UrlError, match=r"1,000,000,000,000,000,000 bytes, the disk has"):
-        urls.local("memory://b")
+        copies.local("memory://b")
     assert before.exists()
 
 
 def test_what_a_killed_copy_left_is_removed(apart):
     apart.pipe("/a", b"1")
-    copy = urls.local("memory://a")
+    copy = copies.local("memory://a")
     copy.unlink()
     left = copy.with_name(".a.elsewhere.7.partial")
     left.write_bytes(b"half")
-    assert urls.local("memory://a").exists() and not left.exists()
+    assert copies.local("memory://a").exists() and not left.exists()
 
 
 def test_a_password_in_a_url_is_refused_and_told_nowhere():
@@ -305,7 +307,7 @@ def tree(apart, manual_dir):
 @pytest.mark.parametrize("storage", ["memory", "file"])
 def test_class_folders_behind_a_url_are_the_same_data_as_on_this_machine(storage, tree, tmp_path):
     url = "memory://cells/" if storage == "memory" else f"file://{tree}"
-    copy = urls.folder(url)
+    copy = copies.folder(url)
     assert copy.name == ("cells" if storage == "memory" else "train") and copy != tree
     listed, behind = layouts.read(tree), layouts.read(copy)
     assert [file.id for file in behind.files] == [file.id for file in listed.files]
@@ -318,7 +320,7 @@ def test_class_folders_behind_a_url_are_the_same_data_as_on_this_machine(storage
 
 
 def test_a_folder_is_copied_once_and_again_where_it_changed(apart, tree, monkeypatch):
-    copied, copy = [], urls._copy
+    copied, copy = [], copies._copy
 
     def counted(url, place, size):
         if len(copied) == 30:
@@ -326,20 +328,20 @@ def test_a_folder_is_copied_once_and_again_where_it_changed(apart, tree, monkeyp
         copied.append(url)
         copy(url, place, size)
 
-    monkeypatch.setattr(urls, "_copy", counted)
-    monkeypatch.setattr(urls, "_AT_ONCE", 1)
+    monkeypatch.setattr(copies, "_copy", counted)
+    monkeypatch.setattr(copies, "_AT_ONCE", 1)
     with pytest.raises(urls.UrlError, match=r"^memory://cells: cannot .*\(the line went dead\)$"):
-        urls.folder("memory://cells")
+        copies.folder("memory://cells")
     copied[:30] = ["before"]
-    first = urls.folder("memory://cells")
+    first = copies.folder("memory://cells")
     assert len(copied) == 1 + 10
-    assert urls.folder("memory://cells") == first and len(copied) == 11
+    assert copies.folder("memory://cells") == first and len(copied) == 11
     apart.pipe("/cells/1/another.jpg", b"1")
     apart.pipe("/cells/.cache/b.jpg", b"1")
     copied.clear()
     apart.pipe("/cells/1/groups.csv", b"file,group")
-    monkeypatch.setattr(urls, "_copy", copy)
-    second = urls.folder("memory://cells")
+    monkeypatch.setattr(copies, "_copy", copy)
+    second = copies.folder("memory://cells")
     assert second != first and second.name == "cells"
     names = {path.relative_to(second).as_posix() for path in second.rglob("*") if path.is_file()}
     assert {"1/another.jpg", "1/groups.csv"} < names and len(names) == 42
@@ -352,11 +354,11 @@ def test_what_is_no_folder_is_one_line(apart):
         ("memory://nowhere", "no such file or folder"),
     ):
         with pytest.raises(urls.UrlError, match=f"^{url}: {said}$"):
-            urls.folder(url)
+            copies.folder(url)
     # Keys of a bucket need be no paths.
     apart.store["/x/1//a.jpg"] = apart.store["/a.jpg"]
     with pytest.raises(urls.UrlError, match=r"^memory://x: '/x/1/' is no path of a file$"):
-        urls.folder("memory://x")
+        copies.folder("memory://x")
 
 
 class Stage1:
@@ -593,7 +595,7 @@ def test_copies_go_through_no_link(apart, tmp_path):
     (home := tmp_path / "home").mkdir()
     (tmp_path / f"pap_urls_{os.getuid()}").symlink_to(home)
     with pytest.raises(urls.UrlError, match="is a link or belongs to another user; set TMPDIR"):
-        urls.local("memory://a.png")
+        copies.local("memory://a.png")
     assert not list(home.iterdir())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from tfds_pap import layouts, path_flags, urls
+from tfds_pap import copies, layouts, path_flags, urls
 
 if TYPE_CHECKING:
     import tensorflow_datasets.public_api as tfds
@@ -95,7 +95,7 @@ def listing() -> layouts.Listing:
         urls.UrlError: If it lies behind a URL, and cannot be copied from there.
     """
     return layouts.read(
-        urls.folder(_FOLDERS.value),
+        copies.folder(_FOLDERS.value),
         _LAYOUT.value,
         groups_from=_GROUPS_FROM.value,
         ignore=_IGNORE.value,

@@ -15,7 +15,7 @@ flags.disclaim_key_flags()
 
 #: What a place may have to be: a folder, a file, the directory of a run or search; a RESULT is that
 #: of any command, or holds the versions of a model; ANYTHING is not looked at. Only a FOLDER_OR_URL
-#: may be a URL: of a folder, which is looked for when it is read, see `urls.folder`.
+#: may be a URL: of a folder, which is looked for when it is read, see `copies.folder`.
 FOLDER, FOLDER_OR_URL, FILE, RUN = "folder", "folder or URL", "file", "run"
 RESULT, ANYTHING = "result", ""
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import tensorflow_datasets.public_api as tfds
 from google.protobuf import json_format
 
-from tfds_pap import class_table, files, folders, layouts, stored_classes, stored_groups, urls
+from tfds_pap import (
+    class_table,
+    copies,
+    files,
+    folders,
+    layouts,
+    stored_classes,
+    stored_groups,
+    urls,
+)
 from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
@@ -45,7 +54,7 @@ def prepare(
         builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
         _read_metadata(builder)
     if manual_dir is not None and urls.is_url(str(manual_dir)):
-        manual_dir = urls.folder(manual_dir, builder.TREE).parent
+        manual_dir = copies.folder(manual_dir, builder.TREE).parent
     reuse = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
     if builder.is_prepared():
         now = _fingerprint_now(builder, manual_dir)

@@ -1,9 +1,4 @@
-"""Files and folders behind URLs such as s3://BUCKET/slide.svs: fsspec finds, reads and copies them.
-
-Copies lie below the temporary directory (TMPDIR), by the URL and by what its storage says of the
-file (ETag, generation, time), so that a file that changed is copied again. Several processes may
-ask for one file or folder: the first copies, the others wait. fsspec's own caches write a copy
-where others already find it.
+"""Files and folders behind URLs such as s3://BUCKET/slide.svs: fsspec finds and reads them.
 
 fsspec comes with Dask (extra `scale`), and is imported where a URL is given.
 """
@@ -15,30 +10,19 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib import parse
 
-import tqdm
-
-from tfds_pap import files, redaction, tables, tree_files
+from tfds_pap import redaction, tables, tree_files
 from tfds_pap.errors import PapError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-#: Share of the disk that copies leave free, where dropping older ones can.
-_FREE = 0.1
-
 #: Files and folders that a listing may have, and folders in one another: links may lead in circles.
 _MOST_LISTED, _DEEPEST = 10_000_000, 64
-
-#: Files of a folder that are copied at a time: storage far away answers late, and many at once.
-_AT_ONCE = 8
 
 #: Of a web server: seconds until it says something, and those for a file beside its bytes.
 _SILENCE, _PATIENCE = 60, 300
@@ -134,7 +118,7 @@ def state(url: str) -> dict[str, int | str]:
         UrlError: As `check`; if there is no such file, or its storage does not answer.
     """
     with _opened(url) as (storage, path):
-        about = storage.info(path, **_timeout(storage))
+        about = storage.info(path, **timeout(storage))
         if about["type"] != "file":
             raise UrlError(f"{url}: expected a file, not a folder")
         return {"bytes": int(about["size"] or 0), "key": _key(storage, path, about)}
@@ -180,7 +164,7 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
         raise UrlError(f"{url}: not asked ({why})")
     check(url)
     try:
-        yield _storage(url)
+        yield storage_of(url)
     except UrlError as error:
         raise (
             error if redaction.redacted(url) in str(error) else UrlError(f"{url}: {error}")
@@ -189,7 +173,7 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
         raise MissingError(f"{url}: no such file or folder") from None
     # Each storage has errors of its own, which have nothing in common.
     except Exception as error:
-        raise UrlError(f"{url}: {_line(error)}") from None
+        raise UrlError(f"{url}: {line(error)}") from None
 
 
 def read(url: str, most: int) -> bytes:
@@ -204,15 +188,15 @@ def read(url: str, most: int) -> bytes:
     """
     with _opened(url) as (storage, path), tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "copy"
-        _fetch(storage, path, place, most, _timeout(storage))
+        fetch(storage, path, place, most, timeout(storage))
         return place.read_bytes()
 
 
-def _storage(url: str) -> tuple[Any, str]:
+def storage_of(url: str) -> tuple[Any, str]:
     """Returns the storage of a URL and the path in it.
 
     aiohttp's own end comes after five minutes, in the middle of a large slide; here that of a web
-    server which is silent, and with `_timeout` that of one which is slow.
+    server which is silent, and with `timeout` that of one which is slow.
     """
     import fsspec
 
@@ -229,13 +213,25 @@ def _storage(url: str) -> tuple[Any, str]:
     return storage, path
 
 
-def _timeout(storage: Any, size: int = 0) -> dict[str, float]:
-    """Returns the option that ends what takes a web server too long, in seconds."""
+def timeout(storage: Any, size: int = 0) -> dict[str, float]:
+    """Returns the option that ends what takes a web server too long, in seconds.
+
+    Args:
+        storage: From `storage_of`.
+        size: Bytes that are read.
+    """
     return {"timeout": _PATIENCE + size / _SLOWEST} if "http" in storage.protocol else {}
 
 
-def _fetch(storage: Any, path: str, place: Path, most: int, options: dict[str, float]) -> None:
+def fetch(storage: Any, path: str, place: Path, most: int, options: dict[str, float]) -> None:
     """Copies a file of at most so many bytes; a web server may send more than it told, or no end.
+
+    Args:
+        storage: From `storage_of`, with `path`.
+        path: Of the file in it.
+        place: That is written.
+        most: Bytes.
+        options: From `timeout`.
 
     Raises:
         UrlError: It is larger.
@@ -297,7 +293,7 @@ def below(url: str) -> list[Below]:
         ['NILM/a.png', 'SCC/b.png']
     """
     with _opened(url) as (storage, path):
-        if storage.info(path, **_timeout(storage))["type"] == "file":
+        if storage.info(path, **timeout(storage))["type"] == "file":
             about = state(url)
             return [Below(url, "", int(about["bytes"]), str(about["key"]))]
         listed = sorted(_listed_below(storage, path), key=lambda each: each[0])
@@ -378,81 +374,6 @@ def beside(url: str, name: str) -> str | None:
             return None
 
 
-def local(url: str) -> Path:
-    """Copies a file to this machine, unless it lies there already.
-
-    Args:
-        url: The URL.
-
-    Returns:
-        The copy, of the same name. It stays until room is needed, the least recently used first.
-
-    Raises:
-        UrlError: As `state`, or if it cannot be copied.
-    """
-    found = state(url)
-    with _kept(url, f"{redaction.redacted(url)}\n{found['key']}", int(found["bytes"])) as folder:
-        copy = folder / name(url)
-        if not copy.exists():
-            _copy(url, copy, int(found["bytes"]))
-    return copy
-
-
-def local_folder(url: str) -> Path:
-    """Copies a folder to this machine, unless it lies there as its storage has it now.
-
-    A command that was killed goes on with the files that are missing.
-
-    Args:
-        url: Of the folder.
-
-    Returns:
-        The copy, of the same name, without hidden files. It stays as that of `local` does.
-
-    Raises:
-        UrlError: As `below`; if it is a file or holds none, or cannot be copied.
-    """
-    found = below(url)
-    if not found or not found[0].relative:
-        also = "; web servers list none" if is_web(url) else ""
-        raise UrlError(f"{url}: expected a folder with files{also}")
-    told = "\n".join([url, *(f"{file.relative} {file.key}" for file in found)])
-    with _kept(url, told, sum(file.bytes for file in found)) as folder:
-        copy = folder / name(url.rstrip("/"))
-        places = [(file.url, copy / file.relative, file.bytes) for file in found]
-        missing = [each for each in places if not each[1].exists()]
-        with (
-            futures.ThreadPoolExecutor(_AT_ONCE) as pool,
-            tqdm.tqdm(
-                desc=f"Copying {redaction.redacted(url)}",
-                total=len(missing),
-                unit="file",
-                disable=not missing,
-            ) as bar,
-        ):
-            for _ in pool.map(lambda each: _copy(*each), missing):
-                bar.update()
-    # Errors name files by where they lie here.
-    print(f"{copy.name}: a copy of {redaction.redacted(url)} in {copy.parent}", flush=True)
-    return copy
-
-
-def folder(value: str | os.PathLike, below: str = "") -> Path:
-    """Returns a folder of this machine: that of a path, or the copy of what is behind a URL.
-
-    Args:
-        value: Path, with `~` for the home directory, or URL.
-        below: Name of a folder in it that is meant; of a URL nothing else is copied.
-
-    Raises:
-        UrlError: As `local_folder`.
-    """
-    text = os.fspath(value)
-    if is_url(text):
-        return local_folder(inside(text, below))
-    return Path(text).expanduser() / below
-
-
 def inside(value: str, name: str) -> str:
     """Returns the path or URL of what lies in a folder.
 
@@ -481,78 +402,8 @@ def is_folder(value: str) -> bool:
             return False
 
 
-def file(value: str | os.PathLike) -> Path:
-    """Returns a file of this machine: that of a path, or the copy of what is behind a URL.
-
-    Raises:
-        UrlError: As `local`.
-    """
-    text = os.fspath(value)
-    return local(text) if is_url(text) else Path(text)
-
-
-@contextlib.contextmanager
-def _kept(url: str, told: str, size: int) -> Iterator[Path]:
-    """Gives the folder of a copy to one process at a time, with room in it.
-
-    Args:
-        url: Of what is copied.
-        told: What tells it from anything else.
-        size: Bytes.
-    """
-    folder = _cache(url) / hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    try:
-        folder.mkdir(exist_ok=True)
-        with files.locked(folder):
-            # Of a command that was killed; who holds the lock is alone here.
-            for partial in folder.rglob(".*.partial"):
-                partial.unlink()
-            if files.is_empty(folder):
-                _make_room(folder, size)
-            yield folder
-            os.utime(folder)
-    except Exception as error:
-        raise UrlError(f"{url}: cannot be copied to {folder.parent} ({_line(error)})") from None
-
-
-def _copy(url: str, place: Path, size: int) -> None:
-    """Copies a file of so many bytes; 0 where its storage does not tell."""
-    storage, path = _storage(url)
-    most = size or shutil.disk_usage(tempfile.gettempdir()).free
-    with files.replacing(place) as partial:
-        _fetch(storage, path, partial, most, _timeout(storage, size))
-        if size and (got := partial.stat().st_size) != size:
-            raise UrlError(
-                f"{place.name}: {got:,} bytes came of {size:,}; did it change meanwhile?"
-            )
-
-
-def _cache(url: str) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"pap_urls_{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.lstat()
-    # What is in it may be dropped: through a link that would be anything.
-    if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode):
-        raise UrlError(
-            f"{url}: {folder} is a link or belongs to another user; set TMPDIR to another folder"
-        )
-    return folder
-
-
-def _make_room(folder: Path, size: int) -> None:
-    """Drops what was not used for longest, while the disk would get too full."""
-    if size > (total := shutil.disk_usage(folder).total):
-        raise UrlError(f"{size:,} bytes, the disk has {total:,}")
-    others = [each for each in folder.parent.iterdir() if each != folder]
-    for other in sorted(others, key=lambda each: each.stat().st_mtime):
-        disk = shutil.disk_usage(folder)
-        if disk.free - size >= _FREE * disk.total:
-            return
-        shutil.rmtree(other, ignore_errors=True)
-
-
-def _line(error: Any) -> str:
-    """An error in one line."""
+def line(error: Any) -> str:
+    """Returns an error of a storage, or its words, in one line."""
     if isinstance(error, TimeoutError):
         return "does not answer in time"
     return " ".join((str(error) or type(error).__name__).split())

@@ -25,7 +25,7 @@ from replication.fields.read.field import Field, FieldError
 from replication.fields.scanned import scanned_fields
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, keras_settings, redaction, tables, urls
+from tfds_pap import copies, files, keras_settings, redaction, tables, urls
 from tfds_pap.errors import PapError
 
 TRUTH = "nuclei.csv"
@@ -254,7 +254,7 @@ def _slide(path: str, groups: Callable[[str], list[tuple[str, str]]]) -> str:
 
 
 def _groups(table: str) -> list[tuple[str, str]]:
-    return [(row["file"], row["group"]) for _, row in tables.read(urls.file(table), _GROUPS)]
+    return [(row["file"], row["group"]) for _, row in tables.read(copies.file(table), _GROUPS)]
 
 
 def beside(path: str, name: str) -> str | None:

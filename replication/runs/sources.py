@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets.public_api as tfds
 
 from replication.learning import recipes
-from tfds_pap import layouts, preparing, stage1_folders, urls
+from tfds_pap import copies, layouts, preparing, stage1_folders, urls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Sources:
         if stage == 2:
             return self.own
         if self.backgrounds:
-            return stage1_folders.against_backgrounds(self.own, urls.folder(self.backgrounds))
+            return stage1_folders.against_backgrounds(self.own, copies.folder(self.backgrounds))
         place: Any = self.rois or Path(_kept_for_this_process().name)
-        return stage1_folders.cut_out(urls.folder(self.annotated_fields or ""), place)
+        return stage1_folders.cut_out(copies.folder(self.annotated_fields or ""), place)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from replication.measures.predictions import Predictions
 from replication.runs import environment, publication, results
 from replication.runs.directory import RunDirectory
 from replication.verification.figures import Checked, Rule, tables
-from tfds_pap import files, folders, layouts, urls
+from tfds_pap import copies, files, folders, layouts
 from tfds_pap.errors import PapError
 
 _RULE = Rule()
@@ -259,7 +259,7 @@ def _fingerprint(name: str, stated: Mapping[str, str], *, drawn: bool) -> str:
     if name == "pap_folders" and "folders" in stated:
         return folders.listing_fingerprint(
             layouts.read(
-                urls.folder(stated["folders"]),
+                copies.folder(stated["folders"]),
                 stated.get("layout", "auto"),
                 groups_from=stated.get("groups_from"),
                 ignore=[one for one in stated.get("ignore", "").split(",") if one],
@@ -276,7 +276,7 @@ def _fingerprint(name: str, stated: Mapping[str, str], *, drawn: bool) -> str:
     if "manual_dir" not in stated:
         return ""
     builder = tfds.builder(f"{name}/original")
-    tree = urls.folder(stated["manual_dir"], builder.TREE)
+    tree = copies.folder(stated["manual_dir"], builder.TREE)
     if not tree.is_dir():
         raise PapError(f"{tree}: no such folder")
     return folders.fingerprint(tree, builder.CLASS_FOLDERS)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfds_pap import files, redaction, tree_files, urls
+from tfds_pap import copies, files, redaction, tree_files, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -468,7 +468,7 @@ def fingerprint(manual_dir: str | None) -> dict[str, str]:
         return {}
     found = {}
     for tree in ("DB_3", "DB_4"):
-        root = urls.folder(manual_dir, tree)
+        root = copies.folder(manual_dir, tree)
         if not root.is_dir():
             raise PapError(f"--manual_dir={manual_dir}: no folder {tree} in it")
         digest = hashlib.sha256()

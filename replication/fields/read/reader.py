@@ -12,7 +12,7 @@ import numpy as np
 
 from replication.fields.read.field import ArrayField, Field, FieldError
 from replication.fields.read.rescaled import SAME_MPP, Rescaled
-from tfds_pap import folders, images, redaction, urls
+from tfds_pap import copies, folders, images, redaction, urls
 
 #: Endings of slides, beside those of images that folders are searched for.
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
@@ -90,7 +90,7 @@ def local(path: str) -> Path:
         shown = redaction.redacted(path)
         raise FieldError(f"{shown}: a slide of several files has no URL; copy them to this machine")
     try:
-        return urls.local(path)
+        return copies.local(path)
     except urls.UrlError as error:
         raise FieldError(str(error)) from None
 
