@@ -215,3 +215,20 @@ def test_a_folder_of_others_beside_a_table_is_neither_used_nor_removed(tmp_path,
 def test_a_table_where_nothing_can_be_made_is_one_plain_line():
     with pytest.raises(PapError, match=r"^--csv=/proc/x\.csv: cannot be written \([A-Z][a-z ]+\)$"):
         blocks.opened(Path("/proc/x.csv"))
+
+
+def test_a_block_keeps_no_secret_and_is_the_same_when_its_url_is_signed_again(
+    work, apart, manual_dir, tmp_path, computed
+):
+    picture = next((manual_dir / "DB_4" / "train" / "4").glob("*.jpg")).read_bytes()
+    kept_in = blocks.opened(tmp_path / "a.csv")
+    tables = []
+    for signature in ("be57ed", "feed"):
+        key = f"/SCC/a.jpg?X-Amz-Signature={signature}"
+        apart.pipe(key, picture)
+        images = [(f"memory:/{key}", "1")]
+        tables.append(table(tmp_path / "a.csv", work, images, kept_in=kept_in))
+    assert tables[0] == tables[1] and b"SCC/a.jpg?X-Amz-Signature=***,SCC," in tables[0]
+    assert computed == [0]
+    (block,) = kept_in.glob("block_*")
+    assert "be57ed" not in block.read_text() and "a.jpg?X-Amz-Signature=***" in block.read_text()
