@@ -181,7 +181,8 @@ def test_verify_asks_no_url_for_a_directory_and_names_the_folders_that_it_reads(
         return one
 
     url = f"{behind('memory')}DB_4/train"
-    assert checked(tree).place == f"images of pap_folders in {tree}" and checked(tree).same == 1
+    said = f"images of pap_folders (read: {tree}): 1 figure, same to the bit"
+    assert list(checked(tree).lines()) == [said]
     assert checked(url).same == 1 and not checked(url).different
     with urls.unasked("the directory names it"):
         unread = checked(url)

@@ -220,8 +220,7 @@ def images(run: RunDirectory) -> Iterator[Checked]:
     stated = {name: value for name in _FLAGS if (value := flag(typed, name))}
     for name, data in manifest.get("data", {}).items():
         place = stated.get("folders" if name == "pap_folders" else "manual_dir", "")
-        # Whoever made the directory chose it.
-        checked = Checked(f"images of {name}" + (f" in {place}" if place else ""))
+        checked = Checked(f"images of {name}", beside=place)
         try:
             now = _fingerprint(name, stated, drawn=manifest.get("source") == "phantom")
         except (PapError, OSError) as error:

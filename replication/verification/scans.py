@@ -234,8 +234,7 @@ def _archive(run: RunDirectory) -> Checked:
 
 def _evaluation(run: RunDirectory) -> Checked:
     told = sorted({one.info["truth"] for one in scanned_fields(run) if one.info["truth"]})
-    # Whoever made the directory chose it.
-    checked = Checked(f"{EVALUATION} by {', '.join(told)}" if told else EVALUATION)
+    checked = Checked(EVALUATION, beside=", ".join(told))
     stated = json.loads((run.path / EVALUATION).read_text("utf-8"))
     try:
         fields = [field for _, field in scan_evaluation.annotated_fields(run) if field]
