@@ -24,8 +24,8 @@ from tfds_pap import commands, keras_settings, path_flags
 _MANUAL_DIR = path_flags.define(
     "manual_dir",
     None,
-    "Folder that holds DB_3 and DB_4 (default: none, no images are looked at).",
-    path_flags.FOLDER,
+    "Folder that holds DB_3 and DB_4, or its URL (default: none, no images are looked at).",
+    path_flags.FOLDER_OR_URL,
 )
 _DATA_DIR = path_flags.define(
     "data_dir", None, "Where TFDS keeps prepared data (default: ~/tensorflow_datasets)."
@@ -90,7 +90,7 @@ def facts() -> Iterator[Fact]:
     yield from _prepared()
     yield from _computing()
     if _MANUAL_DIR.value:
-        yield from _trees(Path(_MANUAL_DIR.value))
+        yield from _trees(_MANUAL_DIR.value)
 
 
 def packages(requirements: Iterable[str]) -> Iterator[Fact]:
@@ -264,19 +264,21 @@ def _instructions() -> str:
     return ", ".join([name for name in wanted if name in flags_line][:2]) or "no AVX"
 
 
-def _trees(manual_dir: Path) -> Iterator[Fact]:
+def _trees(manual_dir: str) -> Iterator[Fact]:
     import tensorflow_datasets.public_api as tfds
 
     import tfds_pap  # noqa: F401  (registers the builders)
-    from tfds_pap import folders
+    from tfds_pap import copies, folders, urls
 
     for name in ("pap_db3", "pap_db4"):
         builder = tfds.builder(f"{name}/original", data_dir=str(_data_dir()))
         try:
             tree = folders.read_tree(
-                manual_dir / builder.TREE, builder.CLASS_FOLDERS, published=builder.PUBLISHED_COUNTS
+                copies.folder(manual_dir, builder.TREE),
+                builder.CLASS_FOLDERS,
+                published=builder.PUBLISHED_COUNTS,
             )
-        except folders.TreeError as error:
+        except (folders.TreeError, urls.UrlError) as error:
             mend = "lay the images out as README says"
             yield Fact("bad", builder.TREE, str(error).splitlines()[0], mend)
             continue

@@ -23,7 +23,7 @@ from replication.flags import images as image_flags
 from replication.flags import shared
 from replication.runs.directory import RunDirectory
 from replication.whole_paper import plan, work
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, path_flags, redaction
 from tfds_pap.errors import PapError
 
 _MANUAL_DIR = shared.manual_dir("DB_3 and DB_4, and perhaps whole fields in fields/")
@@ -146,7 +146,7 @@ def _identity(settings: plan.Settings) -> dict[str, Any]:
 
 
 def _program() -> str:
-    return shlex.join(["python", "-m", "replication.paper", *sys.argv[1:]])
+    return redaction.redacted(shlex.join(["python", "-m", "replication.paper", *sys.argv[1:]]))
 
 
 def _limits(

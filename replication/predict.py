@@ -7,7 +7,6 @@ Stage 1 says how likely a cell is in the middle of the image, stage 2 which clas
 likely HSIL or SCC is, and whether it would rather leave the image to a person.
 """
 
-import shutil
 import time
 from pathlib import Path
 
@@ -71,8 +70,7 @@ def main(argv: list[str]) -> None:
             for one in blocks.named(work, images, kept_in=kept_in, client=client):
                 output.write(one.path, one.answer, truth=one.truth, cell=one.cell)
     if kept_in:
-        # Some network file systems keep the lock in it for as long as this process has it open.
-        shutil.rmtree(kept_in, ignore_errors=True)
+        blocks.close(kept_in)
     if len(images) <= len(output.rows):
         output.print_table()
     else:

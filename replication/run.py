@@ -33,15 +33,16 @@ _BACKGROUNDS = path_flags.define(
     "backgrounds",
     None,
     "With --folders: images without a cell, against which the first stage learns those of "
-    "--folders (default: none).",
-    path_flags.FOLDER,
+    "--folders; a URL is copied to this machine first (default: none).",
+    path_flags.FOLDER_OR_URL,
 )
 _ANNOTATED_FIELDS = path_flags.define(
     "annotated_fields",
     None,
     "With --folders: whole fields and their nuclei.csv (field,x,y,label; every nucleus); ROIs of "
-    "the first stage are cut out of them, and they are read at the end (default: none).",
-    path_flags.FOLDER,
+    "the first stage are cut out of them, and they are read at the end; a URL is copied to this "
+    "machine first (default: none).",
+    path_flags.FOLDER_OR_URL,
 )
 _RUN_DIR = shared.run_dir(
     "Where the run is written (default: runs/phantom, runs/original or runs/<name of --folders>)."

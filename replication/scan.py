@@ -3,7 +3,7 @@
     python -m replication.scan --stage1=RUN --stage2=RUN field.jpg slide.svs folder/
     python -m replication.scan --stage1=RUN --stage2=RUN --phantom
     python -m replication.scan --stage1=RUN --slides=list.csv --cluster=local
-    python -m replication.scan --stage1=RUN s3://BUCKET/slide.svs
+    python -m replication.scan --stage1=RUN s3://BUCKET/slide.svs s3://BUCKET/folder
 
 An ROI slides over the field; stage 1 keeps those with a cell in their middle; of kept ones that lie
 together the most probable stays; stage 2 names it. Running the same command again resumes.

@@ -1,7 +1,7 @@
 """How stride, threshold and suppression radius move recall against cost, on annotated fields.
 
     python -m replication.scan_sweep --stage1=RUN --stage2=RUN --phantom
-    python -m replication.scan_sweep --stage1=RUN --stage2=RUN folder/
+    python -m replication.scan_sweep --stage1=RUN --stage2=RUN folder/ s3://BUCKET/folder
 
 A field is annotated by the `nuclei.csv` beside it. Writes sweep.html, sweep.csv, sweep.svg and
 sweep.png, and prints the table.
@@ -18,7 +18,7 @@ from absl import app, flags
 from replication.flags import fields as field_flags
 from replication.flags import shared
 from replication.runs import device
-from tfds_pap import commands, files, path_flags
+from tfds_pap import commands, copies, files, path_flags, urls
 from tfds_pap.errors import PapError
 
 _PHANTOM, _PHANTOM_FIELDS = shared.phantom(
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
     """Reads annotated fields in every setting; writes and prints what that finds and costs."""
     if _PHANTOM.value == (len(argv) > 1):
         raise app.UsageError("expected annotated fields (field.jpg folder/ ...), or --phantom")
+    for argument in filter(urls.is_url, argv[1:]):
+        urls.check(argument)
     match_radius = field_flags.match_radius()
     strides = [int(number) for number in _numbers(_STRIDES, lowest=1, whole=True)]
     thresholds = _numbers(_THRESHOLDS, lowest=0, highest=1)
@@ -127,13 +129,15 @@ def _annotated(paths: Sequence[str], classes: Any) -> list[tuple[str, Any]]:
     from replication.fields.judge import truth
     from tfds_pap.tables import bare_name
 
-    tables: dict[Path, Any] = {}
+    tables: dict[str, Any] = {}
     annotated = []
     for path in paths:
-        table = field_flags.truth() or Path(path).parent / scan_directory.TRUTH
+        # Of a table that is not there, reading it says so.
+        expected = urls.inside(path.rpartition("/")[0], scan_directory.TRUTH)
+        table = scan_directory.truth_file(path, field_flags.truth()) or expected
         if table not in tables:
-            tables[table] = truth.read_nuclei(table, classes)
-        name = bare_name(Path(path).name)
+            tables[table] = truth.read_nuclei(copies.file(table), classes)
+        name = bare_name(urls.name(path))
         if name in tables[table]:
             annotated.append((path, tables[table][name]))
     if not annotated:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from tfds_pap import commands, path_flags
+from tfds_pap import commands, path_flags, urls
 from tfds_pap.errors import PapError
 
 _RUN_DIR = path_flags.define(
@@ -54,6 +54,12 @@ _PLACES = flags.DEFINE_multi_string(
     [],
     "With --csv: NAME=PATH, the place that a flag's DIR or a word such as WEIGHTS stands for in "
     "its commands, such as fields=PATH; may be given several times (default: none).",
+)
+_URLS = flags.DEFINE_bool(
+    "urls",
+    False,
+    "With --run_dir: ask the URLs that the directory names, with what this machine may read "
+    "(default: off; they are named, and not asked).",
 )
 _FACTOR = flags.DEFINE_float(
     "factor",
@@ -119,9 +125,12 @@ def _run(path: Path) -> bool:
             print("Not looked at: exported before versions had a manifest")
             continue
         scratch = Path(_SCRATCH.value or Path("runs") / f"verify-{path.resolve().name}")
-        with sent.one_error(run):
+        why = "" if _URLS.value else "the directory names it; --urls has it asked"
+        with sent.one_error(run), urls.unasked(why):
             kind = kinds.of(run)
-            program, typed = repeated.arguments(run, scratch) if _AGAIN.value else ("", [])
+            program, typed = "", list[str]()
+            if _AGAIN.value:
+                program, typed = repeated.arguments(run, scratch, urls=_URLS.value)
             changes = recomputed.packages(run)
             print(
                 f"Packages that differ: {len(changes) or 'none'}", *changes, sep="\n  ", flush=True

@@ -160,6 +160,17 @@ def manual_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Copies of URLs, and what is behind memory://, of this test alone; returns the latter."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    storage = fsspec.filesystem("memory")
+    storage.store.clear()
+    storage.pseudo_dirs[:] = [""]
+    return storage
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the session's prepared data lie."""

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from commands import command, start
@@ -176,3 +178,57 @@ def test_two_commands_do_not_write_one_table(tiny_run, manual_dir, tmp_path):
     csv = f"--csv={tmp_path / 'a.csv'}"
     done = command("replication.predict", f"--run_dir={tiny_run}", csv, manual_dir / "DB_4")
     assert done.returncode == 1 and f"process {os.getpid()} is at work there" in done.stderr
+
+
+def test_a_folder_of_others_beside_a_table_is_neither_used_nor_removed(tmp_path, capsys):
+    (theirs := tmp_path / "theirs").mkdir()
+    (kept_in := tmp_path / "a.csv.blocks").symlink_to(theirs)
+    with pytest.raises(PapError, match=rf"^{re.escape(str(kept_in))}: is a link, "):
+        blocks.opened(tmp_path / "a.csv")
+    assert not list(theirs.iterdir())
+    kept_in.unlink()
+    kept_in.mkdir()
+    (kept_in / "notes.txt").write_text("mine")
+    with pytest.raises(PapError, match=r"holds notes\.txt, which is no block of --csv"):
+        blocks.opened(tmp_path / "a.csv")
+    (kept_in / "notes.txt").unlink()
+    (theirs / "a").write_text("mine")
+    (kept_in / ".lock").symlink_to(theirs / "a")
+    with pytest.raises(PapError, match="cannot be written"):
+        blocks.opened(tmp_path / "a.csv")
+    (tmp_path / "a.csv.partial").symlink_to(theirs / "a")
+    with Output(tmp_path / "a.csv", None) as output:
+        output.write("a.png", "no answer")
+    assert (theirs / "a").read_text() == "mine" and not (tmp_path / "a.csv").is_symlink()
+    (kept_in / ".lock").unlink()
+    assert blocks.opened(tmp_path / "a.csv") == kept_in
+    (kept_in / "block_000000000_0.json").write_text("[]")
+    (kept_in / "notes.txt").write_text("mine")
+    blocks.close(kept_in)
+    assert [path.name for path in kept_in.iterdir()] == ["notes.txt"]
+    assert f"Note: {kept_in} is left there (Directory not empty)\n" == capsys.readouterr().out
+    (kept_in / "notes.txt").unlink()
+    blocks.close(kept_in)
+    assert not kept_in.exists()
+
+
+def test_a_table_where_nothing_can_be_made_is_one_plain_line():
+    with pytest.raises(PapError, match=r"^--csv=/proc/x\.csv: cannot be written \([A-Z][a-z ]+\)$"):
+        blocks.opened(Path("/proc/x.csv"))
+
+
+def test_a_block_keeps_no_secret_and_is_the_same_when_its_url_is_signed_again(
+    work, apart, manual_dir, tmp_path, computed
+):
+    picture = next((manual_dir / "DB_4" / "train" / "4").glob("*.jpg")).read_bytes()
+    kept_in = blocks.opened(tmp_path / "a.csv")
+    tables = []
+    for signature in ("be57ed", "feed"):
+        key = f"/SCC/a.jpg?X-Amz-Signature={signature}"
+        apart.pipe(key, picture)
+        images = [(f"memory:/{key}", "1")]
+        tables.append(table(tmp_path / "a.csv", work, images, kept_in=kept_in))
+    assert tables[0] == tables[1] and b"SCC/a.jpg?X-Amz-Signature=***,SCC," in tables[0]
+    assert computed == [0]
+    (block,) = kept_in.glob("block_*")
+    assert "be57ed" not in block.read_text() and "a.jpg?X-Amz-Signature=***" in block.read_text()

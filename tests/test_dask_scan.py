@@ -11,10 +11,13 @@ from slides import TILE, write_repeated
 
 from replication.fields import scan_directory, whole_fields
 from replication.runs import device
-from tfds_pap import cluster, files, phantom
+from tfds_pap import cluster, files, images, phantom
 from tfds_pap.errors import PapError
 
 pytest.importorskip("distributed")
+
+#: Of a field, what holds neither its path nor a time.
+_PARTS = ("cells.csv", "scores.npy", "heat_map.png", "overlay.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,29 @@ def test_a_cluster_that_is_not_there_is_one_line(two_stage_run, slides, value, s
     )
     assert done.returncode == 1 and said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_workers_read_a_folder_behind_a_url_as_one_process_reads_its_path(
+    two_stage_run, tmp_path, undrawn
+):
+    folder = tmp_path / "fields"
+    folder.mkdir()
+    pixels, _ = phantom.draw_field(1, width=300, height=260, cells=4)
+    (folder / "a b.png").write_bytes(images.encode_png(pixels))
+    (folder / "nuclei.csv").write_text("field,x,y,label\na b.png,150,130,HSIL\n")
+    scan(two_stage_run, [folder], tmp_path / "one")
+    url = f"file://{folder}"
+    with Cluster(tmp_path, 1) as machines, cluster.connected(str(machines.file)) as client:
+        client.wait_for_workers(1, timeout=60)
+        scan(two_stage_run, [url], tmp_path / "many", client)
+    one, many = (
+        [contents(tmp_path / name)[f"fields/{field.name}/{part}"] for part in _PARTS]
+        for name in ("one", "many")
+        for field in (tmp_path / name / "fields").iterdir()
+    )
+    assert one == many
+    (row,) = rows(tmp_path / "many")
+    assert row["field"] == f"{url}/a b.png" and row["state"] == "finished"
+    evaluations = [(tmp_path / name / "evaluation.json").read_bytes() for name in ("one", "many")]
+    assert evaluations[0] == evaluations[1]

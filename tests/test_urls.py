@@ -1,6 +1,8 @@
 """Slides behind URLs: copied once to the machine that reads, the same results as from a path."""
 
+import dataclasses
 import io
+import itertools
 import json
 import os
 import shutil
@@ -16,25 +18,21 @@ import numpy as np
 import pytest
 from commands import command
 
-from replication.fields import field_blocks, scan_directory, whole_fields
+from replication.fields import field_blocks, scan_directory, scan_evaluation, whole_fields
 from replication.fields.find.cells import Cells
 from replication.fields.read import reader
 from replication.fields.read.field import FieldError
-from replication.naming import reading
-from tfds_pap import folders, layouts, path_flags, phantom, urls
+from replication.naming import output, reading
+from replication.runs import environment
+from replication.runs.directory import RunDirectory
+from replication.verification import repeated
+from tfds_pap import copies, folders, layouts, path_flags, phantom, urls
 from tfds_pap.errors import PapError
 
 fsspec = pytest.importorskip("fsspec")
 
 
-@pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
-    """A cache and a memory of this test alone."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    storage = fsspec.filesystem("memory")
-    storage.store.clear()
-    storage.pseudo_dirs[:] = [""]
-    return storage
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def png(pixels):
@@ -48,16 +46,16 @@ def test_a_field_is_read_from_memory_as_from_a_file(apart, tmp_path):
         assert field.name == "a.png"
         np.testing.assert_array_equal(field.read(0, 0, 300, 200), pixels)
     assert list((tmp_path / f"pap_urls_{os.getuid()}").glob("*/*")) == [
-        urls.local("memory://slides/a.png")
+        copies.local("memory://slides/a.png")
     ]
 
 
 def test_processes_share_a_copy_and_a_changed_file_is_copied_again(tmp_path):
     source = tmp_path / "a.bin"
     source.write_bytes(b"one")
-    copy = urls.local(f"file://{source}")
+    copy = copies.local(f"file://{source}")
     assert copy.read_bytes() == b"one" and copy != source
-    code = f"from tfds_pap import urls; print(urls.local('file://{source}'))"
+    code = f"from tfds_pap import copies; print(copies.local('file://{source}'))"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     before = copy.stat().st_ino, copy.stat().st_mtime_ns
     told = subprocess.run(
@@ -65,7 +63,7 @@ def test_processes_share_a_copy_and_a_changed_file_is_copied_again(tmp_path):
     ).stdout
     assert told.strip() == str(copy) and before == (copy.stat().st_ino, copy.stat().st_mtime_ns)
     source.write_bytes(b"other")
-    assert urls.local(f"file://{source}").read_bytes() == b"other"
+    assert copies.local(f"file://{source}").read_bytes() == b"other"
 
 
 def test_who_comes_second_waits_for_the_copy(apart, monkeypatch):
@@ -83,7 +81,9 @@ def test_who_comes_second_waits_for_the_copy(apart, monkeypatch):
     monkeypatch.setattr(type(apart), "get_file", slowly)
     contents = []
     threads = [
-        threading.Thread(target=lambda: contents.append(urls.local("memory://a.bin").read_bytes()))
+        threading.Thread(
+            target=lambda: contents.append(copies.local("memory://a.bin").read_bytes())
+        )
         for _ in range(3)
     ]
     for thread in threads:
@@ -104,17 +104,17 @@ def test_a_copy_that_fails_leaves_nothing_that_looks_whole(apart, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(apart), "get_file", breaks)
         with pytest.raises(urls.UrlError, match=r"memory://a\.bin: .*\(the line went dead\)"):
-            urls.local("memory://a.bin")
-    assert urls.local("memory://a.bin").read_bytes() == b"whole"
+            copies.local("memory://a.bin")
+    assert copies.local("memory://a.bin").read_bytes() == b"whole"
 
 
 def test_the_least_recently_used_copies_make_room(apart, monkeypatch):
     for number, letter in enumerate("abc"):
         apart.pipe(f"/{letter}", b"12345")
-        os.utime(urls.local(f"memory://{letter}").parent, (number, number))
-    urls.local("memory://a")
+        os.utime(copies.local(f"memory://{letter}").parent, (number, number))
+    copies.local("memory://a")
     disk = namedtuple("disk", "total used free")
-    cache = urls.local("memory://a").parent.parent
+    cache = copies.local("memory://a").parent.parent
 
     def usage(_):
         used = 5 * len(list(cache.glob("*/*")))
@@ -122,7 +122,7 @@ def test_the_least_recently_used_copies_make_room(apart, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     apart.pipe("/d", b"12345")
-    urls.local("memory://d")
+    copies.local("memory://d")
     assert sorted(path.name for path in cache.glob("*/*")) == ["a", "c", "d"]
 
 
@@ -207,7 +207,7 @@ def test_no_more_is_read_of_a_file_than_is_expected(apart, tmp_path, monkeypatch
     with pytest.raises(PapError, match=r"^more than the 536,870,912 bytes expected$"):
         reading.read("memory://a.png")
     with pytest.raises(urls.UrlError, match=r"^memory://a\.png: .*more than the 11 bytes"):
-        urls.local("memory://a.png")
+        copies.local("memory://a.png")
 
 
 def test_a_picture_file_larger_than_any_picture_is_not_read(tmp_path):
@@ -226,25 +226,25 @@ def test_a_copy_that_is_shorter_than_listed_is_none(apart, monkeypatch):
     monkeypatch.setattr(urls, "below", lambda url: listed)
     apart.pipe("/cells/a.png", b"who")
     with pytest.raises(urls.UrlError, match=r"a\.png: 3 bytes came of 5; did it change meanwhile"):
-        urls.folder("memory://cells")
+        copies.folder("memory://cells")
 
 
 def test_what_the_disk_cannot_hold_drops_no_other_copy(apart, monkeypatch):
     apart.pipe("/a", b"1")
-    before = urls.local("memory://a")
+    before = copies.local("memory://a")
     monkeypatch.setattr(urls, "state", lambda url: {"bytes": 10**18, "key": "x"})
     with pytest.raises(urls.UrlError, match=r"1,000,000,000,000,000,000 bytes, the disk has"):
-        urls.local("memory://b")
+        copies.local("memory://b")
     assert before.exists()
 
 
 def test_what_a_killed_copy_left_is_removed(apart):
     apart.pipe("/a", b"1")
-    copy = urls.local("memory://a")
+    copy = copies.local("memory://a")
     copy.unlink()
     left = copy.with_name(".a.elsewhere.7.partial")
     left.write_bytes(b"half")
-    assert urls.local("memory://a").exists() and not left.exists()
+    assert copies.local("memory://a").exists() and not left.exists()
 
 
 def test_a_password_in_a_url_is_refused_and_told_nowhere():
@@ -307,7 +307,7 @@ def tree(apart, manual_dir):
 @pytest.mark.parametrize("storage", ["memory", "file"])
 def test_class_folders_behind_a_url_are_the_same_data_as_on_this_machine(storage, tree, tmp_path):
     url = "memory://cells/" if storage == "memory" else f"file://{tree}"
-    copy = urls.folder(url)
+    copy = copies.folder(url)
     assert copy.name == ("cells" if storage == "memory" else "train") and copy != tree
     listed, behind = layouts.read(tree), layouts.read(copy)
     assert [file.id for file in behind.files] == [file.id for file in listed.files]
@@ -320,7 +320,7 @@ def test_class_folders_behind_a_url_are_the_same_data_as_on_this_machine(storage
 
 
 def test_a_folder_is_copied_once_and_again_where_it_changed(apart, tree, monkeypatch):
-    copied, copy = [], urls._copy
+    copied, copy = [], copies._copy
 
     def counted(url, place, size):
         if len(copied) == 30:
@@ -328,20 +328,20 @@ def test_a_folder_is_copied_once_and_again_where_it_changed(apart, tree, monkeyp
         copied.append(url)
         copy(url, place, size)
 
-    monkeypatch.setattr(urls, "_copy", counted)
-    monkeypatch.setattr(urls, "_AT_ONCE", 1)
+    monkeypatch.setattr(copies, "_copy", counted)
+    monkeypatch.setattr(copies, "_AT_ONCE", 1)
     with pytest.raises(urls.UrlError, match=r"^memory://cells: cannot .*\(the line went dead\)$"):
-        urls.folder("memory://cells")
+        copies.folder("memory://cells")
     copied[:30] = ["before"]
-    first = urls.folder("memory://cells")
+    first = copies.folder("memory://cells")
     assert len(copied) == 1 + 10
-    assert urls.folder("memory://cells") == first and len(copied) == 11
+    assert copies.folder("memory://cells") == first and len(copied) == 11
     apart.pipe("/cells/1/another.jpg", b"1")
     apart.pipe("/cells/.cache/b.jpg", b"1")
     copied.clear()
     apart.pipe("/cells/1/groups.csv", b"file,group")
-    monkeypatch.setattr(urls, "_copy", copy)
-    second = urls.folder("memory://cells")
+    monkeypatch.setattr(copies, "_copy", copy)
+    second = copies.folder("memory://cells")
     assert second != first and second.name == "cells"
     names = {path.relative_to(second).as_posix() for path in second.rglob("*") if path.is_file()}
     assert {"1/another.jpg", "1/groups.csv"} < names and len(names) == 42
@@ -354,11 +354,11 @@ def test_what_is_no_folder_is_one_line(apart):
         ("memory://nowhere", "no such file or folder"),
     ):
         with pytest.raises(urls.UrlError, match=f"^{url}: {said}$"):
-            urls.folder(url)
+            copies.folder(url)
     # Keys of a bucket need be no paths.
     apart.store["/x/1//a.jpg"] = apart.store["/a.jpg"]
-    with pytest.raises(urls.UrlError, match=r"^memory://x: '/x/1//a.jpg' is no path of a file$"):
-        urls.folder("memory://x")
+    with pytest.raises(urls.UrlError, match=r"^memory://x: '/x/1/' is no path of a file$"):
+        copies.folder("memory://x")
 
 
 class Stage1:
@@ -429,6 +429,179 @@ def test_the_steps_of_a_cluster_give_what_one_process_gives(
     if skip_glass:
         scores = np.load(io.BytesIO((alone / "scores.npy").read_bytes()))
         assert "ROIs were taken for glass" in infos[0]["notes"][0] and (scores[-4:] == 0).all()
+
+
+def scanned(path, run, settings):
+    """Scans what a path or URL names, with stand-ins."""
+    stages = types.SimpleNamespace(stage1=Stage1(), stage2=Stage2(), about={})
+    run = RunDirectory.open(run, {})
+    run.update_manifest(settings=dataclasses.asdict(settings))
+    scan_directory.scan(run, reader.expand_fields([path]), stages, settings, workers=1)
+    return run
+
+
+def test_a_folder_of_fields_behind_a_url_is_read_as_on_this_machine(apart, tmp_path):
+    """With the tables beside them, byte for byte; a name may hold what URLs use otherwise."""
+    folder = tmp_path / "fields"
+    (folder / "b").mkdir(parents=True)
+    names = ["a 1%20.png", "b/c.png"]
+    for number, name in enumerate([*names, ".hidden.png"]):
+        pixels, _ = phantom.draw_field(number, width=400, height=300, cells=4, litter=0)
+        (folder / name).write_bytes(png(pixels))
+    (folder / "nuclei.csv").write_text("field,x,y,label\na 1%20.png,200,150,HSIL\n")
+    (folder / "groups.csv").write_text("file,group\na 1%20.png,slide 7\n")
+    for file in folder.rglob("*.*"):
+        apart.pipe(f"/lab/fields/{file.relative_to(folder)}", file.read_bytes())
+    settings = scan_directory.Settings(threshold=0.4)
+    runs = {}
+    for url in (str(folder), "memory://lab/fields/", f"file://{folder}"):
+        runs[url] = scanned(url, tmp_path / f"run{len(runs)}", settings)
+    alone, *others = (
+        [run.path / "fields" / name for name in run.manifest()["fields"]] for run in runs.values()
+    )
+    truths = []
+    for (url, run), folders_of_run in zip(runs.items(), [alone, *others], strict=True):
+        infos = [json.loads((each / "field.json").read_text()) for each in folders_of_run]
+        assert [info["path"] for info in infos] == [f"{url.rstrip('/')}/{name}" for name in names]
+        assert infos[0]["truth"] == f"{url.rstrip('/')}/nuclei.csv" and infos[1]["truth"] is None
+        table = scan_directory.summaries(run)
+        assert table["fields.csv"]["slide"].tolist() == ["slide 7", ""]
+        truths.append([truth for _, truth in scan_evaluation.annotated_fields(run)])
+        for one, other in zip(alone, folders_of_run, strict=True):
+            for name in ("scores.npy", "cells.csv", "heat_map.png", "overlay.jpg"):
+                assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        assert all(scan_directory.is_finished(run.path, info["path"], None) for info in infos)
+    for truth in truths:
+        assert truth[1] is None
+        assert len(truth[0].nuclei) == 1 and truth[0].nuclei.labels.tolist() == ["HSIL"]
+
+
+def test_a_folder_without_fields_and_a_file_without_an_ending_are_told(apart):
+    apart.pipe("/none/a.txt", b"1")
+    apart.pipe("/slide", b"1")
+    with pytest.raises(PapError, match=r"^memory://none: holds no field$"):
+        reader.expand_fields(["memory://none"])
+    assert reader.expand_fields(["memory://slide"]) == ["memory://slide"]
+    with pytest.raises(PapError, match=r"^memory://nowhere: no such file or folder$"):
+        reader.expand_fields(["memory://nowhere"])
+
+
+def test_no_secret_of_a_signed_url_is_written(apart, tmp_path, monkeypatch):
+    """Neither by a scan nor by names of cells; signed again, a field is the same one."""
+    pixels, _ = phantom.draw_field(5, width=300, height=300, cells=2, litter=0)
+    signed = [f"/a.png?id={n}&X-Amz-Signature=be57ed&X-Amz-Date={n}" for n in (1, 1, 2)]
+    signed[1] = signed[1].replace("be57ed", "feed")
+    for key in signed:
+        apart.pipe(key, png(pixels))
+    paths = [f"memory:/{key}" for key in signed]
+    shown = [f"memory://a.png?id={n}&X-Amz-Signature=***&X-Amz-Date=***" for n in (1, 1, 2)]
+    stages = types.SimpleNamespace(stage1=Stage1(), stage2=Stage2(), about={})
+    run = RunDirectory.open(tmp_path / "scan", {})
+    gone = "memory://gone.png?X-Amz-Signature=be57ed"
+    settings = scan_directory.Settings()
+    scan_directory.scan(run, [*paths, gone], stages, settings, workers=1)
+    ids = [scan_directory.field_id(path) for path in paths]
+    assert ids[0] == ids[1] != ids[2] and run.manifest()["fields"] == [ids[0], ids[2]]
+    assert [entry["path"] for entry in run.manifest()["unreadable"]] == [
+        "memory://gone.png?X-Amz-Signature=***"
+    ]
+    with output.Output(tmp_path / "scan" / "a.csv", tmp_path / "scan" / "a.json") as table:
+        for path in (*paths, gone):
+            table.write(path, reading.read_or_reason(path)[:0] or "no answer")
+    rows = (tmp_path / "scan" / "a.csv").read_text()
+    assert all(f"{url}," in rows for url in shown)
+    assert "be57ed" not in str(table.failed("x")) + str(table.rows)
+    monkeypatch.setattr("sys.argv", ["scan", "--x=1", *paths])
+    environment.describe(None)
+    run.update_manifest(environment=environment.describe(None))
+    assert run.manifest()["environment"]["repeat"]["arguments"] == ["--x=1", *shown]
+    with pytest.raises(PapError, match="is not whole, since secrets are not kept"):
+        arguments = {"program": "replication.scan", "arguments": shown}
+        run.update_manifest(environment={"repeat": arguments})
+        repeated.arguments(run, tmp_path)
+    written = [path for path in (tmp_path / "scan").rglob("*") if path.is_file()]
+    assert len(written) > 8
+    for path in written:
+        assert b"be57ed" not in path.read_bytes() and "be57ed" not in str(path), path
+
+
+class Nested:
+    """Listings without an end: a folder in a folder, or names without number."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def ls(self, folder, detail):
+        if self.kind == "deep":
+            return [{"name": f"{folder}/a", "type": "directory", "size": 0}]
+        entries = ({"name": f"{folder}/{n}", "type": "file", "size": 1} for n in itertools.count())
+        return entries
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("deep", "more than 64 folders in one another at 'a/a"),
+        ("wide", "more than the 1,000 files"),
+    ],
+)
+def test_a_listing_without_an_end_ends(apart, monkeypatch, kind, said):
+    apart.pipe("/x/a.png", b"1")
+    monkeypatch.setattr(urls, "_MOST_LISTED", 1_000)
+    monkeypatch.setattr(apart, "ls", Nested(kind).ls)
+    with pytest.raises(urls.UrlError, match=f"^memory://x: {said}"):
+        urls.below("memory://x")
+
+
+def test_what_may_not_be_listed_is_no_empty_folder(apart, monkeypatch):
+    apart.pipe("/x/a/b.png", b"1")
+    apart.pipe("/x/c.png", b"1")
+    listing = apart.ls
+
+    def partly(folder, **options):
+        if folder.endswith("/a"):
+            raise PermissionError("Access Denied")
+        return listing(folder, **options)
+
+    monkeypatch.setattr(apart, "ls", partly)
+    with pytest.raises(urls.UrlError, match=r"^memory://x: Access Denied$"):
+        urls.below("memory://x")
+
+
+@pytest.mark.parametrize("key", ["/x/../../a.png", "/x//a.png", "/x/./a.png"])
+def test_a_key_that_leads_elsewhere_is_refused(apart, key):
+    apart.store[key] = types.SimpleNamespace(size=1, created=0, modified=0, getvalue=bytes)
+    with pytest.raises(urls.UrlError, match=r"^memory://x: '.*' is no path of a file$"):
+        urls.below("memory://x")
+
+
+def test_links_of_this_machine_are_followed_but_in_no_circle(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"1")
+    (tree := tmp_path / "tree").mkdir()
+    (tree / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tree / "c").symlink_to(tmp_path / "elsewhere")
+    (tree / "d").symlink_to(tree)
+    (tree / "e").symlink_to(tree)
+    listed = urls.below(f"file://{tree}")
+    assert [(file.relative, file.bytes) for file in listed] == [("b.png", 1), ("c/a.png", 1)]
+    (tree / "f.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(urls.UrlError, match="no such file"):
+        urls.below(f"file://{tree}")
+
+
+def test_copies_go_through_no_link(apart, tmp_path):
+    apart.pipe("/a.png", b"1")
+    (home := tmp_path / "home").mkdir()
+    (tmp_path / f"pap_urls_{os.getuid()}").symlink_to(home)
+    with pytest.raises(urls.UrlError, match="is a link or belongs to another user; set TMPDIR"):
+        copies.local("memory://a.png")
+    assert not list(home.iterdir())
+
+
+def test_several_file_systems_in_one_another_are_refused():
+    with pytest.raises(urls.UrlError, match="expected one file system"):
+        urls.check("zip://a.png::memory://a.zip")
 
 
 def test_a_list_mixes_paths_and_urls(tmp_path):

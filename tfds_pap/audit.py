@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _MANUAL_DIR = path_flags.define(
     "manual_dir",
     None,
-    "Folder that holds DB_3 and DB_4 (default: none, phantoms are drawn).",
-    path_flags.FOLDER,
+    "Folder that holds DB_3 and DB_4, or its URL such as s3://BUCKET/FOLDER, of which each tree is "
+    "copied to this machine first (default: none, phantoms are drawn).",
+    path_flags.FOLDER_OR_URL,
 )
 _DATA_DIR = path_flags.define(
     "data_dir",

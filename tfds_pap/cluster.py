@@ -181,7 +181,7 @@ class Queue:
         """
         # Unpickled by the worker when its process is prepared: what a function's module imports
         # must find TensorFlow as this package wants it.
-        call = pickle.dumps((function, arguments))
+        call = _Call(pickle.dumps((function, arguments)))
         future = self._client.submit(_call, call, self._versions, pure=False)
         self._names[future] = name
         self._completed.add(future)
@@ -286,6 +286,13 @@ def see_one_gpu(worker: Any) -> None:
     # A second call would choose among the one that is left.
     if isinstance(worker, int) and len(gpus.visible()) > 1:
         os.environ.update(gpus.in_turn(worker))
+
+
+class _Call(bytes):
+    """A pickled call, which may hold a URL with a secret: Dask logs the arguments of what fails."""
+
+    def __repr__(self) -> str:
+        return f"<a call of {len(self)} bytes>"
 
 
 def _call(call: bytes, versions: dict[str, str]) -> Any:

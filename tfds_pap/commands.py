@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 
-from tfds_pap import keras_settings, urls
+from tfds_pap import keras_settings, redaction
 from tfds_pap.errors import PapError
 
 #: absl of a required flag that is not there.
@@ -83,7 +83,7 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         # A broken pipe of a connection is an error like others.
         if isinstance(error, BrokenPipeError) and _unread():
             sys.exit(UNREAD)
-        print(f"{_program()}: {urls.without_password(str(error))}", file=sys.stderr)
+        print(f"{_program()}: {redaction.redacted(_line(error))}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, PapError) else 1)
     finally:
         try:
@@ -91,6 +91,13 @@ def run(main: Callable[[list[str]], object], interrupted: str) -> None:
         except BrokenPipeError:
             # Else the interpreter tries again when it ends, and says that it could not.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _line(error: Exception) -> str:
+    """An error in words; of the system's own without its number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _say_plainly() -> None:

@@ -125,7 +125,8 @@ def hold(directory: Path) -> None:
     where = os.path.realpath(directory)
     if where in _held:
         return
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    # What is written into the lock must not go through a link into another file.
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from tfds_pap import layouts, path_flags, urls
+from tfds_pap import copies, layouts, path_flags, urls
 
 if TYPE_CHECKING:
     import tensorflow_datasets.public_api as tfds
@@ -94,12 +94,8 @@ def listing() -> layouts.Listing:
         folders.TreeError: If the tree cannot be used, or may be meant in several ways.
         urls.UrlError: If it lies behind a URL, and cannot be copied from there.
     """
-    root = urls.folder(_FOLDERS.value)
-    if urls.is_url(_FOLDERS.value):
-        # Errors name files by where they lie here.
-        print(f"{root.name}: a copy of {_FOLDERS.value} in {root.parent}", flush=True)
     return layouts.read(
-        root,
+        copies.folder(_FOLDERS.value),
         _LAYOUT.value,
         groups_from=_GROUPS_FROM.value,
         ignore=_IGNORE.value,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from absl import flags
 
-from tfds_pap import files, urls
+from tfds_pap import files, redaction, urls
 
 flags.disclaim_key_flags()
 
 #: What a place may have to be: a folder, a file, the directory of a run or search; a RESULT is that
 #: of any command, or holds the versions of a model; ANYTHING is not looked at. Only a FOLDER_OR_URL
-#: may be a URL: of a folder, which is looked for when it is read.
+#: may be a URL: of a folder, which is looked for when it is read, see `copies.folder`.
 FOLDER, FOLDER_OR_URL, FILE, RUN = "folder", "folder or URL", "file", "run"
 RESULT, ANYTHING = "result", ""
 
@@ -31,6 +31,12 @@ def _is_result(path: Path) -> bool:
     names = ("manifest.json", "saved_model.pb", "*/saved_model.pb")
     return path.is_dir() and any(True for name in names for _ in path.glob(name))
 
+
+#: Said where a URL is given to a flag that takes none.
+_NO_URL = (
+    "expected a path, not a URL: those are taken for --manual_dir, --folders, --backgrounds and "
+    "--annotated_fields, for slides in --slides, and for images to name and fields to scan"
+)
 
 _FAULTS: Mapping[str, Callable[[Path], str]] = {
     FOLDER: lambda path: "" if path.is_dir() else "no such folder",
@@ -58,14 +64,13 @@ class _PathParser(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
         if urls.is_url(argument):
             if not self._may_be_url:
-                raise ValueError(
-                    "expected a path, not a URL: those are taken for --folders, and for images to "
-                    "name and slides to scan"
-                )
+                raise ValueError(_NO_URL)
             try:
                 urls.check(argument)
             except urls.UrlError as error:
-                raise ValueError(str(error).removeprefix(f"{argument}: ")) from None
+                raise ValueError(
+                    str(error).removeprefix(f"{redaction.redacted(argument)}: ")
+                ) from None
             return argument
         path = Path(argument).expanduser()
         if fault := self._fault(path):
@@ -81,6 +86,8 @@ class _WordOrPathParser(flags.ArgumentParser):
         self._words, self._fault = words, fault
 
     def parse(self, argument: str) -> str:
+        if urls.is_url(argument):
+            raise ValueError(_NO_URL)
         if not is_word_or_path(argument, self._words):
             raise ValueError(self._fault)
         return argument

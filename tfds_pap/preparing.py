@@ -12,7 +12,16 @@ from pathlib import Path
 import tensorflow_datasets.public_api as tfds
 from google.protobuf import json_format
 
-from tfds_pap import class_table, files, folders, layouts, stored_classes, stored_groups
+from tfds_pap import (
+    class_table,
+    copies,
+    files,
+    folders,
+    layouts,
+    stored_classes,
+    stored_groups,
+    urls,
+)
 from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
@@ -28,11 +37,13 @@ def prepare(
     Args:
         name: "pap_db3" or "pap_db4".
         source: "original" or "phantom".
-        manual_dir: Folder that holds `DB_3` and `DB_4`; needed by "original" the first time.
+        manual_dir: Folder that holds `DB_3` and `DB_4`, or its URL, of which the tree is copied;
+            needed by "original" the first time.
         data_dir: Where TFDS keeps prepared data; None takes TFDS's own default.
 
     Raises:
         folders.TreeError: If the tree cannot be used.
+        urls.UrlError: If it lies behind a URL, and cannot be copied from there.
 
     Example:
         >>> builder = replication.prepare_images("pap_db4", "original", "drawn", "prepared")
@@ -42,6 +53,8 @@ def prepare(
     with _metadata_read(name, data_dir):
         builder = tfds.builder(f"{name}/{source}", data_dir=data_dir)
         _read_metadata(builder)
+    if manual_dir is not None and urls.is_url(str(manual_dir)):
+        manual_dir = copies.folder(manual_dir, builder.TREE).parent
     reuse = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
     if builder.is_prepared():
         now = _fingerprint_now(builder, manual_dir)

@@ -1,41 +1,28 @@
-"""Files and folders behind URLs such as s3://BUCKET/slide.svs: fsspec finds, reads and copies them.
-
-Copies lie below the temporary directory (TMPDIR), by the URL and by what its storage says of the
-file (ETag, generation, time), so that a file that changed is copied again. Several processes may
-ask for one file or folder: the first copies, the others wait. fsspec's own caches write a copy
-where others already find it.
+"""Files and folders behind URLs such as s3://BUCKET/slide.svs: fsspec finds and reads them.
 
 fsspec comes with Dask (extra `scale`), and is imported where a URL is given.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib import parse
 
-import tqdm
-
-from tfds_pap import files, tables, tree_files
+from tfds_pap import redaction, tables, tree_files
 from tfds_pap.errors import PapError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-#: Who asks, and the password: `//user:password@`.
-_PASSWORD = re.compile(r"//[^/\s:]*:[^/\s]*@")
-
-#: Share of the disk that copies leave free, where dropping older ones can.
-_FREE = 0.1
-
-#: Files of a folder that are copied at a time: storage far away answers late, and many at once.
-_AT_ONCE = 8
+#: Files and folders that a listing may have, and folders in one another: links may lead in circles.
+_MOST_LISTED, _DEEPEST = 10_000_000, 64
 
 #: Of a web server: seconds until it says something, and those for a file beside its bytes.
 _SILENCE, _PATIENCE = 60, 300
@@ -44,8 +31,19 @@ _SILENCE, _PATIENCE = 60, 300
 _SLOWEST = 2**15
 
 
+#: Why no URL is asked at present; "" where they are.
+_unasked = contextvars.ContextVar("_unasked", default="")
+
+
 class UrlError(PapError):
-    """A URL that cannot be read; the message is one line that names it."""
+    """A URL that cannot be read; the message is one line that names it, and no secret in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redaction.redacted(message))
+
+
+class MissingError(UrlError):
+    """There is no such file or folder."""
 
 
 def is_url(text: str) -> bool:
@@ -59,23 +57,23 @@ def is_url(text: str) -> bool:
 
 
 def name(url: str) -> str:
-    """Returns the name of a file without what is before it.
+    """Returns the name of a file without what is before it, and the parameters after it.
 
     Example:
-        >>> name("s3://bucket/slides/a.svs")
-        'a.svs'
+        >>> name("s3://bucket/slides/a.svs"), name("https://host/a%20b.svs?token=1")
+        ('a.svs', 'a b.svs')
     """
+    if is_web(url):
+        url = parse.unquote(re.split("[?#]", url)[0])
+    elif is_url(url):
+        # A key of a bucket may hold a question mark.
+        url = re.sub(r"\?[\w.-]+=.*", "", url, flags=re.DOTALL)
     return PurePosixPath(url).name
 
 
-def without_password(text: str) -> str:
-    """Returns a text in which no URL tells a password.
-
-    Example:
-        >>> without_password("https://me:secret@host/a.svs: no such file")
-        'https://***@host/a.svs: no such file'
-    """
-    return _PASSWORD.sub("//***@", text)
+def is_web(url: str) -> bool:
+    """Tells whether a URL is one of a web server, which lists no folders."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 def check(url: str) -> None:
@@ -88,12 +86,14 @@ def check(url: str) -> None:
         UrlError: If fsspec or its package for the protocol is not installed, or it knows none; if
             the URL holds a password, which tables and manifests would keep, or names no file.
     """
-    if _PASSWORD.search(url):
+    if redaction.holds_password(url):
         raise UrlError(
-            f"{without_password(url)}: a password in a URL would stand in tables and manifests; "
-            "give it in fsspec's configuration (~/.config/fsspec) or the storage's own"
+            f"{url}: a password in a URL is not taken; give it in fsspec's configuration "
+            "(~/.config/fsspec) or the storage's own"
         )
-    if name(url) in ("", ".."):
+    if "::" in url:
+        raise UrlError(f"{url}: expected one file system, not several in one another (::)")
+    if name(url.rstrip("/")) in ("", ".", ".."):
         raise UrlError(f"{url}: expected a URL that ends in a name")
     if importlib.util.find_spec("fsspec") is None:
         raise UrlError(f"{url}: needs fsspec: pip install 'pap-two-stage[scale]'")
@@ -118,10 +118,39 @@ def state(url: str) -> dict[str, int | str]:
         UrlError: As `check`; if there is no such file, or its storage does not answer.
     """
     with _opened(url) as (storage, path):
-        about = storage.info(path, **_timeout(storage))
+        about = storage.info(path, **timeout(storage))
         if about["type"] != "file":
             raise UrlError(f"{url}: expected a file, not a folder")
-        return {"bytes": int(about["size"] or 0), "key": str(storage.ukey(path))}
+        return {"bytes": int(about["size"] or 0), "key": _key(storage, path, about)}
+
+
+def _key(storage: Any, path: str, about: dict[str, Any]) -> str:
+    """What tells a version of a file from another one."""
+    if "http" not in storage.protocol:
+        return str(storage.ukey(path))
+    # fsspec takes files of the web for unchanging, and their URL, signature and all, for their key.
+    told = [about.get(name) for name in ("size", "ETag", "Content-MD5", "Digest", "Last-Modified")]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def unasked(why: str) -> Iterator[None]:
+    """Has every URL refused in a block, in this thread; nothing is asked of the network.
+
+    Args:
+        why: Is part of the errors; "" asks as ever.
+
+    Example:
+        >>> with unasked("somebody else names it"):
+        ...     read("s3://bucket/a.csv", 10)
+        Traceback (most recent call last):
+        tfds_pap.urls.UrlError: s3://bucket/a.csv: not asked (somebody else names it)
+    """
+    before = _unasked.set(why)
+    try:
+        yield
+    finally:
+        _unasked.reset(before)
 
 
 @contextlib.contextmanager
@@ -131,16 +160,20 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
     Raises:
         UrlError: As `check`; if there is no such file, or its storage does not answer.
     """
+    if why := _unasked.get():
+        raise UrlError(f"{url}: not asked ({why})")
     check(url)
     try:
-        yield _storage(url)
+        yield storage_of(url)
     except UrlError as error:
-        raise error if url in str(error) else UrlError(f"{url}: {error}") from None
+        raise (
+            error if redaction.redacted(url) in str(error) else UrlError(f"{url}: {error}")
+        ) from None
     except FileNotFoundError:
-        raise UrlError(f"{url}: no such file or folder") from None
+        raise MissingError(f"{url}: no such file or folder") from None
     # Each storage has errors of its own, which have nothing in common.
     except Exception as error:
-        raise UrlError(f"{url}: {_line(error)}") from None
+        raise UrlError(f"{url}: {line(error)}") from None
 
 
 def read(url: str, most: int) -> bytes:
@@ -155,15 +188,15 @@ def read(url: str, most: int) -> bytes:
     """
     with _opened(url) as (storage, path), tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "copy"
-        _fetch(storage, path, place, most, _timeout(storage))
+        fetch(storage, path, place, most, timeout(storage))
         return place.read_bytes()
 
 
-def _storage(url: str) -> tuple[Any, str]:
+def storage_of(url: str) -> tuple[Any, str]:
     """Returns the storage of a URL and the path in it.
 
     aiohttp's own end comes after five minutes, in the middle of a large slide; here that of a web
-    server which is silent, and with `_timeout` that of one which is slow.
+    server which is silent, and with `timeout` that of one which is slow.
     """
     import fsspec
 
@@ -174,16 +207,31 @@ def _storage(url: str) -> tuple[Any, str]:
         silence = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
         configured = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
         options["client_kwargs"] = {"timeout": silence, **configured}
-    return fsspec.url_to_fs(url, **options)
+    storage, path = fsspec.url_to_fs(url, **options)
+    # A process outlives what it was told of a bucket.
+    storage.invalidate_cache()
+    return storage, path
 
 
-def _timeout(storage: Any, size: int = 0) -> dict[str, float]:
-    """Returns the option that ends what takes a web server too long, in seconds."""
+def timeout(storage: Any, size: int = 0) -> dict[str, float]:
+    """Returns the option that ends what takes a web server too long, in seconds.
+
+    Args:
+        storage: From `storage_of`.
+        size: Bytes that are read.
+    """
     return {"timeout": _PATIENCE + size / _SLOWEST} if "http" in storage.protocol else {}
 
 
-def _fetch(storage: Any, path: str, place: Path, most: int, options: dict[str, float]) -> None:
+def fetch(storage: Any, path: str, place: Path, most: int, options: dict[str, float]) -> None:
     """Copies a file of at most so many bytes; a web server may send more than it told, or no end.
+
+    Args:
+        storage: From `storage_of`, with `path`.
+        path: Of the file in it.
+        place: That is written.
+        most: Bytes.
+        options: From `timeout`.
 
     Raises:
         UrlError: It is larger.
@@ -245,18 +293,10 @@ def below(url: str) -> list[Below]:
         ['NILM/a.png', 'SCC/b.png']
     """
     with _opened(url) as (storage, path):
-        if storage.info(path, **_timeout(storage))["type"] == "file":
+        if storage.info(path, **timeout(storage))["type"] == "file":
             about = state(url)
             return [Below(url, "", int(about["bytes"]), str(about["key"]))]
-        listed = []
-        for name, about in storage.find(path, detail=True).items():
-            parts = name.removeprefix(path).lstrip("/").split("/")
-            if about["type"] != "file" or any(map(tree_files.is_hidden, map(Path, parts))):
-                continue
-            # Keys of a bucket may be anything; what they name is made below a folder.
-            if not all(parts):
-                raise UrlError(f"{url}: {name!r} is no path of a file")
-            listed.append((parts, about))
+        listed = sorted(_listed_below(storage, path), key=lambda each: each[0])
     return [
         Below(
             f"{url.rstrip('/')}/{'/'.join(parts)}",
@@ -264,133 +304,106 @@ def below(url: str) -> list[Below]:
             int(about["size"] or 0),
             hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest(),
         )
-        for parts, about in sorted(listed, key=lambda each: each[0])
+        for parts, about in listed
     ]
 
 
-def local(url: str) -> Path:
-    """Copies a file to this machine, unless it lies there already.
+def _listed_below(storage: Any, root: str) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Yields what fsspec tells of each file below a folder, and the names on its way.
 
-    Args:
-        url: The URL.
-
-    Returns:
-        The copy, of the same name. It stays until room is needed, the least recently used first.
+    fsspec's own walk takes a folder that it may not read for an empty one, and has no end.
 
     Raises:
-        UrlError: As `state`, or if it cannot be copied.
+        UrlError: There is no end, or a name is no path of a file system.
     """
-    found = state(url)
-    with _kept(url, f"{url}\n{found['key']}", int(found["bytes"])) as folder:
-        copy = folder / name(url)
-        if not copy.exists():
-            _copy(url, copy, int(found["bytes"]))
-    return copy
+    folders: list[tuple[list[str], str]] = [([], root)]
+    count = 0
+    while folders:
+        above, folder = folders.pop()
+        if len(above) > _DEEPEST:
+            raise UrlError(f"more than {_DEEPEST} folders in one another at {'/'.join(above)!r}")
+        for about in storage.ls(folder, detail=True):
+            if (count := count + 1) > _MOST_LISTED:
+                raise UrlError(f"more than the {_MOST_LISTED:,} files expected in a folder")
+            if about.get("islink"):
+                if _leads_up(about["name"]):
+                    continue
+                # What it leads to; of a link that leads nowhere an error.
+                about = {**storage.info(about["name"]), "name": about["name"]}
+            name = about["name"][len(folder.rstrip("/")) + 1 :]
+            if about["type"] == "file" and name == "":
+                # Stores of objects have files that stand for their folders.
+                continue
+            # Keys of a bucket may be anything; what they name is made below a folder.
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise UrlError(f"{about['name']!r} is no path of a file")
+            if tree_files.is_hidden(Path(name)):
+                continue
+            if about["type"] == "directory":
+                folders.append(([*above, name], about["name"]))
+            elif about["type"] == "file":
+                yield [*above, name], about
 
 
-def local_folder(url: str) -> Path:
-    """Copies a folder to this machine, unless it lies there as its storage has it now.
+def _leads_up(link: str) -> bool:
+    """Whether a link of this machine leads to a folder above it, and would be followed for ever."""
+    where = os.path.realpath(link)
+    return where in tree_files.real_parents(Path(link).parent)
 
-    A command that was killed goes on with the files that are missing.
+
+def beside(url: str, name: str) -> str | None:
+    """Returns the URL of a file in the same folder; None where there is none.
+
+    A web server is not asked: it answers whatever it likes. Storage that hides what one may not
+    read is taken at its word.
 
     Args:
-        url: Of the folder.
-
-    Returns:
-        The copy, of the same name, without hidden files. It stays as that of `local` does.
+        url: Of a file.
+        name: Of the other one.
 
     Raises:
-        UrlError: As `below`; if it is a file or holds none, or cannot be copied.
+        UrlError: If the storage does not answer.
     """
-    found = below(url)
-    if not found or not found[0].relative:
-        raise UrlError(f"{url}: expected a folder with files")
-    told = "\n".join([url, *(f"{file.relative} {file.key}" for file in found)])
-    with _kept(url, told, sum(file.bytes for file in found)) as folder:
-        copy = folder / name(url.rstrip("/"))
-        places = [(file.url, copy / file.relative, file.bytes) for file in found]
-        missing = [each for each in places if not each[1].exists()]
-        with (
-            futures.ThreadPoolExecutor(_AT_ONCE) as pool,
-            tqdm.tqdm(
-                desc=f"Copying {url}", total=len(missing), unit="file", disable=not missing
-            ) as bar,
-        ):
-            for _ in pool.map(lambda each: _copy(*each), missing):
-                bar.update()
-    return copy
+    if is_web(url):
+        return None
+    where = f"{url.rpartition('/')[0]}/{name}"
+    with _opened(where) as (storage, path):
+        try:
+            return where if storage.info(path)["type"] == "file" else None
+        except (FileNotFoundError, PermissionError):
+            return None
 
 
-def folder(value: str) -> Path:
-    """Returns a folder of this machine: that of a path, or the copy of what is behind a URL.
+def inside(value: str, name: str) -> str:
+    """Returns the path or URL of what lies in a folder.
 
-    Args:
-        value: Path, with `~` for the home directory, or URL.
+    Example:
+        >>> inside("s3://bucket/", "DB_4"), inside("data", "DB_4"), inside("data", "")
+        ('s3://bucket/DB_4', 'data/DB_4', 'data')
+    """
+    if not is_url(value):
+        return str(Path(value) / name)
+    return f"{value.rstrip('/')}/{name}" if name else value
+
+
+def is_folder(value: str) -> bool:
+    """Tells whether a path or URL is that of a folder.
 
     Raises:
-        UrlError: As `local_folder`.
+        UrlError: If the storage does not answer.
     """
-    return local_folder(value) if is_url(value) else Path(value).expanduser()
+    if not is_url(value):
+        return Path(value).expanduser().is_dir()
+    with _opened(value) as (storage, path):
+        # The storages' own answer to this takes an error for a no.
+        try:
+            return bool(storage.info(path)["type"] == "directory")
+        except FileNotFoundError:
+            return False
 
 
-@contextlib.contextmanager
-def _kept(url: str, told: str, size: int) -> Iterator[Path]:
-    """Gives the folder of a copy to one process at a time, with room in it.
-
-    Args:
-        url: Of what is copied.
-        told: What tells it from anything else.
-        size: Bytes.
-    """
-    folder = _cache(url) / hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    try:
-        folder.mkdir(exist_ok=True)
-        with files.locked(folder):
-            # Of a command that was killed; who holds the lock is alone here.
-            for partial in folder.rglob(".*.partial"):
-                partial.unlink()
-            if files.is_empty(folder):
-                _make_room(folder, size)
-            yield folder
-            os.utime(folder)
-    except Exception as error:
-        raise UrlError(f"{url}: cannot be copied to {folder.parent} ({_line(error)})") from None
-
-
-def _copy(url: str, place: Path, size: int) -> None:
-    """Copies a file of so many bytes; 0 where its storage does not tell."""
-    storage, path = _storage(url)
-    most = size or shutil.disk_usage(tempfile.gettempdir()).free
-    with files.replacing(place) as partial:
-        _fetch(storage, path, partial, most, _timeout(storage, size))
-        if size and (got := partial.stat().st_size) != size:
-            raise UrlError(
-                f"{place.name}: {got:,} bytes came of {size:,}; did it change meanwhile?"
-            )
-
-
-def _cache(url: str) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"pap_urls_{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UrlError(f"{url}: {folder} belongs to another user; set TMPDIR to another folder")
-    return folder
-
-
-def _make_room(folder: Path, size: int) -> None:
-    """Drops what was not used for longest, while the disk would get too full."""
-    if size > (total := shutil.disk_usage(folder).total):
-        raise UrlError(f"{size:,} bytes, the disk has {total:,}")
-    others = [each for each in folder.parent.iterdir() if each != folder]
-    for other in sorted(others, key=lambda each: each.stat().st_mtime):
-        disk = shutil.disk_usage(folder)
-        if disk.free - size >= _FREE * disk.total:
-            return
-        shutil.rmtree(other, ignore_errors=True)
-
-
-def _line(error: Any) -> str:
-    """An error in one line."""
+def line(error: Any) -> str:
+    """Returns an error of a storage, or its words, in one line."""
     if isinstance(error, TimeoutError):
         return "does not answer in time"
     return " ".join((str(error) or type(error).__name__).split())

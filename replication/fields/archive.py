@@ -20,7 +20,7 @@ from replication.fields import field_blocks, scan_directory
 from replication.fields.find.stages import Stages
 from replication.fields.scan_directory import Settings
 from replication.runs.directory import RunDirectory
-from tfds_pap import cluster, files, urls
+from tfds_pap import cluster, files, redaction, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -116,21 +116,24 @@ class _Archive:
                     self._follow(path, step, outcome)
                 self._begin(waiting)
         unreadable = [
-            {"path": path, "reason": self._rows[path]["error"]}
-            for path in self._paths
-            if self._rows[path]["state"] == "failed"
+            {"path": row["field"], "reason": row["error"]}
+            for row in map(self._row, self._paths)
+            if row["state"] == "failed"
         ]
         bad = {entry["path"] for entry in unreadable}
-        ids = [scan_directory.field_id(path) for path in self._paths if path not in bad]
+        ids = [
+            scan_directory.field_id(path)
+            for path in self._paths
+            if self._row(path)["field"] not in bad
+        ]
         self._run.update_manifest(fields=ids, unreadable=unreadable)
 
     def _begin(self, waiting: list[str]) -> None:
         while waiting and len(self._open) < _AT_ONCE:
             path = waiting.pop(0)
             self._open[path] = _Open(path, time.perf_counter())
-            self._tell(
-                path, state="reading", attempts=int(self._rows[path]["attempts"] or 0) + 1, error=""
-            )
+            attempts = int(self._row(path)["attempts"] or 0) + 1
+            self._tell(path, state="reading", attempts=attempts, error="")
             self._put(path, "plan", field_blocks.plan)
 
     def _put(self, path: str, step: str, function: Any, *arguments: Any) -> None:
@@ -170,10 +173,9 @@ class _Archive:
             last = self._last(path) if then == "finish" else (_NAMED,)
             self._put(path, then, after, *last)
 
-    def _last(self, path: str) -> tuple[str, int, Path | None]:
+    def _last(self, path: str) -> tuple[str, int, str | None]:
         """What `finish` needs; a worker may be in a folder where paths mean something else."""
-        truth = scan_directory.truth_file(path, self._truth)
-        return path, _NAMED, None if truth is None else Path(truth)
+        return path, _NAMED, scan_directory.truth_file(path, self._truth)
 
     def _end(self, path: str, **told: Any) -> None:
         seconds = time.perf_counter() - self._open.pop(path).began
@@ -181,10 +183,14 @@ class _Archive:
         self._bar.update()
 
     def _tell(self, path: str, **told: Any) -> None:
-        row = self._rows.setdefault(path, dict.fromkeys(_COLUMNS, ""))
-        row.update(field=path, **told)
-        table = pd.DataFrame([self._rows[each] for each in self._paths if each in self._rows])
+        self._row(path).update(told)
+        table = pd.DataFrame([self._row(each) for each in self._paths])
         files.write_atomically(self._run.path / TABLE, table.to_csv(index=False))
+
+    def _row(self, path: str) -> dict[str, Any]:
+        """The row of a field, whose name tells no secret."""
+        name = redaction.redacted(path)
+        return self._rows.setdefault(name, {**dict.fromkeys(_COLUMNS, ""), "field": name})
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

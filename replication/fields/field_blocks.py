@@ -117,7 +117,7 @@ def name(work: Work, path: str, start: int, stop: int) -> None:
     _save(_named(folder, start), probabilities)
 
 
-def finish(work: Work, path: str, called: str, part: int, truth: Path | None) -> int:
+def finish(work: Work, path: str, called: str, part: int, truth: str | None) -> int:
     """Writes what a scan in one process writes, and removes the blocks; returns the cells.
 
     Args:

@@ -41,7 +41,7 @@ def forecast(
     Args:
         path: The scan directory, which is not made.
         models: The networks.
-        arguments: Files and folders of fields.
+        arguments: Files and folders of fields, and URLs of these.
         settings: Of the scan.
         phantoms: Above 0: so many drawn fields instead.
         workers: Threads.

@@ -1,13 +1,14 @@
 """Scans fields into a directory: field by field, resumed where it was left, and summed up."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from replication.fields.read.field import Field, FieldError
 from replication.fields.scanned import scanned_fields
 from replication.fields.show import pictures
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, keras_settings, tables, urls
+from tfds_pap import copies, files, keras_settings, redaction, tables, urls
 from tfds_pap.errors import PapError
 from tfds_pap.taxonomy import ROI_SIZE
 
 TRUTH = "nuclei.csv"
 GROUPS = "groups.csv"
+_GROUPS = ("file", "group")
 
 #: Of a field's files, what later commands take figures from.
 _READ_AGAIN = ("cells.csv", "scores.npy")
@@ -146,7 +148,7 @@ def scan(
                     seconds = {**field_scan.seconds, "pictures": time.perf_counter() - start}
                     advance(1 - _READING)
             except FieldError as error:
-                unreadable.append({"path": path, "reason": str(error)})
+                unreadable.append({"path": redaction.redacted(path), "reason": str(error)})
                 return
             write_field(folder, path, field, field_scan, seconds, truth)
 
@@ -159,10 +161,10 @@ def scan(
             fields.shutdown(wait=False, cancel_futures=True)
             blocks.shutdown(wait=False, cancel_futures=True)
             raise
-    order = {path: number for number, path in enumerate(paths)}
+    order = {redaction.redacted(path): number for number, path in enumerate(paths)}
     unreadable.sort(key=lambda entry: order[entry["path"]])
     bad = {entry["path"] for entry in unreadable}
-    ids = [field_id(path) for path in paths if path not in bad]
+    ids = [field_id(path) for path in paths if redaction.redacted(path) not in bad]
     run.update_manifest(fields=list(dict.fromkeys(ids)), unreadable=unreadable)
 
 
@@ -176,9 +178,9 @@ def field_id(path: str) -> str:
     Args:
         path: Of the field, or its URL.
     """
-    where = path if urls.is_url(path) else Path(path).resolve()
+    where = redaction.redacted(path) if urls.is_url(path) else Path(path).resolve()
     digest = hashlib.sha256(os.fsencode(where)).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(path).stem)[:60]}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(urls.name(path)).stem)[:60]}-{digest}"
 
 
 def sum_up(run: RunDirectory) -> pd.DataFrame:
@@ -211,10 +213,11 @@ def summaries(run: RunDirectory) -> dict[str, pd.DataFrame]:
     """
     done = scanned_fields(run)
     cells = [one.cells for one in done]
+    groups = functools.cache(_groups)
     rows = [
         {
             "field": one.info["path"],
-            "slide": _slide(Path(one.info["path"])),
+            "slide": _slide(one.info["path"], groups),
             "rois": one.info["rois"],
             "detections": one.info["detections"],
             **summary.flat(one.info),
@@ -245,13 +248,33 @@ def summaries(run: RunDirectory) -> dict[str, pd.DataFrame]:
     return made
 
 
-def _slide(path: Path) -> str:
-    groups = path.parent / GROUPS
-    if not groups.exists():
-        return ""
-    rows = tables.read(groups, ("file", "group"))
-    names = tables.Names([path.name])
-    return next((row["group"] for _, row in rows if names.find(row["file"])), "")
+def _slide(path: str, groups: Callable[[str], list[tuple[str, str]]]) -> str:
+    names = tables.Names([urls.name(path)])
+    table = beside(path, GROUPS)
+    return next((group for file, group in groups(table) if names.find(file)), "") if table else ""
+
+
+def _groups(table: str) -> list[tuple[str, str]]:
+    return [(row["file"], row["group"]) for _, row in tables.read(copies.file(table), _GROUPS)]
+
+
+def beside(path: str, name: str) -> str | None:
+    """Returns the path or URL of a table in the folder of a field; None where there is none.
+
+    Args:
+        path: Of the field, or its URL.
+        name: Of the table.
+
+    Raises:
+        FieldError: If the storage of a URL does not answer.
+    """
+    if urls.is_url(path):
+        try:
+            return urls.beside(path, name)
+        except urls.UrlError as error:
+            raise FieldError(str(error)) from None
+    table = Path(path).parent / name
+    return str(table) if table.exists() else None
 
 
 def is_finished(directory: Path, path: str, truth: Path | None) -> bool:
@@ -274,7 +297,8 @@ def _finished(folder: Path, path: str, truth: Path | None) -> bool:
         for name in _READ_AGAIN:
             files.verify(folder / name)
     except PapError as error:
-        tqdm.tqdm.write(f"Note: {str(error).partition(';')[0]}; scanning {path} again")
+        note = f"Note: {str(error).partition(';')[0]}; scanning {path} again"
+        tqdm.tqdm.write(redaction.redacted(note))
         return False
     try:
         return info["file"] == file_state(path) and info["truth"] == truth_file(path, truth)
@@ -301,17 +325,13 @@ def file_state(path: str) -> dict[str, int | str]:
     return {"bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
-def truth_file(path: str, truth: Path | None) -> str | None:
+def truth_file(path: str, truth: Path | str | None) -> str | None:
     """Returns the file of a field's annotated nuclei: `truth`, or the one beside it, if any.
 
-    Beside a URL none is looked for.
+    Raises:
+        FieldError: If the storage of a URL does not answer.
     """
-    if truth is not None:
-        return str(truth)
-    if urls.is_url(path):
-        return None
-    beside = Path(path).parent / TRUTH
-    return str(beside) if beside.exists() else None
+    return beside(path, TRUTH) if truth is None else str(truth)
 
 
 def write_field(
@@ -320,7 +340,7 @@ def write_field(
     field: Field,
     field_scan: scanner.FieldScan,
     seconds: dict[str, float],
-    truth: Path | None,
+    truth: Path | str | None,
     *,
     state: dict[str, int | str] | None = None,
 ) -> None:
@@ -352,7 +372,7 @@ def write_field(
     info = {
         "id": folder.name,
         "name": field.name,
-        "path": path,
+        "path": redaction.redacted(path),
         "file": state or file_state(path),
         "width": round(field.width * field.scale),
         "height": round(field.height * field.scale),

@@ -1,7 +1,5 @@
 """Measures the fields of a scan directory that have truth, and writes what came of it."""
 
-from pathlib import Path
-
 from replication.fields.find.lattice import Lattice
 from replication.fields.judge.counts import LOWEST, AnnotatedField, Detections
 from replication.fields.judge.evaluation import evaluate
@@ -11,7 +9,7 @@ from replication.fields.scanned import EVALUATION, ScannedField, scanned_fields
 from replication.fields.show import figures as field_figures
 from replication.fields.show import truth_layer
 from replication.runs.directory import RunDirectory
-from tfds_pap import files, tables
+from tfds_pap import copies, files, tables
 
 
 def evaluate_scan(
@@ -73,7 +71,7 @@ def annotated_fields(run: RunDirectory) -> list[tuple[ScannedField, AnnotatedFie
         path, nuclei = one.info["truth"], None
         if path is not None:
             if path not in truths:
-                truths[path] = read_nuclei(Path(path), one.classes)
+                truths[path] = read_nuclei(copies.file(path), one.classes)
             nuclei = truths[path].get(tables.bare_name(one.info["name"]))
         annotated = None
         if nuclei is not None:

@@ -18,7 +18,7 @@ from replication.runs import device, results
 from replication.runs import environment as run_environment
 from replication.runs.device import DevicePolicy
 from replication.runs.directory import RunDirectory
-from tfds_pap import phantom_set
+from tfds_pap import phantom_set, redaction, urls
 from tfds_pap.classes import Classes
 from tfds_pap.errors import PapError
 
@@ -136,7 +136,7 @@ def scan_and_report(
     Args:
         path: The scan directory.
         models: The networks.
-        arguments: Files and folders of fields.
+        arguments: Files and folders of fields, and URLs of these.
         settings: Of the scan.
         policy: The device policy in force.
         phantoms: Above 0: draw so many fields instead.
@@ -199,8 +199,8 @@ def scan_of_run(run: RunDirectory, place: str | None, count: int, policy: Device
     Args:
         run: A run of `replication.run`. Where it has no model of both stages there is nothing to
             scan with, and nothing is done.
-        place: Folder of fields; where it is not there nothing is scanned, which is said, and of ""
-            nothing is said. None draws phantoms.
+        place: Folder of fields, or its URL; where it is not there nothing is scanned, which is
+            said, and of "" nothing is said. None draws phantoms.
         count: Fields at most.
         policy: The device policy in force.
 
@@ -215,8 +215,8 @@ def scan_of_run(run: RunDirectory, place: str | None, count: int, policy: Device
     ]
     if not both or not count or place == "":
         return
-    if place is not None and not Path(place).is_dir():
-        print(f"No field is scanned: {place} does not exist")
+    if place is not None and not urls.is_folder(place):
+        print(f"No field is scanned: {redaction.redacted(place)} does not exist")
         return
     print(f"Whole fields, {both[0]} protocol:")
     scan_and_report(

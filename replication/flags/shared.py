@@ -49,12 +49,13 @@ def run_dir(help_text: str, *, finished: bool = False) -> flags.FlagHolder[str |
 
 
 def manual_dir(trees: str) -> flags.FlagHolder[str | None]:
-    """Defines --manual_dir, a folder that holds `trees` such as "DB_4"."""
+    """Defines --manual_dir, a folder that holds `trees` such as "DB_4", or its URL."""
     return path_flags.define(
         "manual_dir",
         None,
-        f"Folder that holds {trees} (default: none, phantoms are drawn).",
-        path_flags.FOLDER,
+        f"Folder that holds {trees}, or its URL such as s3://BUCKET/FOLDER, of which each tree is "
+        "copied to this machine first (default: none, phantoms are drawn).",
+        path_flags.FOLDER_OR_URL,
     )
 
 

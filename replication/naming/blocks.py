@@ -22,7 +22,7 @@ from replication.naming import annotated, reading
 from replication.naming.prediction import Prediction
 from replication.runs import results
 from replication.runs.directory import RunDirectory
-from tfds_pap import cluster, files, folders, urls
+from tfds_pap import cluster, files, folders, redaction, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Named:
     """What is known of an image.
 
     Attributes:
-        path: Of the image.
+        path: Of the image; of a URL no secret.
         answer: What the last stage says, or why there is no answer.
         truth: The class that its folder tells; "" where it tells none.
         cell: Stage 1's probability of a cell; None without stage 1.
@@ -118,7 +118,8 @@ class Block:
     def file(self) -> Path:
         """Where its answers lie; named by all that they depend on."""
         assert self.kept_in is not None
-        told = json.dumps([*map(str, dataclasses.astuple(self.work)), self.images])
+        images = [(redaction.redacted(path), state) for path, state in self.images]
+        told = json.dumps([*map(str, dataclasses.astuple(self.work)), images])
         key = hashlib.sha256(told.encode()).hexdigest()[:24]
         return self.kept_in / f"block_{self.first:09d}_{key}.json"
 
@@ -130,11 +131,45 @@ def opened(table: Path) -> Path:
         table: That is written of them.
 
     Raises:
-        PapError: Another process is at work on the same table.
+        PapError: Another process is at work on the same table; the place cannot be written; or what
+            is there is no folder of blocks.
     """
     folder = table.absolute().with_name(f"{table.name}.blocks")
-    files.hold(folder)
+    if folder.is_symlink():
+        raise PapError(f"{folder}: is a link, expected a folder of blocks; remove it")
+    try:
+        others = [each.name for each in folder.iterdir() if not _is_own(each)]
+    except FileNotFoundError:
+        others = []
+    except OSError as error:
+        raise PapError(f"--csv={table}: {folder}: {error.strerror}") from None
+    if others:
+        raise PapError(f"{folder}: holds {others[0]}, which is no block of --csv; move it away")
+    try:
+        files.hold(folder)
+    except OSError as error:
+        raise PapError(f"--csv={table}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is one of a block, half of one, or the lock, which NFS keeps under a name."""
+    return path.name.startswith(("block_", ".block_", ".lock", ".nfs"))
+
+
+def close(folder: Path) -> None:
+    """Removes the folder of `opened` with its blocks; says so where it stays.
+
+    Args:
+        folder: From `opened`.
+    """
+    try:
+        for path in filter(_is_own, folder.iterdir()):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError as error:
+        # Some network file systems keep the lock in it for as long as this process has it open.
+        print(f"Note: {folder} is left there ({error.strerror})")
 
 
 def named(
@@ -203,7 +238,7 @@ def _stored(block: Block) -> list[Named] | None:
     try:
         rows = json.loads(block.file.read_text())
         return [
-            Named(**{**row, "path": path, "answer": _prediction(row["answer"])})
+            Named(**{**row, "path": redaction.redacted(path), "answer": _prediction(row["answer"])})
             for (path, _), row in zip(block.images, rows, strict=True)
         ]
     except FileNotFoundError:
@@ -238,14 +273,15 @@ def _named(block: Block, advance: Callable[[int], object]) -> Iterator[Named]:
                 for stage, model in models.items()
             }
             for number, (path, data) in enumerate(zip(paths, contents, strict=True), start):
+                shown = redaction.redacted(path)
                 if isinstance(data, str):
-                    yield Named(path, data)
+                    yield Named(shown, data)
                     continue
                 of_stages = {stage: next(each) for stage, each in answers.items()}
-                one = _put_together(path, of_stages)
+                one = _put_together(shown, of_stages)
                 if work.annotated and isinstance(one.answer, Prediction):
                     # Images of several folders may share a name.
-                    name = f"{block.first + number:05d}_{Path(path).stem}.png"
+                    name = f"{block.first + number:05d}_{Path(urls.name(path)).stem}.png"
                     drawn = annotated.picture(data, one.answer, one.truth)
                     files.write_atomically(work.annotated / name, drawn)
                 yield one

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from replication.naming.prediction import Prediction
-from tfds_pap import taxonomy
+from tfds_pap import redaction, taxonomy
 from tfds_pap.classes import in_order_of_severity
 from tfds_pap.errors import PapError
 
@@ -125,7 +125,7 @@ class Output:
         """Takes the next image.
 
         Args:
-            image: Its path.
+            image: Its path, or its URL, of which no secret is written.
             answer: What the model says, or why it says nothing.
             **beside: Values of the columns `before`.
 
@@ -133,6 +133,7 @@ class Output:
             PapError: The prediction is of other classes than those before it.
             OSError: A file cannot be written.
         """
+        image = redaction.redacted(image)
         if isinstance(answer, str):
             self._fail(image, answer)
             self._emit({"image": image, "error": answer})
@@ -256,6 +257,9 @@ class Output:
         if path is None:
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
+        if _partial(path).is_symlink():
+            # Not written through it into another file.
+            _partial(path).unlink()
         # Names of files may be anything; what is no UTF-8 comes out as the bytes it was.
         file = _partial(path).open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._files[path] = file

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfds_pap import images, urls
+from tfds_pap import images, redaction, urls
 from tfds_pap.errors import PapError
 
 #: Of TIFF and BMP, which are never sent as they are.
@@ -28,7 +28,7 @@ def read(path: str | os.PathLike, *, max_bytes: int | None = None) -> bytes:
                 _check_size(int(urls.state(path)["bytes"]), max_bytes)
             data = urls.read(path, images.MAX_BYTES if max_bytes is None else max_bytes)
         except urls.UrlError as error:
-            raise PapError(str(error).removeprefix(f"{path}: ")) from error
+            raise PapError(str(error).removeprefix(f"{redaction.redacted(path)}: ")) from error
         return decodable(data)
     path = Path(path)
     try:

@@ -19,7 +19,7 @@ from replication.learning import features, heads, models, weights
 from replication.learning.knobs import HeadRecipe
 from replication.runs import automatic, fitting, memory, progress
 from replication.runs.device import DevicePolicy
-from tfds_pap import folders, phantom_set, pipeline
+from tfds_pap import copies, folders, phantom_set, pipeline
 from tfds_pap.splits import TRAIN, WHOLE
 
 #: Images of the batch whose forward pass is measured on a processor.
@@ -55,8 +55,8 @@ def images(builder: Any, manual_dir: str | None) -> Images:
 
     Args:
         builder: Of `tfds_pap`.
-        manual_dir: Folder of the user's trees; None where the images are drawn, or the builder
-            knows its own folder.
+        manual_dir: Folder of the user's trees, or its URL; None where the images are drawn, or the
+            builder knows its own folder.
 
     Raises:
         folders.TreeError: If the tree cannot be used.
@@ -71,7 +71,7 @@ def images(builder: Any, manual_dir: str | None) -> Images:
         tree = folders.check_listing(listing)
     else:
         tree = folders.read_tree(
-            Path(manual_dir or "") / builder.TREE,
+            copies.folder(manual_dir or "", builder.TREE),
             builder.CLASS_FOLDERS,
             published=builder.PUBLISHED_COUNTS,
         )

@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from replication.runs.device import DevicePolicy
+from tfds_pap import redaction
 
 _PACKAGES = (
     "tensorflow",
@@ -33,7 +34,7 @@ def describe(policy: DevicePolicy | None, program: str = "replication.run") -> d
         program: The module that was run.
     """
     described = {
-        "command": f"python -m {program} {shlex.join(sys.argv[1:])}".strip(),
+        "command": redaction.redacted(f"python -m {program} {shlex.join(sys.argv[1:])}".strip()),
         "repeat": {"program": program, "arguments": arguments()},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -55,13 +56,13 @@ def arguments() -> list[str]:
     """Returns what was typed, and every other flag of the command at its default.
 
     So a later version, whose defaults may be others, repeats the same. Paths stand as they were
-    typed; defaults hold none of this machine.
+    typed, URLs without what is secret in them; defaults hold none of this machine.
 
     Example:
         >>> arguments()[-1:]  # of a process that is no command
         []
     """
-    typed = sys.argv[1:]
+    typed = [redaction.redacted(word) for word in sys.argv[1:]]
     if not flags.FLAGS.is_parsed():
         return typed
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])

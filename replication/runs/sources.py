@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets.public_api as tfds
 
 from replication.learning import recipes
-from tfds_pap import layouts, preparing, stage1_folders
+from tfds_pap import copies, layouts, preparing, stage1_folders, urls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Sources:
 
     Attributes:
         kind: "phantom", "original" or "folders".
-        manual_dir: Folder of the authors' trees; of "folders" of their DB_3 alone, or None.
+        manual_dir: Folder of the authors' trees; of "folders" of their DB_3 alone, or None. This
+            and the two folders below may be URLs.
         data_dir: Where TFDS keeps prepared data; None takes its default.
         own: Of "folders": the lab's own images, of the second stage.
         backgrounds: Images without a cell, against which the first stage learns `own`.
@@ -36,12 +37,12 @@ class Sources:
 
     @property
     def fields(self) -> str | None:
-        """Folder of fields that are read at the end; None for drawn ones, "" for none."""
+        """Folder or URL of fields that are read at the end; None for drawn ones, "" for none."""
         if self.kind == "phantom":
             return None
         if self.annotated_fields:
             return self.annotated_fields
-        return str(Path(self.manual_dir or "") / "fields") if self.kind == "original" else ""
+        return urls.inside(self.manual_dir or "", "fields") if self.kind == "original" else ""
 
     def builder(self, stage: int) -> tfds.core.DatasetBuilder:
         """Returns the builder of a stage, prepared or not.
@@ -92,9 +93,9 @@ class Sources:
         if stage == 2:
             return self.own
         if self.backgrounds:
-            return stage1_folders.against_backgrounds(self.own, Path(self.backgrounds))
+            return stage1_folders.against_backgrounds(self.own, copies.folder(self.backgrounds))
         place: Any = self.rois or Path(_kept_for_this_process().name)
-        return stage1_folders.cut_out(Path(self.annotated_fields or ""), place)
+        return stage1_folders.cut_out(copies.folder(self.annotated_fields or ""), place)
 
 
 @functools.cache

@@ -68,6 +68,7 @@ class Checked:
         unjudged: Of figures that differ, how many have no interval to be judged by.
         different: What is different, in words: name, what is stated, what it is.
         notes: What was not compared, and why.
+        beside: What was read for it outside the directory, which whoever made that chose.
     """
 
     place: str
@@ -78,18 +79,20 @@ class Checked:
     unjudged: int = 0
     different: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    beside: str = ""
 
     def lines(self) -> Iterator[str]:
         """What came out, in words, the place first."""
+        by = f" (read: {self.beside})" if self.beside else ""
         if self.different:
             of = f"{len(self.different)} of {self.figures} figures" if self.figures else "all of it"
-            yield f"{self.place}: DIFFERENT: {of}"
+            yield f"{self.place}{by}: DIFFERENT: {of}"
             yield from (f"  {line}" for line in self.different[:_LISTED])
             if len(self.different) > _LISTED:
                 yield f"  and {len(self.different) - _LISTED} more"
         elif self.figures:
             noun = "figure" if self.figures == 1 else "figures"
-            yield f"{self.place}: {self.figures} {noun}, {self._verdict()}"
+            yield f"{self.place}{by}: {self.figures} {noun}, {self._verdict()}"
         yield from (f"{self.place}: {note}" for note in self.notes)
 
     def _verdict(self) -> str:

@@ -23,7 +23,7 @@ from replication.measures.predictions import Predictions
 from replication.runs import environment, publication, results
 from replication.runs.directory import RunDirectory
 from replication.verification.figures import Checked, Rule, tables
-from tfds_pap import files, folders, layouts, urls
+from tfds_pap import copies, files, folders, layouts
 from tfds_pap.errors import PapError
 
 _RULE = Rule()
@@ -219,7 +219,8 @@ def images(run: RunDirectory) -> Iterator[Checked]:
     typed = manifest.get("environment", {}).get("repeat", {}).get("arguments", [])
     stated = {name: value for name in _FLAGS if (value := flag(typed, name))}
     for name, data in manifest.get("data", {}).items():
-        checked = Checked(f"images of {name}")
+        place = stated.get("folders" if name == "pap_folders" else "manual_dir", "")
+        checked = Checked(f"images of {name}", beside=place)
         try:
             now = _fingerprint(name, stated, drawn=manifest.get("source") == "phantom")
         except (PapError, OSError) as error:
@@ -257,7 +258,7 @@ def _fingerprint(name: str, stated: Mapping[str, str], *, drawn: bool) -> str:
     if name == "pap_folders" and "folders" in stated:
         return folders.listing_fingerprint(
             layouts.read(
-                urls.folder(stated["folders"]),
+                copies.folder(stated["folders"]),
                 stated.get("layout", "auto"),
                 groups_from=stated.get("groups_from"),
                 ignore=[one for one in stated.get("ignore", "").split(",") if one],
@@ -274,7 +275,7 @@ def _fingerprint(name: str, stated: Mapping[str, str], *, drawn: bool) -> str:
     if "manual_dir" not in stated:
         return ""
     builder = tfds.builder(f"{name}/original")
-    tree = Path(stated["manual_dir"]).expanduser() / builder.TREE
+    tree = copies.folder(stated["manual_dir"], builder.TREE)
     if not tree.is_dir():
         raise PapError(f"{tree}: no such folder")
     return folders.fingerprint(tree, builder.CLASS_FOLDERS)

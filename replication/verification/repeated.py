@@ -12,7 +12,7 @@ import pandas as pd
 from replication.runs.directory import RunDirectory
 from replication.verification import figures
 from replication.verification.figures import Checked, Rule
-from tfds_pap import commands, files
+from tfds_pap import commands, files, redaction
 from tfds_pap.errors import PapError
 
 #: Commands that are repeated, and the flag that names the directory of each.
@@ -55,12 +55,13 @@ _TABLES: Mapping[str, Sequence[str]] = {
 }
 
 
-def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
+def arguments(run: RunDirectory, scratch: Path, *, urls: bool = False) -> tuple[str, list[str]]:
     """Returns the module that was run, and its arguments with other places to write to.
 
     Args:
         run: What is repeated.
         scratch: Below which the repeated command writes.
+        urls: Whether it may name URLs.
 
     Raises:
         PapError: The manifest names no command, or one that is not repeated, or a flag that is
@@ -79,6 +80,11 @@ def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
             f"{run.manifest_path}: {program} is not repeated, only {', '.join(PROGRAMS)}"
         )
     for word in typed:
+        if redaction.is_redacted(word):
+            raise PapError(
+                f"{run.manifest_path}: {word} is not whole, since secrets are not kept; type the "
+                "command with the URL, and compare"
+            )
         name = word.lstrip("-").partition("=")[0]
         # After a bare -- what follows are no flags.
         is_flag = word.startswith("-") and word.lstrip("-") != "" and name in _NOT_TAKEN
@@ -87,6 +93,8 @@ def arguments(run: RunDirectory, scratch: Path) -> tuple[str, list[str]]:
                 f"{run.manifest_path}: {word} is not repeated; type the command without it, and "
                 "compare"
             )
+        if "://" in word and not urls:
+            raise PapError(f"{run.manifest_path}: {word} is not asked without --urls")
     typed.append(f"--{PROGRAMS[program]}={scratch / 'run'}")
     if any(word.lstrip("-").startswith("features_dir") for word in typed):
         # Stored features would be taken for granted.

@@ -20,6 +20,7 @@ from replication.fields.find.cells import Cells
 from replication.fields.find.lattice import Lattice
 from replication.fields.judge.counts import Detections
 from replication.fields.judge.evaluation import evaluate
+from replication.fields.read.field import FieldError
 from replication.fields.scanned import EVALUATION, FOLDER, ScannedField, scanned_fields
 from replication.measures.decisions import Decision
 from replication.runs import results
@@ -71,8 +72,13 @@ def checks(run: RunDirectory) -> Iterator[Checked]:
     if not whole:
         # What readers refuse cannot be summed up, and the digests above say so.
         return
-    for name, table in scan_directory.summaries(run).items():
-        yield recomputed.table(run, name, table)
+    try:
+        summaries = scan_directory.summaries(run)
+    except FieldError as error:
+        yield Checked("fields.csv, cells.csv", notes=[f"not summed up again: {error}"])
+    else:
+        for name, table in summaries.items():
+            yield recomputed.table(run, name, table)
     if (run.path / archive.TABLE).exists():
         yield _archive(run)
     if (run.path / EVALUATION).exists():
@@ -176,6 +182,8 @@ def _info(
         checked.compare(f"lattice.{name}", info["lattice"][name], settings[name], _RULE)
     try:
         state = scan_directory.file_state(info["path"])
+    except FieldError as error:
+        checked.notes.append(f"whether it changed was not looked at: {error}")
     except (PapError, OSError):
         checked.notes.append(f"{info['path']} is not here; whether it changed was not looked at")
     else:
@@ -225,7 +233,8 @@ def _archive(run: RunDirectory) -> Checked:
 
 
 def _evaluation(run: RunDirectory) -> Checked:
-    checked = Checked(EVALUATION)
+    told = sorted({one.info["truth"] for one in scanned_fields(run) if one.info["truth"]})
+    checked = Checked(EVALUATION, beside=", ".join(told))
     stated = json.loads((run.path / EVALUATION).read_text("utf-8"))
     try:
         fields = [field for _, field in scan_evaluation.annotated_fields(run) if field]

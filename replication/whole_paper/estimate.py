@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from replication.fields.read import reader
 from replication.learning import features, recipes, training
 from replication.learning.knobs import HeadRecipe
 from replication.runs import device, dry_run
@@ -124,7 +125,7 @@ def _cost(name: str, known: _Measured) -> Cost:
         return Cost(start + _AUDIT_SECONDS * count, measured=False)
     if name == "scan":
         place = known.settings.fields
-        fields = len(list(place.glob("*.jpg"))) if place else _FIELDS
+        fields = len(reader.expand_fields([place])) if place else _FIELDS
         return Cost(start + _FIELD_SECONDS * fields, measured=False)
     return Cost(start, measured=False)
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfds_pap import files
+from tfds_pap import copies, files, redaction, tree_files, urls
 from tfds_pap.errors import PapError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Settings:
 
     Attributes:
         directory: Where everything is written, a folder a step.
-        manual_dir: Folder of DB_3 and DB_4; None draws images.
+        manual_dir: Folder of DB_3 and DB_4, or its URL; None draws images.
         images: Whose they are by declaration: "original", "stand-in" or None.
         data_dir: Where TFDS keeps prepared data; None takes its default.
         weights: As `pap compare --weights`: one for all, and NAME=... for single backbones.
@@ -86,10 +86,10 @@ class Settings:
         return found
 
     @property
-    def fields(self) -> Path | None:
-        """Whole fields that are read; None draws some."""
-        place = Path(self.manual_dir or "") / "fields"
-        return place if self.manual_dir and place.is_dir() else None
+    def fields(self) -> str | None:
+        """Folder or URL of whole fields that are read; None draws some."""
+        place = urls.inside(self.manual_dir or "", "fields")
+        return place if self.manual_dir and urls.is_folder(place) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Step:
     @property
     def command(self) -> str:
         """As a user types it."""
-        return shlex.join(["python", "-m", self.module, *self.arguments])
+        return redaction.redacted(shlex.join(["python", "-m", self.module, *self.arguments]))
 
 
 #: Files of a trained model that count. Reports and manifests hold times, and are no results.
@@ -311,7 +311,8 @@ def _defects(settings: Settings, limits: Mapping[str, Any], common: Sequence[str
 
 def _endings(settings: Settings, data: Sequence[str]) -> list[Step]:
     where = settings.directory
-    fields = [str(settings.fields)] if settings.fields else ["--phantom", "--phantom_fields=3"]
+    place = settings.fields
+    fields = [place] if place else ["--phantom", "--phantom_fields=3"]
     return [
         Step(
             "scan",
@@ -462,7 +463,8 @@ def fingerprint(manual_dir: str | None) -> dict[str, str]:
     """Returns what tells the images from any others: a digest over names and contents of a tree.
 
     Args:
-        manual_dir: Folder of DB_3 and DB_4; None for drawn images, which the code tells.
+        manual_dir: Folder of DB_3 and DB_4, or its URL; None for drawn images, which the code
+            tells.
 
     Raises:
         PapError: A tree is missing.
@@ -471,11 +473,14 @@ def fingerprint(manual_dir: str | None) -> dict[str, str]:
         return {}
     found = {}
     for tree in ("DB_3", "DB_4"):
-        root = Path(manual_dir) / tree
+        root = copies.folder(manual_dir, tree)
         if not root.is_dir():
             raise PapError(f"--manual_dir={manual_dir}: no folder {tree} in it")
         digest = hashlib.sha256()
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            # A copy of what is behind a URL has no hidden ones.
+            if any(map(tree_files.is_hidden, map(Path, path.relative_to(root).parts))):
+                continue
             digest.update(f"{path.relative_to(root)}\0{files.sha256(path)}\n".encode())
         found[f"images of {tree}"] = digest.hexdigest()[:16]
     return found

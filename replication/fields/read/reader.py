@@ -12,10 +12,13 @@ import numpy as np
 
 from replication.fields.read.field import ArrayField, Field, FieldError
 from replication.fields.read.rescaled import SAME_MPP, Rescaled
-from tfds_pap import folders, images, urls
+from tfds_pap import copies, folders, images, redaction, urls
 
 #: Endings of slides, beside those of images that folders are searched for.
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
+
+#: Endings of whatever is a field.
+_ANY = frozenset({*images.FORMATS, *_SLIDES})
 
 #: Endings of those whose pixels lie in other files.
 _SEVERAL = (".mrxs", ".vms", ".vmu")
@@ -83,10 +86,11 @@ def local(path: str) -> Path:
     """
     if not urls.is_url(path):
         return Path(path)
-    if path.lower().endswith(_SEVERAL):
-        raise FieldError(f"{path}: a slide of several files has no URL; copy them to this machine")
+    if urls.name(path).lower().endswith(_SEVERAL):
+        shown = redaction.redacted(path)
+        raise FieldError(f"{shown}: a slide of several files has no URL; copy them to this machine")
     try:
-        return urls.local(path)
+        return copies.local(path)
     except urls.UrlError as error:
         raise FieldError(str(error)) from None
 
@@ -95,28 +99,45 @@ def expand_fields(arguments: Iterable[str]) -> list[str]:
     """Returns the fields that arguments name: files as they are, of folders all below them.
 
     Args:
-        arguments: Files, folders and URLs of files; the latter are looked for when they are read.
+        arguments: Files, folders and URLs of these. What a URL names that ends as a field does is
+            looked for when it is read.
 
     Raises:
         folders.TreeError: One does not exist, or is a folder without a field.
+        urls.UrlError: A URL of a folder cannot be listed.
     """
     paths: list[str] = []
     for argument in arguments:
         if urls.is_url(argument):
-            paths.append(argument)
-            continue
-        path = Path(argument)
-        if not path.is_dir():
+            paths += _fields_behind(argument)
+        elif Path(argument).is_dir():
+            paths += map(str, _fields_of(argument, map(Path, folders.image_paths(argument, _ANY))))
+        else:
             paths += folders.expand_images([argument])
-            continue
-        below = folders.image_paths(path, {*images.FORMATS, *_SLIDES})
-        # A .mrxs keeps its pixels in a folder of its name.
-        inside = {each.with_suffix("") for each in below if each.suffix.lower() == ".mrxs"}
-        fields = [each for each in below if not inside.intersection(each.parents)]
-        if not fields:
-            raise folders.TreeError(f"{argument}: holds no field")
-        paths += map(str, fields)
     return paths
+
+
+def _fields_behind(url: str) -> list[str]:
+    ending = Path(urls.name(url)).suffix.lower()
+    # Web servers list no folders, and a list of slides is not asked for one by one.
+    if ending in {*_ANY, *_SEVERAL} or urls.is_web(url):
+        return [url]
+    listed = urls.below(url)
+    if listed and not listed[0].relative:
+        return [url]
+    url_of = {Path(each.relative): each.url for each in listed}
+    return [url_of[path] for path in _fields_of(url, url_of)]
+
+
+def _fields_of(folder: str, files: Iterable[Path]) -> list[Path]:
+    """Returns those of a folder's files that are fields, in their order."""
+    below = [path for path in files if path.suffix.lower() in _ANY]
+    # A .mrxs keeps its pixels in a folder of its name.
+    inside = {each.with_suffix("") for each in below if each.suffix.lower() == ".mrxs"}
+    fields = [each for each in below if not inside.intersection(each.parents)]
+    if not fields:
+        raise folders.TreeError(f"{redaction.redacted(folder)}: holds no field")
+    return fields
 
 
 def _slide(path: Path, file_mpp: float | None) -> Field | None:
