@@ -5,7 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import commands as typed
 import cv2
+import forking
 import numpy as np
 import pytest
 import tiny_net
@@ -114,6 +116,10 @@ def pytest_configure(config: pytest.Config) -> None:
             return
     # Every test runs with TensorFlow as the commands prepare it; who hands them out does without.
     commands.prepare_tensorflow()
+    if hasattr(config, "workerinput"):
+        # Its tests import all of it in any case: the fork has it for nothing.
+        forking.imported()
+    typed.fork()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
