@@ -114,6 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(compiled.cleanup)
         # Workers and commands inherit them.
         os.environ.update(_COMPILED, JAX_COMPILATION_CACHE_DIR=compiled.name)
+        # What is compiled runs for moments: to optimise it takes longer.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
         if config.getoption("numprocesses", None):
             return
     # Every test runs with TensorFlow as the commands prepare it; who hands them out does without.
