@@ -10,6 +10,7 @@ What still runs at the end of input is killed.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -82,6 +83,7 @@ def fork() -> tuple[TextIO, TextIO, int]:
         os._exit(1)
 
 
+@functools.cache
 def imported() -> None:
     """Imports what commands share; a module with flags would add them to every command."""
     from tfds_pap import commands
