@@ -12,8 +12,22 @@ import threading
 import time
 from pathlib import Path
 
+import forking
+
 #: Questions to the process that forks, and their answers, come in pairs.
 _LOCK = threading.Lock()
+
+#: By backend: what `fork` left for `_parent`.
+_FORKED = {}
+
+
+def fork():
+    """Forks the process that starts commands off this one, before it computes anything."""
+    import keras
+
+    # Elsewhere a fork of what has threads is not safe, or nothing says which files are open.
+    if sys.platform == "linux":
+        _FORKED[keras.backend.backend()] = forking.fork()
 
 
 def command(module, *arguments, timeout=280, **options):
@@ -109,20 +123,25 @@ class Started:
 
 def _ask(question, backend):
     with _LOCK:
-        parent = _parent(backend)
-        print(json.dumps(question), file=parent.stdin, flush=True)
-        return json.loads(parent.stdout.readline())
+        questions, answers = _parent(backend)
+        print(json.dumps(question), file=questions, flush=True)
+        return json.loads(answers.readline())
 
 
 @functools.cache
 def _parent(backend):
-    parent = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "forking.py")],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    if backend in _FORKED:
+        questions, answers, process = _FORKED[backend]
+        ended = functools.partial(os.waitpid, process, 0)
+    else:
+        parent = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "forking.py")],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        questions, answers, ended = parent.stdin, parent.stdout, parent.wait
     # It ends with its input, and its processor time is then counted with that of the tests.
-    atexit.register(lambda: (parent.stdin.close(), parent.wait()))
-    return parent
+    atexit.register(lambda: (questions.close(), ended()))
+    return questions, answers

@@ -1,11 +1,15 @@
 """Fixtures that several tests share: small trees of class folders."""
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import commands as typed
 import cv2
+import forking
 import numpy as np
 import pytest
 import tiny_net
@@ -32,14 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 #: processor seconds of each file, beside other work. The longest come first, so that workers end at
 #: about the same time.
 SLOW = {
-    "test_own_data": 87,
-    "test_search": 87,
-    "test_tutorial": 60,
+    "test_search": 79,
+    "test_run": 61,
+    "test_own_data": 60,
     "test_backends": 58,
-    "test_run": 75,
-    "test_scan": 37,
-    "test_benchmark": 36,
-    "test_dask_scan": 36,
+    "test_scan": 57,
+    "test_tutorial": 40,
+    "test_benchmark": 40,
     "test_export": 35,
     "test_search_tuner": 34,
     "test_detection": 33,
@@ -52,6 +55,7 @@ SLOW = {
     "test_hot_swap": 24,
     "test_compare": 23,
     "test_training": 23,
+    "test_dask_scan": 22,
     "test_comparison_report": 22,
     "test_weights": 22,
     "test_wheel": 22,
@@ -91,11 +95,12 @@ LONG = {
     "test_oracles": 26,
     "test_models": 20,
     "test_comparison": 16,
-    "test_paper": 15,
     "test_phantom": 11,
+    "test_paper_work": 9,
     "test_oracle_failures": 9,
     "test_builders": 8,
     "test_keras_settings": 8,
+    "test_paper": 6,
     "test_defences": 6,
     "test_deploy": 5,
 }
@@ -110,10 +115,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(compiled.cleanup)
         # Workers and commands inherit them.
         os.environ.update(_COMPILED, JAX_COMPILATION_CACHE_DIR=compiled.name)
+        # What is compiled runs for moments: to optimise it takes longer.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
         if config.getoption("numprocesses", None):
             return
     # Every test runs with TensorFlow as the commands prepare it; who hands them out does without.
     commands.prepare_tensorflow()
+    if hasattr(config, "workerinput"):
+        # Its tests import all of it in any case: the fork has it for nothing.
+        forking.imported()
+    typed.fork()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -152,12 +164,35 @@ def make_tree(
 
 
 @pytest.fixture(scope="session")
-def manual_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Returns what makes a folder, whichever worker needs it first; nobody changes it then."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, finished = shared / name, shared / f"{name}.finished"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                # Left by a worker that failed there.
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def manual_dir(once: Callable[..., Path]) -> Path:
     """DB_3 (no groups) and DB_4 (groups.csv) with a handful of images; do not change it."""
-    folder = tmp_path_factory.mktemp("manual")
-    make_tree(folder, "DB_3", train=10, validation=4)
-    make_tree(folder, "DB_4", train=10, validation=3, groups=5)
-    return folder
+
+    def make(folder: Path) -> None:
+        make_tree(folder, "DB_3", train=10, validation=4)
+        make_tree(folder, "DB_4", train=10, validation=3, groups=5)
+
+    return once("manual", make)
 
 
 @pytest.fixture
@@ -209,7 +244,7 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(manual_dir: Path, data_dir: Path, once: Callable[..., Path]) -> Path:
     """A finished run of stage 2, clean protocol: a small network, trained for a moment."""
     import keras
 
@@ -244,19 +279,22 @@ def tiny_run(manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPath
         optimizer="adam",
         published="P2.accuracy",
     )
+    # In each worker: tests find it prepared.
     builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    run = RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
-    policy = device.configure()
-    description.describe(run, {2: builder}, policy)
-    fitting.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
-    model_card.write(run)
-    return folder
+
+    def make(folder: Path) -> None:
+        run = RunDirectory.open(folder, {"source": "original", "data of stage 2": "tiny"})
+        policy = device.configure()
+        description.describe(run, {2: builder}, policy)
+        fitting.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
+        model_card.write(run)
+
+    return once("tiny_run", make)
 
 
 @pytest.fixture(scope="session")
 def two_stage_run(
-    tiny_run: Path, manual_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_run: Path, manual_dir: Path, data_dir: Path, once: Callable[..., Path]
 ) -> Path:
     """The run of `tiny_run` with the stage-1 CNN beside it, trained for a moment."""
     from replication.learning import recipes
@@ -264,17 +302,20 @@ def two_stage_run(
     from replication.runs.directory import RunDirectory
     from tfds_pap import preparing
 
-    folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "two_stages")
     builder = preparing.prepare("pap_db3", "original", manual_dir, data_dir)
-    run = RunDirectory.open(folder, {"data of stage 1": "tiny"})
-    policy = device.configure()
-    recipe = recipes.plan("clean", 1, phantoms=True, epochs=3)
-    fitting.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_run, folder)
+        run = RunDirectory.open(folder, {"data of stage 1": "tiny"})
+        policy = device.configure()
+        recipe = recipes.plan("clean", 1, phantoms=True, epochs=3)
+        fitting.run_fit(run, recipe, "clean", 0, builder=builder, policy=policy)
+
+    return once("two_stages", make)
 
 
 @pytest.fixture(scope="session")
-def exported_tiny(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_tiny(tiny_run: Path, once: Callable[..., Path]) -> Path:
     """A serving directory with the model of `tiny_run` as version 1; do not change it."""
     import keras
 
@@ -284,12 +325,14 @@ def exported_tiny(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from serving.model import assemble, graph
     from serving.store import publish
 
-    run = RunDirectory(tiny_run)
-    fit = results.choose_fits(run, "clean")[2]
-    decision, _ = decisions.of_fit(fit)
-    built = graph.Graph(keras.saving.load_model(fit.model_path), "bilinear", decision)
-    serving_dir = tmp_path_factory.mktemp("served") / "pap_stage2"
-    publish.publish(
-        serving_dir, lambda folder: assemble.write_version(folder, run, fit, built, "pap_stage2")
-    )
-    return serving_dir
+    def make(folder: Path) -> None:
+        run = RunDirectory(tiny_run)
+        fit = results.choose_fits(run, "clean")[2]
+        decision, _ = decisions.of_fit(fit)
+        built = graph.Graph(keras.saving.load_model(fit.model_path), "bilinear", decision)
+        publish.publish(
+            folder / "pap_stage2",
+            lambda version: assemble.write_version(version, run, fit, built, "pap_stage2"),
+        )
+
+    return once("served", make) / "pap_stage2"

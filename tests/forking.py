@@ -9,6 +9,8 @@ the status with which it ended, or null while it runs.
 What still runs at the end of input is killed.
 """
 
+import contextlib
+import functools
 import importlib
 import json
 import os
@@ -17,9 +19,21 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 import tiny_net
 
+TESTS = str(Path(__file__).parent)
+PACKAGES = (
+    "cv2",
+    "keras",
+    "keras_tuner",
+    "matplotlib.figure",
+    "sklearn.metrics",
+    "statsmodels.stats.proportion",
+    "tensorflow_datasets",
+)
+#: Of this package.
 SHARED = (
     "replication.comparison.steps",
     "replication.fields.whole_fields",
@@ -34,22 +48,56 @@ def main() -> None:
     """Imports what commands import, then forks for each line until there is no more."""
     # Commands must not find the tests' own modules.
     sys.path[0] = str(Path.cwd())
+    imported()
+    _serve()
+
+
+def fork() -> tuple[TextIO, TextIO, int]:
+    """Forks what `main` does off this process, which has computed nothing yet.
+
+    Returns:
+        Where its questions are written, where its answers are read, and its number.
+    """
+    asked, questions = os.pipe()
+    answers, answered = os.pipe()
+    if process := os.fork():
+        os.close(asked)
+        os.close(answered)
+        return os.fdopen(questions, "w"), os.fdopen(answers), process
+    try:
+        for number, file in enumerate((asked, answered)):
+            os.dup2(file, number)
+        # Whoever waits for the end of this process's pipes waits for this process alone.
+        for file in [*Path("/proc/self/fd").iterdir()]:
+            with contextlib.suppress(FileNotFoundError):
+                if int(file.name) > 2 and str(file.readlink()).startswith(("pipe:", "socket:")):
+                    os.close(int(file.name))
+        sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+        # Commands must not find the tests' own modules.
+        sys.path[:] = [str(Path.cwd()), *(each for each in sys.path if each != TESTS)]
+        _serve()
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(1)
+
+
+@functools.cache
+def imported() -> None:
+    """Imports what commands share; a module with flags would add them to every command."""
     from tfds_pap import commands
 
     commands.prepare_tensorflow()
-    import cv2  # noqa: F401
-    import keras  # noqa: F401
-    import keras_tuner  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import statsmodels.stats.proportion  # noqa: F401
-    import tensorflow_datasets  # noqa: F401
-
-    # What commands share of this package; a module with flags would add them to every command.
-    for module in SHARED:
+    for module in (*PACKAGES, *SHARED):
         importlib.import_module(module)
+
+
+def _serve() -> None:
     running = set()
     while line := sys.stdin.readline():
+        # Where tests run in one process alone, it has imported TensorFlow and no more.
+        imported()
         question = json.loads(line)
         if "poll" in question:
             answer = _ended(question["poll"], running)
@@ -60,6 +108,7 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
     for process in running:
         os.killpg(process, signal.SIGKILL)
+    os._exit(0)
 
 
 def _ended(process: int, running: set[int]) -> int | None:

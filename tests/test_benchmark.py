@@ -6,14 +6,16 @@ import json
 import time
 
 import pytest
+import tiny_net
 from commands import command, start
 from conftest import save_image
+from dask_machines import Cluster
 
 from replication.comparison import benchmark
 from replication.runs.directory import RunDirectory
 from replication.verification import recomputed
 
-MODEL = "mobilenetv2_035"
+MODEL = tiny_net.NAME
 FLAGS = (
     *("--weights=none", "--size=32", "--epochs=2", "--seeds=0,1", f"--backbones={MODEL}"),
     *("--folds=2", "--group_unit=slide", "--name=drawn noise", "--deterministic"),
@@ -44,7 +46,7 @@ def arguments(images, data_dir, tmp_path_factory):
 def killed(arguments, tmp_path_factory):
     """Killed once a head is finished, and run again."""
     run_dir = tmp_path_factory.mktemp("benchmark") / "killed"
-    process = start("replication.benchmark", *arguments, f"--run_dir={run_dir}")
+    process = start("replication.benchmark", *arguments, f"--run_dir={run_dir}", tiny=True)
     deadline = time.monotonic() + 200
     while not (first := [*run_dir.glob("group/*/*/fit.json")]):
         assert process.poll() is None and time.monotonic() < deadline
@@ -53,7 +55,7 @@ def killed(arguments, tmp_path_factory):
     process.wait()
     assert not (run_dir / benchmark.TABLE).exists()
     written = first[0].stat().st_mtime_ns
-    done = command("replication.benchmark", *arguments, f"--run_dir={run_dir}")
+    done = command("replication.benchmark", *arguments, f"--run_dir={run_dir}", tiny=True)
     assert done.returncode == 0, done.stderr
     assert first[0].stat().st_mtime_ns == written
     return run_dir, done.stdout
@@ -122,7 +124,9 @@ def test_a_killed_benchmark_ends_as_one_of_a_cluster(killed, arguments, tmp_path
     run_dir, _ = killed
     whole, directory = tmp_path / "whole", tmp_path / "features"
     places = (f"--run_dir={whole}", f"--features_dir={directory}")
-    done = command("replication.benchmark", *arguments, *places, "--cluster=local", draws=False)
+    with Cluster(tmp_path, 1, tiny=True) as machines:
+        places += (f"--cluster={machines.file}",)
+        done = command("replication.benchmark", *arguments, *places, draws=False, tiny=True)
     assert done.returncode == 0, done.stderr
     assert "Cluster tcp://127.0.0.1:" in done.stdout
     assert [*directory.glob("*/chunk_*.npz")]
@@ -137,7 +141,9 @@ def test_onnx_computes_features_for_a_directory_of_its_own(killed, arguments, tm
     assert identity_of(killed[0])["engine"] == "tensorflow"
     run_dir, directory, log = (tmp_path / name for name in ("onnx", "features", "log"))
     places = (f"--run_dir={run_dir}", f"--features_dir={directory}")
-    process = start("replication.benchmark", *arguments, *places, "--engine=onnx", stderr=log)
+    process = start(
+        "replication.benchmark", *arguments, *places, "--engine=onnx", stderr=log, tiny=True
+    )
     deadline = time.monotonic() + 200
     while not [*directory.glob("*/chunk_*.npz")]:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -174,7 +180,7 @@ def test_the_page_says_what_the_table_says(killed):
 
 
 def test_dry_run_writes_nothing_and_counts_heads(arguments, tmp_path):
-    done = command("replication.benchmark", *arguments, "--dry_run", cwd=tmp_path)
+    done = command("replication.benchmark", *arguments, "--dry_run", cwd=tmp_path, tiny=True)
     assert done.returncode == 0, done.stderr
     assert "Plan: 1 backbone, 24 images, 8 fits of heads, at most 16 epochs" in done.stdout
     assert done.stdout.endswith("results go to runs/benchmark-noise\n")

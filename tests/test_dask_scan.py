@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from commands import command
 from dask_machines import Cluster, kill_when
+from scanning import scan
 from slides import TILE, write_repeated
 
-from replication.fields import scan_directory, whole_fields
-from replication.runs import device
 from tfds_pap import cluster, files, images, phantom
 from tfds_pap.errors import PapError
 
@@ -31,18 +30,6 @@ def slides(tmp_path_factory):
     write_repeated(folder / "half.tif", tiles, pick, "deflate")
     (folder / "broken.tif").write_bytes(b"no slide")
     return folder
-
-
-def scan(run, paths, scan_dir, client=None, **changed):
-    return whole_fields.scan_and_report(
-        scan_dir,
-        whole_fields.Models(run, run),
-        [str(path) for path in paths],
-        settings=scan_directory.Settings(**{"threshold": 0.4, **changed}),
-        policy=device.configure(),
-        workers=1,
-        client=client,
-    )
 
 
 def contents(folder):
@@ -80,7 +67,7 @@ def test_a_killed_worker_and_a_killed_scheduler_cost_a_block(
         killer = threading.Thread(target=kill)
         killer.start()
         with pytest.raises(PapError, match="the scheduler of --cluster went away"):
-            scan(two_stage_run, paths, many, client)
+            scan(two_stage_run, paths, many, client=client)
         killer.join()
     half, broken = rows(many)
     assert (half["state"], half["attempts"], half["blocks"]) == ("reading", "1", "6")
@@ -92,7 +79,7 @@ def test_a_killed_worker_and_a_killed_scheduler_cost_a_block(
         cluster.connected(str(machines.file)) as client,
     ):
         client.wait_for_workers(1, timeout=60)
-        outcome = scan(two_stage_run, paths, many, client)
+        outcome = scan(two_stage_run, paths, many, client=client)
     assert contents(many) == contents(tmp_path / "one")
     assert len(outcome.unreadable) == 1
     half, broken = rows(many)

@@ -335,7 +335,7 @@ def test_a_killed_network_misses_no_epoch(work, tmp_path, monkeypatch):
 def test_a_dry_run_tells_fits_and_minutes_and_writes_nothing(tmp_path):
     done = command(
         "replication.defects", "--dry_run", "--defects=D1", "--seeds=0,1,2", "--size=32",
-        f"--data_dir={tmp_path}", cwd=tmp_path,
+        "--backbone=tiny", f"--data_dir={tmp_path}", cwd=tmp_path, tiny=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "P2's network: 6 fits, at most 54 epochs, about " in done.stdout

@@ -14,8 +14,6 @@ from tfds_pap import layouts, preparing
 from tfds_pap.pap_db3 import pap_db3_dataset_builder as pap_db3
 from tfds_pap.pap_db4 import pap_db4_dataset_builder as pap_db4
 
-SMALL = features.feature_spec("mobilenetv2_035", source="none", size=32)
-
 
 @pytest.fixture(scope="module")
 def policy():
@@ -74,7 +72,7 @@ def test_images_of_a_tree_are_counted_where_they_lie(tmp_path):
     assert sorted(images.index.labels) == [0, 0, 0, 1, 1]
 
 
-def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch):
+def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch, tiny_backbone):
     monkeypatch.chdir(tmp_path)
     rows = [
         (f"{split}/{number}", "", "NILM" if number % 2 else "SCC", split)
@@ -83,7 +81,7 @@ def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch):
     ]
     index, said = dry_run._index(rows, ("NILM", "SCC")), []
     lines, parts = dry_run.comparison(
-        {"a": SMALL},
+        {"a": features.feature_spec(tiny_backbone, source="none", size=32)},
         index,
         fits=3,
         recipe=HeadRecipe(epochs=2),
@@ -92,7 +90,7 @@ def test_a_comparison_counts_heads_and_features(tmp_path, policy, monkeypatch):
         say=said.append,
     )
     assert lines[0].startswith("Plan: 1 backbone, 28 images, 3 fits of heads, at most 6 epochs, ")
-    assert parts["features"] == 28 * 1280 * 4
+    assert parts["features"] == 28 * 8 * 4
     assert len(said) == 1 and said[0].startswith("a: ")
     assert contents(tmp_path) == []
 

@@ -1,6 +1,7 @@
 """`python -m replication.scan`: what it writes, resumes, refuses and survives."""
 
 import csv
+import functools
 import html
 import json
 import os
@@ -9,12 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import scanning
 from commands import command, start
 from tampering import change, differences, verified_again
 
-from replication.fields import scan_directory, whole_fields
 from replication.fields.find.cells import Cells
-from replication.runs import device
 from replication.runs.directory import RunDirectory
 from replication.verification import figures, kinds, repeated
 from tfds_pap import phantom, phantom_set
@@ -35,16 +35,8 @@ def fields(tmp_path_factory):
     return folder
 
 
-def scan(run, paths, scan_dir, **changed):
-    return whole_fields.scan_and_report(
-        scan_dir,
-        whole_fields.Models(run, run),
-        [str(path) for path in paths],
-        settings=scan_directory.Settings(**{"threshold": 0.4, **changed}),
-        policy=device.configure(),
-        workers=2,
-        complete_truth=True,
-    )
+#: Every nucleus of the fields above is in their truth.
+scan = functools.partial(scanning.scan, complete_truth=True)
 
 
 @pytest.fixture(scope="module")

@@ -73,8 +73,9 @@ pap.main()
 """
 
 
-def test_a_run_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
+def test_a_run_from_the_wheel_in_an_empty_folder(wheel, manual_dir, tmp_path):
     line = "run --epochs=1 --stages=1 --protocol=paper --scan_fields=0 --audit=off --data_dir=data"
+    line += f" --manual_dir={manual_dir} --images=stand-in"
     done = subprocess.run(
         [sys.executable, "-c", FROM_WHEEL, str(wheel), *line.split()],
         cwd=tmp_path,
@@ -84,5 +85,5 @@ def test_a_run_from_the_wheel_in_an_empty_folder(wheel, tmp_path):
         env=os.environ | {"PYTHONPATH": str(wheel)},
     )
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "runs/phantom/report.html").read_text()
+    page = (tmp_path / "runs/original/report.html").read_text()
     assert "</html>" in page and "Traceback" not in done.stderr

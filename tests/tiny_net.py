@@ -65,3 +65,4 @@ def register():
         recipe = recipes.RECIPES[protocol, 2]
         build = functools.partial(stage2, protocol)
         recipes.RECIPES[protocol, 2] = dataclasses.replace(recipe, build=build, size=STAGE2_SIZE)
+        recipes.PHANTOM_PRESET[protocol, 2]["size"] = STAGE2_SIZE
