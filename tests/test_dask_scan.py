@@ -117,7 +117,7 @@ def test_workers_read_a_folder_behind_a_url_as_one_process_reads_its_path(
     url = f"file://{folder}"
     with Cluster(tmp_path, 1) as machines, cluster.connected(str(machines.file)) as client:
         client.wait_for_workers(1, timeout=60)
-        scan(two_stage_run, [url], tmp_path / "many", client)
+        scan(two_stage_run, [url], tmp_path / "many", client=client)
     one, many = (
         [contents(tmp_path / name)[f"fields/{field.name}/{part}"] for part in _PARTS]
         for name in ("one", "many")
