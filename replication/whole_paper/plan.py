@@ -4,6 +4,7 @@ A step is one command of this project, as a user would type it; nothing here imp
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import shlex
@@ -85,7 +86,8 @@ class Settings:
                     break
         return found
 
-    @property
+    # Steps are planned again and again, and storage far away answers late.
+    @functools.cached_property
     def fields(self) -> str | None:
         """Folder or URL of whole fields that are read; None draws some."""
         place = urls.inside(self.manual_dir or "", "fields")
