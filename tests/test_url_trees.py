@@ -96,6 +96,8 @@ def test_the_paper_takes_trees_and_fields_behind_a_url(storage, behind, manual_d
     settings = plan.Settings(manual_dir, manual_dir="memory://lab/smears/")
     assert settings.fields is None
     apart.pipe("/lab/smears/fields/a.png", b"1")
+    assert settings.fields is None  # Asked once: a plan does not change while it runs.
+    settings = plan.Settings(manual_dir, manual_dir="memory://lab/smears/")
     assert settings.fields == "memory://lab/smears/fields"
     (scan,) = [step for step in plan.steps(settings) if step.name == "scan"]
     assert scan.arguments[-1] == "memory://lab/smears/fields"
