@@ -195,7 +195,7 @@ def test_jax_is_asked_for_its_own_devices(monkeypatch):
     policy = device.configure()
     # The second one is idle.
     assert policy.device == "NVIDIA H100 80GB HBM3" and policy.accelerated
-    assert policy.precision == "mixed_bfloat16" and not policy.compiled_pooling
+    assert policy.precision == "mixed_bfloat16" and not policy.fewer_passes
 
 
 def test_without_a_gpu_jax_computes_on_the_processor(monkeypatch):

@@ -390,7 +390,7 @@ def publish(
         pipeline.read_images(builder, tested.ids, _THUMBNAIL_PIXELS),
     )
     if design.cuts[0] == heads.PUBLISHED:
-        save_winner(run, store, spec, tested, builder, seed=design.seeds[0])
+        save_winner(run, store, spec, tested, builder, seed=design.seeds[0], policy=policy)
     run.update_manifest(peak_memory_mib=round(device.peak_memory_mib()))
     page = report.write(run, result)
     report.print_comparison(result, run.manifest())
@@ -407,6 +407,7 @@ def save_winner(
     builder: tfds.core.DatasetBuilder,
     *,
     seed: int,
+    policy: DevicePolicy,
 ) -> Path:
     """Joins the winner's backbone and the head of one seed; checks it against the features.
 
@@ -417,6 +418,7 @@ def save_winner(
         tested: Its predictions on the test images.
         builder: A prepared builder.
         seed: Seed of the head that is joined.
+        policy: That the features were computed under.
 
     Raises:
         PapError: If the whole model says something else than the head on stored features, or the
@@ -426,7 +428,7 @@ def save_winner(
     head = results.load_keras(head_path)
     model = whole_model.join(spec, head)
     whole_model.largest_difference(
-        model, spec, builder, tested.take(range(min(_CHECKED_IMAGES, len(tested))))
+        model, spec, builder, tested.take(range(min(_CHECKED_IMAGES, len(tested)))), policy
     )
     path = run.path / "winner.keras"
     models.save_model(model, path)

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets.public_api as tfds
 
-from replication.learning import feature_pass, models, weights
+from replication.learning import feature_pass, folding, models, weights
 from replication.runs import automatic, device, engines
 from replication.runs.device import DevicePolicy
 from tfds_pap import files, pipeline
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import distributed
 
 #: Part of the key: raise it where the same inputs would give other features.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 #: Where stores lie unless a flag says otherwise.
 DIRECTORY = Path("runs") / "features"
@@ -338,9 +338,10 @@ def forward(
         # JAX takes no tensor of TensorFlow.
         passed = policy.sharing.forward(lambda pixels: compiled(*state, pixels)[0])
         return lambda pixels: passed(pixels.numpy() if tf.is_tensor(pixels) else pixels)
+    network = folding.folded(extractor) if policy.fewer_passes else extractor
     return policy.sharing.forward(
         tf.function(
-            functools.partial(extractor, training=False),
+            functools.partial(network, training=False),
             jit_compile=policy.compiles(lambda: images * models.gflops(extractor)),
             autograph=False,
         )

@@ -258,6 +258,8 @@ def head(
 ) -> keras.Model:
     """Builds the head of P4 and P6: BatchNorm - Dropout - (Dense - Dropout) - Dense.
 
+    It computes in float32 whatever the policy: at its size conversions cost more than they save.
+
     Args:
         features: Number of pooled features.
         classes: Number of classes.
@@ -272,16 +274,20 @@ def head(
 
     def dense(count: int, **options: Any) -> keras.layers.Dense:
         initializer = keras.initializers.GlorotUniform(seed=next(seeds))
-        return keras.layers.Dense(count, kernel_initializer=initializer, **options)
+        return keras.layers.Dense(count, kernel_initializer=initializer, dtype="float32", **options)
+
+    def dropped(name: str, values: keras.KerasTensor) -> keras.KerasTensor:
+        layer = keras.layers.Dropout(dropout, seed=next(seeds), dtype="float32", name=name)
+        return layer(values)
 
     inputs = keras.Input((features,), name="features")
-    x = keras.layers.BatchNormalization(name="head_normalization")(inputs)
-    x = keras.layers.Dropout(dropout, seed=next(seeds), name="head_dropout")(x)
+    x = keras.layers.BatchNormalization(dtype="float32", name="head_normalization")(inputs)
+    x = dropped("head_dropout", x)
     for number, width in enumerate(units, 1):
         suffix = f"_{number}" if number > 1 else ""
         x = dense(width, activation="relu", name=f"head_dense{suffix}")(x)
-        x = keras.layers.Dropout(dropout, seed=next(seeds), name=f"head_dropout_{number + 1}")(x)
-    outputs = dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
+        x = dropped(f"head_dropout_{number + 1}", x)
+    outputs = dense(classes, activation="softmax", name="probabilities")(x)
     return keras.Model(inputs, outputs, name="head")
 
 

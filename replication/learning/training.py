@@ -12,7 +12,15 @@ import numpy as np
 import tqdm
 from sklearn.utils import class_weight
 
-from replication.learning import models, on_device, optimizers, pooling, training_state
+from replication.learning import (
+    dropout,
+    folding,
+    models,
+    on_device,
+    optimizers,
+    pooling,
+    training_state,
+)
 from replication.learning.knobs import Optimization
 from replication.runs import automatic, device, sharing
 from replication.runs.device import DevicePolicy
@@ -280,8 +288,8 @@ def _compiled(
     """Returns what is trained in place of the model, whose weights it shares, and its examples."""
     steps = math.ceil(images / recipe.batch_size)
     trained, examples = model, store
-    if policy.compiled_pooling:
-        trained = pooling.for_training(model)
+    if policy.fewer_passes:
+        trained = in_fewer_passes(model)
     elif on_device.is_possible(store, recipe.augment, policy):
         examples = on_device.PositionStore(store)
         trained = on_device.TrainedByPosition(model.inputs, model.outputs, name=model.name)
@@ -297,6 +305,15 @@ def _compiled(
     # Variables that were made in the first step would have TensorFlow trace it twice.
     trained.optimizer.build(trained.trainable_variables)
     return trained, examples
+
+
+def in_fewer_passes(model: keras.Model) -> keras.Model:
+    """Returns what is trained on a processor in place of a model, whose weights it shares.
+
+    Args:
+        model: A functional model, not compiled.
+    """
+    return dropout.for_training(pooling.for_training(folding.folded(model)))
 
 
 def _steps_per_execution(store: Store, policy: DevicePolicy, steps: int) -> int:

@@ -29,7 +29,8 @@ class DevicePolicy:
         jit_compile: Whether models are compiled with XLA, where `compiles` says so.
         precision: Keras dtype policy.
         sharing: How several devices share a batch.
-        compiled_pooling: Whether max pooling is trained with the gradient of `pooling`.
+        fewer_passes: Whether a processor computes models in a form that goes over memory less
+            often: `folding`, and in training `pooling` and `dropout`.
         compiled_from: Least work in GFLOP that is compiled, see `automatic.compiled_from`.
         accelerators: Number of devices beside the processor.
     """
@@ -38,7 +39,7 @@ class DevicePolicy:
     jit_compile: bool
     precision: str
     sharing: Sharing = dataclasses.field(default_factory=Sharing)
-    compiled_pooling: bool = False
+    fewer_passes: bool = False
     compiled_from: float = 0.0
     accelerators: int = 0
 
@@ -120,7 +121,7 @@ def configure(
         jit_compile=jit_compile,
         precision=precision,
         sharing=shared,
-        compiled_pooling=plain_cpu and strategy == "none",
+        fewer_passes=plain_cpu and strategy == "none",
         compiled_from=compiled_from,
         accelerators=len(accelerators),
     )

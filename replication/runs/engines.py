@@ -133,6 +133,11 @@ def _keras_forward(model: "keras.Model", jit_compile: bool) -> Forward:
         return lambda images: np.asarray(model.predict_on_batch(images), np.float32)
     import tensorflow as tf
 
+    # It imports Keras, for which a wrong flag need not wait.
+    from replication.learning import folding
+
+    if not jit_compile and not tf.config.list_physical_devices("GPU"):
+        model = folding.folded(model)
     # A last batch of another size is no other trace.
     images = tf.TensorSpec([None, *model.inputs[0].shape[1:]], tf.uint8)
 

@@ -98,7 +98,7 @@ def run_fit(
     if recipe.features is not None:
         model = whole_model.join(recipe.features, model)
         outcome["whole_model_differs_by"] = whole_model.largest_difference(
-            model, recipe.features, builder, predictions.select("test")
+            model, recipe.features, builder, predictions.select("test"), policy
         )
     models.save_model(model, directory / "model.keras")
     files.write_last(

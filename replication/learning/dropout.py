@@ -1,0 +1,92 @@
+"""Dropout of large maps in bfloat16 that costs little on a CPU; what is trained stays plain Keras.
+
+Keras draws a number in bfloat16 for each value, which took a third of a stage-2 step on a CPU with
+AMX (`benchmarks/training_step.py --precision=mixed_bfloat16`). Here 16 random bits decide on each:
+the rate is met to 1 / 131,072, the random stream is another one.
+"""
+
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+
+#: Below this side in pixels dropout costs less than compiling it for each shape of a batch.
+_SMALLEST_SIDE = 50
+
+
+def for_training(model: keras.Model) -> keras.Model:
+    """Returns the model to train on a CPU: the same layers and weights, another random stream.
+
+    Args:
+        model: A functional model, not compiled.
+
+    Returns:
+        A model of the same input and output; `model` itself where nothing is replaced.
+    """
+    if not any(map(_is_replaced, model.layers)):
+        return model
+    return keras.models.clone_model(
+        model, clone_function=lambda layer: _Dropout(layer) if _is_replaced(layer) else layer
+    )
+
+
+def _is_replaced(layer: keras.layers.Layer) -> bool:
+    return (
+        type(layer) is keras.layers.Dropout
+        and layer.compute_dtype == "bfloat16"
+        and 0 < layer.rate < 1
+        and layer.noise_shape is None
+        and len(layer.output.shape) == 4
+        and min(side or 0 for side in layer.output.shape[1:3]) >= _SMALLEST_SIDE
+    )
+
+
+class _Dropout(keras.layers.Layer):
+    """Dropout on the TensorFlow backend, with the rate and the seed of another layer."""
+
+    def __init__(self, dropout: keras.layers.Dropout) -> None:
+        super().__init__(name=dropout.name, dtype=dropout.dtype_policy)
+        self.dropout = dropout
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Returns the values that stay, scaled so that their sum is expected to."""
+        if not training:
+            return inputs
+        seed = keras.ops.cast(self.dropout.seed_generator.next(), "int32")
+        return _drop(inputs, seed, self.dropout.rate)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Returns the shape of its input."""
+        return input_shape
+
+
+def _drop(values: Any, seed: Any, rate: float) -> Any:
+    """Returns values of which a share is 0; other backends never come here."""
+    import tensorflow as tf
+
+    count = tf.size(values)
+    words = tf.random.stateless_uniform([(count + 1) // 2], seed, None, None, tf.uint32)
+    drawn = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:count]
+    keep = functools.partial(
+        _kept(), drawn=drawn, least=np.uint16(round(rate * 2**16)), scale=1 / (1 - rate)
+    )
+
+    @tf.custom_gradient
+    def dropped(values: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        return keep(values), keep
+
+    return dropped(values)
+
+
+@functools.cache
+def _kept() -> Any:
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True, autograph=False)
+    def kept(values: tf.Tensor, drawn: tf.Tensor, least: np.uint16, scale: float) -> tf.Tensor:
+        is_kept = tf.reshape(drawn, tf.shape(values)) >= least
+        return tf.where(is_kept, values * tf.cast(scale, values.dtype), tf.zeros_like(values))
+
+    return kept
