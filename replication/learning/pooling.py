@@ -65,7 +65,7 @@ def _is_replaced(layer: keras.layers.Layer) -> bool:
 
 
 def _is_joined(layer: keras.layers.Layer | None) -> bool:
-    return (
+    return layer is not None and (
         type(layer) is keras.layers.Conv2D
         and layer.activation is keras.activations.relu
         and layer.use_bias
