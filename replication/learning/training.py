@@ -223,7 +223,7 @@ def _fit(
                 # Keras would count the last batch as often as there are devices.
                 validate = _loss_and_accuracy(recipe, store, assigned.tune)
             else:
-                tune = examples.batches(assigned.tune, _scoring_batch(recipe, store))
+                tune = examples.batches(assigned.tune, recipe.batch_size)
         if label is not None:
             progress = Progress(label, recipe.epochs, first, len(assigned.train))
             callbacks = (progress, *callbacks)
@@ -314,11 +314,6 @@ def in_fewer_passes(model: keras.Model) -> keras.Model:
         model: A functional model, not compiled.
     """
     return dropout.for_training(pooling.for_training(folding.folded(model)))
-
-
-def _scoring_batch(recipe: Recipe, store: Store) -> int:
-    """Images a batch of the tune role: of stored features thousands are small."""
-    return recipe.batch_size if isinstance(store, pipeline.ImageStore) else 1024
 
 
 def _steps_per_execution(store: Store, policy: DevicePolicy, steps: int) -> int:
