@@ -354,8 +354,8 @@ def _defects() -> Iterator[str]:
     return _table(head, rows)
 
 
-def _paper() -> Iterator[str]:
-    table = read("paper")
+def _paper(name: str) -> Iterator[str]:
+    table = read(name)
     rows = [
         (
             f"`{row['step']}`",
@@ -374,6 +374,21 @@ def _paper() -> Iterator[str]:
     return _table(head, [*rows, together])
 
 
+def _fewer_passes() -> Iterator[str]:
+    steps = {"p2": "P2, a step of training", "p3": "P3, a step of training"}
+    rows = []
+    for name, part in read("fewer_passes").groupby("network", sort=False):
+        cells = []
+        for _, row in part.iterrows():
+            cells += [f"{row[rate]:,.0f}" for rate in _RATES] + [f"{row['times']:.2f}"]
+        rows.append((steps.get(name, name), *cells))
+    head = ("network", *(f"float32, {said}" for said in _RATES.values()), "times")
+    return _table((*head, *(f"bfloat16, {said}" for said in _RATES.values()), "times"), rows)
+
+
+_RATES = {"plain_images_per_second": "Keras, images/s", "images_per_second": "here"}
+
+
 TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "leak": _leak,
     "comparison": _comparison,
@@ -387,7 +402,8 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
         for path in sorted(RESULTS.glob("benchmark_*.csv"))
     },
     "defects": _defects,
-    "paper": _paper,
+    "fewer_passes": _fewer_passes,
+    **{name: functools.partial(_paper, name) for name in ("paper", "paper_size")},
 }
 
 

@@ -5,8 +5,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from replication.learning import dropout, folding, graph, models, training
+from replication.learning import (
+    dropout,
+    features,
+    folding,
+    graph,
+    models,
+    training,
+    whole_model,
+)
+from replication.measures import evaluation
 from replication.runs import device
+from tfds_pap import preparing
+from tfds_pap.errors import PapError
 
 SIZE = 64
 
@@ -200,3 +211,50 @@ def test_pooling_in_bfloat16_has_tensorflows_gradient(bfloat16):
         gradients.append(tape.gradient(total, model.trainable_variables))
     for plain, fewer in zip(*gradients, strict=True):
         np.testing.assert_array_equal(plain, fewer)
+
+
+@pytest.fixture
+def joined(manual_dir, data_dir, tmp_path):
+    """A head on the features of an untrained MobileNetV2 of 32 px, and what it says."""
+
+    def made(precision):
+        policy = device.configure(precision=precision)
+        builder = preparing.prepare("pap_db4", "original", manual_dir, data_dir)
+        spec = features.feature_spec("mobilenetv2_035", source="none", size=32, precision=precision)
+        store = features.extract_features(builder, spec, tmp_path / "features", policy=policy)
+        head = models.head(store.input_size, len(store.index.class_names))
+        positions = np.flatnonzero(store.index.splits == "validation")
+        said = training.predict(head, store, positions)
+        predictions = evaluation.Predictions.of(store.index, [("test", positions)], said)
+        return whole_model.join(spec, head), spec, builder, predictions, policy
+
+    before = keras.config.dtype_policy()
+    yield made
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_joined_model_says_what_its_head_said(joined, precision):
+    arguments = joined(precision)
+    assert whole_model.largest_difference(*arguments) <= 1e-6
+
+
+def test_a_joined_model_of_other_weights_is_refused(joined):
+    model, *rest = joined("mixed_bfloat16")
+    random = np.random.default_rng(0)
+    kernel = model.get_layer("probabilities").kernel
+    kernel.assign(random.normal(0, 3, kernel.shape))
+    with pytest.raises(PapError, match=r"^mobilenetv2_035: the whole model differs .* by 0\.\d+"):
+        whole_model.largest_difference(model, *rest)
+
+
+def test_half_precision_is_held_to_the_mean_and_float32_to_the_worst(bfloat16):
+    said = np.full((50, 4), 0.25)
+    off = said.copy()
+    off[0] += [0.3, -0.1, -0.1, -0.1]
+    half = models.linear_head(8, 4)
+    full = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, dtype="float32")])
+    assert whole_model.disagreement(full, off, said) == (pytest.approx(0.3), 1e-3)
+    assert whole_model.disagreement(half, off, said) == (pytest.approx(0.3), 1e-3)
+    mixed = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    assert whole_model.disagreement(mixed, off, said) == (pytest.approx(0.006), 0.1)

@@ -107,4 +107,4 @@ def test_a_step_does_not_wait_for_memory(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.delenv("TF_CPU_ALLOCATOR_USE_BFC", raising=False)
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.08
+    assert float(done.stdout) < 0.15

@@ -8,7 +8,7 @@ import keras_tuner
 import numpy as np
 
 from finetune.search.trials import Direction
-from replication.learning import features, heads, training, training_state
+from replication.learning import heads, training, training_state
 from replication.measures import confusion
 from tfds_pap import pipeline, roles
 from tfds_pap.classes import Classes
@@ -76,20 +76,6 @@ def check_objective(name: str, index: pipeline.Index, positions: np.ndarray) -> 
         raise PapError(f"--objective={name}: no image of {positive} is scored")
 
 
-def predict(model: keras.Model, store: training.Store, positions: np.ndarray) -> np.ndarray:
-    """Returns float32 probabilities `[n, classes]`.
-
-    Args:
-        model: For what the store holds.
-        store: Decoded images, or stored features.
-        positions: Which images.
-    """
-    if isinstance(store, features.FeatureStore):
-        # One call for all of them; tf.data's iterators cost more than the head.
-        return np.asarray(model.predict_on_batch(store.features[positions, 0]))
-    return training.predict(model, store, positions)
-
-
 def validator(
     examples: training.Store, positions: np.ndarray
 ) -> Callable[[keras.Model], dict[str, float]]:
@@ -100,7 +86,9 @@ def validator(
         positions: Which of them are scored.
     """
     labels, classes = examples.index.labels[positions], examples.index.classes
-    return lambda model: figures(labels, predict(model, examples, positions), classes, "val_")
+    return lambda model: figures(
+        labels, training.predict(model, examples, positions), classes, "val_"
+    )
 
 
 def figures(

@@ -285,7 +285,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             scored.append(("test", self._study.assigned.test))
         positions = np.concatenate([rows for _, rows in scored])
         predictions = evaluation.Predictions.of(
-            store.index, scored, scoring.predict(model, store, positions)
+            store.index, scored, training.predict(model, store, positions)
         )
         predictions.write(directory / "predictions.csv")
         by_name: dict[str, float] = {}

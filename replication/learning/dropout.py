@@ -1,7 +1,7 @@
 """Dropout of large maps in bfloat16 that costs little on a CPU; what is trained stays plain Keras.
 
 Keras draws a number in bfloat16 for each value, which took a third of a stage-2 step on a CPU with
-AMX (`benchmarks/training_step.py --precision=mixed_bfloat16`). Here 16 random bits decide on each:
+AMX (`benchmarks/fewer_passes.py --networks=p2`). Here 16 random bits decide on each:
 the rate is met to 1 / 131,072, the random stream is another one.
 """
 

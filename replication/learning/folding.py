@@ -4,7 +4,7 @@ What a frozen `BatchNormalization` does is one factor and one offset a channel, 
 can do itself. TensorFlow leaves them apart: on a processor each is a pass over the whole map, and
 in mixed_bfloat16 Keras computes it in float32, with a conversion before and behind. A ResNet50 took
 a fifth of the time in mixed_bfloat16 and three quarters of it in float32
-(`benchmarks/folded_features.py`).
+(`benchmarks/fewer_passes.py`).
 """
 
 from typing import Any

@@ -14,6 +14,7 @@ from sklearn.utils import class_weight
 
 from replication.learning import (
     dropout,
+    features,
     folding,
     models,
     on_device,
@@ -100,6 +101,10 @@ class Store(Protocol):
         augment: Callable | None = None,
     ) -> Any:
         """See `pipeline.ImageStore.batches`."""
+
+
+#: Stored features that are scored at once.
+_SCORED_AT_ONCE = 4096
 
 
 class _Validation(keras.callbacks.Callback):
@@ -219,8 +224,9 @@ def _fit(
     if first < recipe.epochs and not state.should_stop():
         tune = None
         if validate is None and len(assigned.tune):
-            if devices > 1:
-                # Keras would count the last batch as often as there are devices.
+            if devices > 1 or isinstance(store, features.FeatureStore):
+                # Keras would count the last batch as often as there are devices, and begin another
+                # dataset for each epoch of a head.
                 validate = _loss_and_accuracy(recipe, store, assigned.tune)
             else:
                 tune = examples.batches(assigned.tune, recipe.batch_size)
@@ -352,6 +358,12 @@ def predict(
     model: keras.Model, store: Store, positions: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
     """Returns float32 probabilities `[n, classes]` of the images at these positions."""
+    if isinstance(store, features.FeatureStore) and sharing.devices_of(model) == 1:
+        # A dataset and a graph of their own would cost a head more than an epoch of training.
+        stored = store.features[positions, 0]
+        parts = range(0, max(len(stored), 1), _SCORED_AT_ONCE)
+        said = (model(stored[first : first + _SCORED_AT_ONCE], training=False) for first in parts)
+        return np.concatenate([keras.ops.convert_to_numpy(part) for part in said])
     if model.steps_per_execution > 1:
         # Keras would unroll as many forward passes into one graph.
         model = keras.Model(model.inputs, model.outputs)

@@ -51,7 +51,8 @@ def disagreement(
         mean over images of the largest difference and what that may be.
     """
     differences = np.abs(probabilities - expected).max(axis=1)
-    if all(layer.compute_dtype == "float32" for layer in models.leaf_layers(model)):
+    weighted = (layer for layer in models.leaf_layers(model) if layer.weights)
+    if all(layer.compute_dtype == "float32" for layer in weighted):
         return float(differences.max()), TOLERANCE
     return float(differences.mean()), _HALF_TOLERANCE
 
