@@ -354,8 +354,8 @@ def _defects() -> Iterator[str]:
     return _table(head, rows)
 
 
-def _paper(name: str) -> Iterator[str]:
-    table = read(name)
+def _paper() -> Iterator[str]:
+    table = read("paper")
     rows = [
         (
             f"`{row['step']}`",
@@ -403,7 +403,7 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     },
     "defects": _defects,
     "fewer_passes": _fewer_passes,
-    **{name: functools.partial(_paper, name) for name in ("paper", "paper_size")},
+    "paper": _paper,
 }
 
 

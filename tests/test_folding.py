@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from replication.learning import (
-    dropout,
     features,
     folding,
     graph,
@@ -152,49 +151,6 @@ def test_only_a_plain_processor_computes_so():
     assert device.configure().fewer_passes
     assert not device.configure(xla="on").fewer_passes
     assert not device.configure(strategy="mirrored").fewer_passes
-
-
-def dropped(rate, seed, shape=(2, 60, 60, 5), training=True):
-    images = keras.Input(shape[1:])
-    model = keras.Model(images, keras.layers.Dropout(rate, seed=seed)(images))
-    taught = dropout.for_training(model)
-    assert taught is not model
-    values = tf.cast(tf.random.stateless_uniform(shape, (3, 4), 1.0, 2.0), tf.bfloat16)
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        answer = taught(values, training=training)
-    gradient = tape.gradient(answer, values)
-    return (np.asarray(each, np.float32) for each in (values, answer, gradient))
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.8])
-def test_dropout_meets_its_rate_and_expectation(bfloat16, rate):
-    values, answer, gradient = dropped(rate, 1)
-    kept = answer != 0
-    spread = np.sqrt(rate * (1 - rate) / kept.size)
-    assert abs(kept.mean() - (1 - rate)) < 4 * spread
-    np.testing.assert_allclose(answer[kept], values[kept] / (1 - rate), rtol=2**-7)
-    np.testing.assert_allclose(gradient, kept / (1 - rate), rtol=2**-7)
-    # Neighbours, which share a word of 32 bits, are dropped apart from one another.
-    flat = ~kept.ravel()
-    assert abs((flat[::2] & flat[1::2]).mean() - rate**2) < 5 * spread
-
-
-def test_dropout_follows_its_seed_and_ends_with_training(bfloat16):
-    one, same, other = (list(dropped(0.3, seed))[1] for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-    values, answer, _ = dropped(0.3, 1, training=False)
-    np.testing.assert_array_equal(values, answer)
-    # An odd number of values leaves half a word over.
-    values, answer, _ = dropped(0.3, 1, shape=(1, 51, 51, 1))
-    assert answer.shape == values.shape
-
-
-def test_float32_keeps_the_random_stream_of_keras():
-    images = keras.Input((60, 60, 3))
-    model = keras.Model(images, keras.layers.Dropout(0.3)(images))
-    assert dropout.for_training(model) is model
 
 
 def test_pooling_in_bfloat16_has_tensorflows_gradient(bfloat16):

@@ -13,7 +13,6 @@ import tqdm
 from sklearn.utils import class_weight
 
 from replication.learning import (
-    dropout,
     features,
     folding,
     models,
@@ -319,7 +318,7 @@ def in_fewer_passes(model: keras.Model) -> keras.Model:
     Args:
         model: A functional model, not compiled.
     """
-    return dropout.for_training(pooling.for_training(folding.folded(model)))
+    return pooling.for_training(folding.folded(model))
 
 
 def _steps_per_execution(store: Store, policy: DevicePolicy, steps: int) -> int:
