@@ -90,12 +90,16 @@ model.optimizer.build(model.trainable_variables)
 images, labels = np.zeros((16, 190, 190, 3), np.uint8), np.zeros(16, np.int64)
 for _ in range(2):
     model.train_on_batch(images, labels)
-before = resource.getrusage(resource.RUSAGE_SELF)
-for _ in range(2):
-    model.train_on_batch(images, labels)
-after = resource.getrusage(resource.RUSAGE_SELF)
-system, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
-print(system / (system + user))
+shares = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    for _ in range(2):
+        model.train_on_batch(images, labels)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    system, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
+    shares.append(system / (system + user))
+# What else the machine does comes and goes; waiting for memory is part of every step.
+print(min(shares))
 """
 
 
@@ -107,4 +111,4 @@ def test_a_step_does_not_wait_for_memory(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.delenv("TF_CPU_ALLOCATOR_USE_BFC", raising=False)
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.15
+    assert float(done.stdout) < 0.08

@@ -40,28 +40,24 @@ def folded(model: keras.Model) -> keras.Model:
     if not hasattr(model, "operations"):
         # A Sequential model, or one with a `call` of its own.
         return model
-    inner = {layer.name: folded(layer) for layer in model.layers if isinstance(layer, keras.Model)}
-    pairs = _pairs(model)
-    if (
-        not pairs
-        and not any(map(_is_converted, model.layers))
-        and all(inner[name] is model.get_layer(name) for name in inner)
-    ):
+    replaced: dict[str, keras.layers.Layer] = {}
+    for name, reader in _pairs(model).items():
+        normalization = model.get_layer(reader)
+        replaced[name] = _with_normalization(model.get_layer(name), normalization)
+        replaced[reader] = _Nothing(name=reader, dtype=normalization.dtype_policy)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and (inner := folded(layer)) is not layer:
+            replaced[layer.name] = inner
+        elif layer.name not in replaced and _is_converted(layer):
+            replaced[layer.name] = _NormalizedInOnePass(layer)
+    if not replaced:
         return model
-    removed = set(pairs.values())
-    alone = {layer.name for layer in model.layers if _is_converted(layer)} - removed
-
-    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if layer.name in pairs:
-            return _with_normalization(layer, model.get_layer(pairs[layer.name]))
-        if layer.name in removed:
-            return _Nothing(name=layer.name, dtype=layer.dtype_policy)
-        if layer.name in alone:
-            return _NormalizedInOnePass(layer)
-        return inner.get(layer.name, layer)
-
-    copy = keras.models.clone_model(model, clone_function=copied)
-    copy.trainable = model.trainable
+    copy = keras.models.clone_model(
+        model, clone_function=lambda layer: replaced.get(layer.name, layer)
+    )
+    if not model.trainable:
+        # Said of a model it is said of all its layers, which are shared.
+        copy.trainable = False
     return copy
 
 
@@ -108,18 +104,12 @@ def _with_normalization(
     """Returns a convolution that normalizes what it gives."""
     own = [np.asarray(weight, np.float64) for weight in layer.get_weights()]
     kernel, bias = own[0], own[1] if layer.use_bias else 0.0
-    mean, variance = (
-        np.asarray(weight, np.float64)
-        for weight in (normalization.moving_mean, normalization.moving_variance)
-    )
-    scale = 1 / np.sqrt(variance + normalization.epsilon)
-    if normalization.scale:
-        scale *= np.asarray(normalization.gamma, np.float64)
-    offset = (bias - mean) * scale
-    if normalization.center:
-        offset += np.asarray(normalization.beta, np.float64)
+    scale, offset, mean, variance = _learnt(normalization)
+    scale = scale / np.sqrt(variance + normalization.epsilon)
+    offset = offset + (bias - mean) * scale
     # A depthwise kernel ends in [channels, multiplier], any other in the channels of the output.
-    spread = scale.reshape(kernel.shape[2:]) if _is_depthwise(layer) else scale
+    depthwise = type(layer) is keras.layers.DepthwiseConv2D
+    spread = scale.reshape(kernel.shape[2:]) if depthwise else scale
     copy = type(layer).from_config({**layer.get_config(), "use_bias": True})
     copy.build(layer.input.shape)
     copy.set_weights([kernel * spread, offset])
@@ -127,8 +117,12 @@ def _with_normalization(
     return copy
 
 
-def _is_depthwise(layer: keras.layers.Layer) -> bool:
-    return type(layer) is keras.layers.DepthwiseConv2D
+def _learnt(layer: keras.layers.BatchNormalization) -> list[np.ndarray]:
+    """Returns scale, offset, mean and variance of each channel."""
+    mean, variance = layer.moving_mean, layer.moving_variance
+    scale = layer.gamma if layer.scale else np.ones(mean.shape)
+    offset = layer.beta if layer.center else np.zeros(mean.shape)
+    return [np.asarray(value, np.float64) for value in (scale, offset, mean, variance)]
 
 
 def _is_converted(layer: keras.layers.Layer) -> bool:
@@ -146,17 +140,7 @@ class _NormalizedInOnePass(keras.layers.Layer):
 
     def __init__(self, layer: keras.layers.BatchNormalization) -> None:
         super().__init__(name=layer.name, dtype=layer.dtype_policy, trainable=False)
-        channels = layer.moving_mean.shape[0]
-        ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-        self._values = [
-            np.asarray(value, np.float32)
-            for value in (
-                layer.gamma if layer.scale else ones,
-                layer.beta if layer.center else zeros,
-                layer.moving_mean,
-                layer.moving_variance,
-            )
-        ]
+        self._values = [value.astype(np.float32) for value in _learnt(layer)]
         self._epsilon = layer.epsilon
 
     def call(self, inputs: Any, **arguments: Any) -> Any:

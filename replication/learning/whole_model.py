@@ -38,6 +38,7 @@ def disagreement(
     model: keras.Model,
     probabilities: np.ndarray,
     expected: np.ndarray,
+    tolerance: float = TOLERANCE,
 ) -> tuple[float, float]:
     """Returns how far a model is from what it should say, and how far it may be.
 
@@ -45,15 +46,16 @@ def disagreement(
         model: Computed `probabilities`, in the precision of its layers.
         probabilities: `[b, classes]`.
         expected: The same of another device or another form of the model.
+        tolerance: Of a model that computes in float32.
 
     Returns:
-        The largest difference and `TOLERANCE`, or, of a model that computes in half precision, the
+        The largest difference and `tolerance`, or, of a model that computes in half precision, the
         mean over images of the largest difference and what that may be.
     """
     differences = np.abs(probabilities - expected).max(axis=1)
     weighted = (layer for layer in models.leaf_layers(model) if layer.weights)
     if all(layer.compute_dtype == "float32" for layer in weighted):
-        return float(differences.max()), TOLERANCE
+        return float(differences.max()), tolerance
     return float(differences.mean()), _HALF_TOLERANCE
 
 

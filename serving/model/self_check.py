@@ -181,7 +181,7 @@ def _check_detection(
     if count:
         answered = np.sort(answer[output][0][:count])
         far, allowed = whole_model.disagreement(
-            model, answered[:, None], np.sort(expected)[:, None]
+            model, answered[:, None], np.sort(expected)[:, None], TOLERANCE
         )
         if not far <= allowed:
             raise PapError(f"detect: {output} differs by {far:.2g} from the scan's")
