@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     for precision in _PRECISIONS.value:
         keras.config.set_dtype_policy(precision)
         for name in _NETWORKS.value:
-            plain, here = _step(name) if name in ("p2", "p3") else _forward(name)
+            plain, here = _step(name, policy) if name in ("p2", "p3") else _forward(name)
             apart = _apart(plain(), here())
             slow, fast = _fastest(plain, here)
             print(
@@ -101,7 +101,7 @@ def _forward(name: str) -> tuple[Callable, Callable]:
     return way(extractor), way(folding.folded(extractor))
 
 
-def _step(name: str) -> tuple[Callable, Callable]:
+def _step(name: str, policy: device.DevicePolicy) -> tuple[Callable, Callable]:
     from replication.learning import recipes, training
 
     network = {"p2": "cnn", "p3": "resnet50"}[name]
@@ -115,7 +115,7 @@ def _step(name: str) -> tuple[Callable, Callable]:
 
     return (
         way(recipe.build(recipe.size)),
-        way(training.in_fewer_passes(recipe.build(recipe.size))),
+        way(training.in_fewer_passes(recipe.build(recipe.size), policy)),
     )
 
 

@@ -134,7 +134,9 @@ def test_a_head_is_trained_and_the_backbone_is_not():
     entry = models.backbone("mobilenetv2_035")
     extractor = models.feature_extractor(told_apart(entry.build(SIZE)), SIZE, entry.preprocessing)
     model = models.classifier(extractor, models.linear_head(extractor.output_shape[-1], 4))
-    taught = training.in_fewer_passes(model)
+    taught = training.in_fewer_passes(
+        model, device.configure(precision=keras.config.dtype_policy().name)
+    )
     assert taught is not model and len(taught.trainable_variables) == 2
     frozen = [weight.numpy() for weight in extractor.weights]
     before = model.get_layer("probabilities").kernel.numpy()
@@ -160,7 +162,12 @@ def test_pooling_in_bfloat16_has_tensorflows_gradient(bfloat16):
     model = keras.Model(images, keras.layers.MaxPooling2D(2)(x))
     given = tf.constant(pixels(2, 60) / 255 - 0.5)
     gradients = []
-    for network in (model, training.in_fewer_passes(model)):
+    for network in (
+        model,
+        training.in_fewer_passes(
+            model, device.configure(precision=keras.config.dtype_policy().name)
+        ),
+    ):
         with tf.GradientTape() as tape:
             answer = network(given)
             total = tf.reduce_sum(tf.cast(answer, tf.float32) ** 2)

@@ -145,8 +145,7 @@ def _measure_images(study: Study, point: Tuning) -> tuple[float, float, float]:
     labels = np.zeros(point.batch_size, np.int64)
     begin = time.perf_counter()
     model = recipe.build(recipe.size)
-    if study.policy.fewer_passes:
-        model = training.in_fewer_passes(model)
+    model = training.in_fewer_passes(model, study.policy)
     model.compile(
         optimizers.build(recipe, model, 1),
         "sparse_categorical_crossentropy",

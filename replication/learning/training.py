@@ -292,10 +292,8 @@ def _compiled(
 ) -> tuple[keras.Model, Store]:
     """Returns what is trained in place of the model, whose weights it shares, and its examples."""
     steps = math.ceil(images / recipe.batch_size)
-    trained, examples = model, store
-    if policy.fewer_passes:
-        trained = in_fewer_passes(model)
-    elif on_device.is_possible(store, recipe.augment, policy):
+    trained, examples = in_fewer_passes(model, policy), store
+    if on_device.is_possible(store, recipe.augment, policy):
         examples = on_device.PositionStore(store)
         trained = on_device.TrainedByPosition(model.inputs, model.outputs, name=model.name)
         trained.gather_from(examples, turned=recipe.augment != "none")
@@ -312,12 +310,15 @@ def _compiled(
     return trained, examples
 
 
-def in_fewer_passes(model: keras.Model) -> keras.Model:
-    """Returns what is trained on a processor in place of a model, whose weights it shares.
+def in_fewer_passes(model: keras.Model, policy: DevicePolicy) -> keras.Model:
+    """Returns what is trained in place of a model, whose weights it shares.
 
     Args:
         model: A functional model, not compiled.
+        policy: Where and how to compute; `model` itself where it does not ask for fewer passes.
     """
+    if not policy.fewer_passes:
+        return model
     return pooling.for_training(folding.folded(model))
 
 

@@ -165,8 +165,7 @@ def _image_seconds(recipe: training.Recipe, policy: DevicePolicy) -> float:
     """Seconds that an image takes in a step of training: the faster of two, after the first."""
     with policy.sharing.scope():
         model = recipe.build(recipe.size)
-    if policy.fewer_passes:
-        model = training.in_fewer_passes(model)
+    model = training.in_fewer_passes(model, policy)
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=policy.jit_compile)
     pixels = np.random.default_rng(0).integers(
         0, 256, (recipe.batch_size, recipe.size, recipe.size, 3)
