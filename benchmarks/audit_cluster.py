@@ -1,12 +1,12 @@
 """What the leak audit costs on a cluster, and whether it finds the same as in one process.
 
     python benchmarks/audit_cluster.py --counts=1000,10000 --workers=2 --effort=fast
+    python benchmarks/audit_cluster.py --counts=200000 --alone_up_to=0     # 67 GB below TMPDIR
 
 The drawn crops of `audit_growth.py`, by the workers of --cluster=local and then in this process.
 """
 
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +23,9 @@ import planted_crops
 _COUNTS = flags.DEFINE_list("counts", ["1000", "10000"], "Numbers of images (default: 1000,10000).")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Workers of one thread (default: 2).")
 _EFFORT = flags.DEFINE_enum("effort", "fast", ["fast", "full"], "Which audit (default: fast).")
+_ALONE_UP_TO = flags.DEFINE_integer(
+    "alone_up_to", 10_000, "Most images that this process audits as well (default: 10000)."
+)
 _CSV = flags.DEFINE_string("csv", None, "A CSV that rows are added to (default: none).")
 
 
@@ -69,24 +72,32 @@ def main(argv: list[str]) -> None:
     del argv
     print(machine.describe())
     counts = sorted(int(count) for count in _COUNTS.value)
-    pixels, structured = planted_crops.crops(counts[-1])
-    for count in counts:
-        folder = Path(tempfile.mkdtemp())
-        np.save(folder / "crops.npy", pixels[:count])
-        (folder / "blocks").mkdir()
-        many, spread = _on_cluster(folder / "crops.npy", count, folder / "blocks")
-        shutil.rmtree(folder)
-        one, alone = _alone(pixels[:count])
-        planted = {(n, n + 1) for n in range(0, count, 2) if structured[n // 2]}
-        share = len(planted & {(m.first, m.second) for m in one}) / len(planted)
-        rows = [
-            {"effort": _EFFORT.value, "images": count, "workers": workers, **figures,
-             "pairs": len(matches), "found": round(share, 4), "same": many == one}
-            for workers, matches, figures in ((_WORKERS.value, many, spread), (0, one, alone))
-        ]  # fmt: skip
-        for row in rows:
-            print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
-        machine.add_rows(_CSV.value, rows)
+    with tempfile.TemporaryDirectory() as drawn:
+        path = Path(drawn) / "crops.npy"
+        pixels, structured = planted_crops.crops(counts[-1], path)
+        for count in counts:
+            with tempfile.TemporaryDirectory() as blocks:
+                many, spread = _on_cluster(path, count, Path(blocks))
+            ways = [(_WORKERS.value, many, spread)]
+            if count <= _ALONE_UP_TO.value:
+                ways.append((0, *_alone(pixels[:count])))
+            same = len(ways) > 1 and many == ways[1][1]
+            for workers, matches, figures in ways:
+                row = {
+                    "effort": _EFFORT.value, "images": count, "workers": workers, **figures,
+                    "pairs": len(matches), "found": _found(matches, structured[: count // 2]),
+                    "same": same if len(ways) > 1 else "",
+                }  # fmt: skip
+                print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
+                machine.add_rows(_CSV.value, [row])
+
+
+def _found(matches: list, structured: np.ndarray) -> float:
+    """Returns the share of the planted twins with structure that were found."""
+    planted = set((2 * np.flatnonzero(structured)).tolist())
+    return round(
+        len(planted & {m.first for m in matches if m.second == m.first + 1}) / len(planted), 4
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Drawn crops, half of them twins of the other half by mixed changes, in one data 
 
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> None:
 
     print(machine.describe())
     counts = sorted(int(count) for count in _COUNTS.value)
-    pixels, structured = planted_crops.crops(counts[-1])
+    folder = tempfile.TemporaryDirectory()
+    pixels, structured = planted_crops.crops(counts[-1], Path(folder.name) / "crops.npy")
     rows = []
     for effort in _EFFORTS.value:
         for count in counts:

@@ -1,21 +1,33 @@
 """Drawn crops, each second one a twin of the one before it by mixed changes."""
 
 from concurrent import futures
+from pathlib import Path
 
 import numpy as np
 import planted_twins as planted
 import tqdm
 
 
-def crops(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pixels `[count, 128, 128, 3]`, each odd one a twin of the one before it.
+def crops(count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Draws pixels `[count, 128, 128, 3]`, each odd one a twin of the one before it.
 
-    Also returns whether what each pair shares has structure, bool `[count // 2]`.
+    Args:
+        count: How many; even.
+        path: `.npy` that they are written to, as many do not fit into memory.
+
+    Returns:
+        The pixels, mapped from the file, and whether what each pair shares has structure, bool
+        `[count // 2]`.
     """
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 128, 128, 3))
+    structured = np.empty(count // 2, bool)
     with futures.ProcessPoolExecutor() as pool:
-        pairs = list(tqdm.tqdm(pool.map(_pair, range(count // 2), chunksize=50), total=count // 2))
-    pixels = np.stack([picture for pair, _ in pairs for picture in pair])
-    return pixels, np.array([structured for _, structured in pairs])
+        pairs = pool.map(_pair, range(count // 2), chunksize=50)
+        for number, (pair, has_structure) in enumerate(tqdm.tqdm(pairs, total=count // 2)):
+            pixels[2 * number : 2 * number + 2] = pair
+            structured[number] = has_structure
+    pixels.flush()
+    return np.load(path, mmap_mode="r"), structured
 
 
 def _pair(number: int) -> tuple[tuple[np.ndarray, np.ndarray], bool]:

@@ -172,6 +172,23 @@ def test_loss_that_is_not_finite_is_one_line(store, tmp_path):
         fit(store, tmp_path, recipe)
 
 
+def test_weights_that_are_not_finite_end_a_fit_and_are_not_kept(store, undisturbed, tmp_path):
+    """The loss says nothing of them yet; the next fit goes on from the epoch before."""
+
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if len(self.model.history.epoch) == 2 and batch == self.params["steps"] - 1:
+                kernel = self.model.layers[2].kernel
+                kernel.assign(keras.ops.full(kernel.shape, np.nan))
+
+    with pytest.raises(training_state.Diverged, match=r"conv2d\S* are not finite after epoch"):
+        fit(store, tmp_path, callbacks=(Spoil(),))
+    model, outcome = fit(store, tmp_path)
+    expected, whole = undisturbed["best"]
+    assert digest(model) == digest(expected)
+    assert outcome["history"] == whole["history"]
+
+
 def test_remove_state(tmp_path):
     for name in ("state.npz", "best_0003.npz", "model.keras"):
         (tmp_path / name).touch()

@@ -177,7 +177,7 @@ def fit(
         process alone), images a second, what the optimizer was, and whether XLA compiled it.
 
     Raises:
-        Diverged: If the loss is no longer finite.
+        Diverged: If the loss or a weight is no longer finite.
         PapError: If a batch cannot be shared evenly.
     """
     if not isinstance(store, pipeline.ImageStore):

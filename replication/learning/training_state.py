@@ -17,7 +17,7 @@ from tfds_pap.errors import PapError
 
 
 class Diverged(PapError):
-    """A fit whose loss is no longer finite."""
+    """A fit whose loss or weights are no longer finite."""
 
 
 class TrainingState(keras.callbacks.Callback):
@@ -105,6 +105,12 @@ class TrainingState(keras.callbacks.Callback):
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if not math.isfinite(logs["loss"]):
             raise Diverged(f"loss became {logs['loss']} in epoch {epoch + 1}")
+        if lost := _not_finite(self.model):
+            # A ReLU makes 0 of what is no number: such a network is at chance, and its loss finite.
+            raise Diverged(
+                f"weights of {', '.join(lost)} are not finite after epoch {epoch + 1}, though the "
+                "loss is; what was kept before it stays, and the same command goes on from there"
+            )
         self.history.append(logs)
         if self._is_best(logs):
             self.best_epoch = epoch
@@ -143,6 +149,16 @@ def copy_state(source: Path, target: Path) -> None:
     for path in sorted(source.glob("*.npz")):
         with files.replacing(target / path.name) as partial:
             shutil.copyfile(path, partial)
+
+
+def _not_finite(model: keras.Model) -> list[str]:
+    """Returns the names of trained layers with a weight that is no finite number."""
+    lost = {
+        weight.path.split("/")[-2]: None
+        for weight in model.trainable_variables
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all()
+    }
+    return list(lost)
 
 
 def _changing(model: keras.Model) -> list[keras.Variable]:
