@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
     device.configure(precision="float32")
     models = whole_fields.Models(**field_flags.models())
     complete = field_flags.complete_truth() or _PHANTOM.value
-    annotated = _annotated(_fields(argv[1:], output), models.classes())
+    classes = models.classes()
+    annotated = _annotated(_fields(argv[1:], output), classes)
     stages = {stride: models.load(Settings(stride=stride)) for stride in strides}
     with (
         futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -85,9 +86,9 @@ def main(argv: list[str]) -> None:
     for form in ("svg", "png"):
         files.write_atomically(output / f"sweep.{form}", sweep_figure.sweep_figure(rows, form))
     announcement = models.announcement(_PHANTOM.value)[1]
-    page = sweep_page.write(output, rows, len(annotated), announcement, complete=complete)
+    page = sweep_page.write(output, rows, len(annotated), announcement, classes, complete=complete)
     print(announcement)
-    _print(rows)
+    _print(rows, classes)
     if not complete:
         print("Precision is not reliable: an unannotated cell counts as a false positive.")
     read = f"{plural(len(annotated), 'field')}, {plural(len(rows), 'setting')}"
@@ -151,7 +152,7 @@ def _opened(annotated: Sequence[tuple[str, Any]]) -> Iterator[tuple[Any, Any]]:
     return ((reader.open_field(path), nuclei) for path, nuclei in annotated)
 
 
-def _print(rows: Sequence[Any]) -> None:
+def _print(rows: Sequence[Any], classes: Any) -> None:
     """Prints a line a setting."""
     import rich.box
     import rich.table
@@ -161,7 +162,8 @@ def _print(rows: Sequence[Any]) -> None:
 
     table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 0, 0, 1))
     names = ("stride", "radius", "threshold", "recall", "by chance", "precision", "kept ROIs")
-    for name in (*names, "stage 1", "stage 2", "HSIL+ sens.", "HSIL+ spec."):
+    looked_for = [f"{classes.positive_name} {what}." for what in ("sens", "spec") if classes.severe]
+    for name in (*names, "stage 1", "stage 2", *looked_for):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         recall = shown.shown(row.recall, row.recall_low, row.recall_high)
@@ -179,8 +181,7 @@ def _print(rows: Sequence[Any]) -> None:
             f"{row.kept_per_field:.1f}",
             f"{1000 * row.stage1_seconds:.1f} ms",
             f"{1000 * row.stage2_seconds:.0f} ms",
-            f"{severe.value} {severe.interval}",
-            f"{mild.value} {mild.interval}",
+            *(f"{one.value} {one.interval}" for one in (severe, mild) if looked_for),
             style="bold" if row.setting == DEFAULT else None,
         )
     terminal.console(width=150).print(table)

@@ -24,6 +24,7 @@ from replication.fields.show import sweep_figure, sweep_page
 from replication.learning import models
 from replication.measures import decisions
 from tfds_pap import phantom
+from tfds_pap.classes import Classes
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 RADII = (30.0, 80.0)
@@ -185,7 +186,9 @@ def test_a_field_without_cells(stages, pool):
 
 def test_the_page_opens_with_the_setting_that_finds_most(tmp_path):
     settings = [row(25, 50.0, 0.5, 80.0, 0.7), row(10, 30.0, 0.1, 400.0, 0.9)]
-    page = sweep_page.write(tmp_path, settings, 3, "Drawings.", complete=False).read_text()
+    page = sweep_page.write(
+        tmp_path, settings, 3, "Drawings.", Classes.known(STAGE2_CLASSES), complete=False
+    ).read_text()
     box = opening(page)
     assert box["lead"].startswith("Stride 10 px, radius 30 px, threshold 0.1 finds most")
     assert "the default (stride 25 px, radius 50 px, threshold 0.5)" in box["lead"]
@@ -193,3 +196,32 @@ def test_the_page_opens_with_the_setting_that_finds_most(tmp_path):
     assert "chosen on these fields" in box["not"] and "3 fields" in box["not"]
     assert "Precision is not reliable" in box["not"]
     assert page.count("<tr>") == 3 and "Drawings." in page
+    assert page.count("HSIL+ ") == 3
+
+
+def test_classes_of_a_lab(annotated, pool, stages, tmp_path):
+    """Of three classes, and of what the lab looks for; without that, of neither figure."""
+    names = ("round", "long", "folded")
+    images = keras.Input((64, 64, 3))
+    x = keras.layers.GlobalMaxPooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(images))
+    named = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
+    declared = Classes(names, names, True, ("folded",), "folded or worse")
+    (field, nuclei), *_ = annotated
+    labels = np.where(nuclei.labels == "HSIL", "folded", "round")
+    for classes in (declared, Classes.known(names)):
+        stage2 = Stage2(named, "bilinear", decisions.Decision(names, None, None, classes))
+        (found,) = sweep.sweep(
+            [(field, Nuclei.of(nuclei.x, nuclei.y, labels, classes=classes))],
+            {25: Stages(stages[25].stage1, stage2, {})},
+            radii=[50],
+            thresholds=[0.0],
+            pool=pool,
+            complete=True,
+        )
+        assert found.kept_per_field > 0
+        assert math.isnan(found.hsil_plus_sensitivity) == (classes is not declared)
+        page = sweep_page.write(
+            tmp_path, [found], 1, "Drawings.", classes, complete=True
+        ).read_text()
+        assert "HSIL" not in page
+        assert ("folded or worse sensitivity" in page) == (classes is declared)

@@ -62,10 +62,11 @@ class Row:
         kept_per_field: That stage 2 names.
         stage1_seconds: Per field, decoding left out.
         stage2_seconds: Per field: the kept ROIs times the mean time of one.
-        hsil_plus_sensitivity: HSIL and SCC nuclei found and named HSIL or SCC; NaN without any.
+        hsil_plus_sensitivity: HSIL and SCC nuclei, or those of what the classes declare to be
+            positive, found and named one of these; NaN without any.
         hsil_plus_low: Lower end of its 95 % interval over fields.
         hsil_plus_high: Upper end.
-        hsil_plus_specificity: NILM and LSIL nuclei named neither, of those found; NaN without any.
+        hsil_plus_specificity: Other nuclei named none of these, of those found; NaN without any.
         specificity_low: Lower end of its 95 % interval over fields.
         specificity_high: Upper end.
     """
@@ -171,11 +172,13 @@ class _Sweeper:
         for (stride, radius), (lattice, lowest) in lowest_detections.items():
             for threshold in self._thresholds:
                 kept = lowest.at(threshold)
-                named = np.array([probabilities[place] for place in _places(kept)]).reshape(-1, 4)
+                named = np.array([probabilities[place] for place in _places(kept)])
+                named = named.reshape(-1, len(decision.labels))
                 cells = Cells(
                     *(kept.x, kept.y, kept.scores, named),
                     hsil_plus=decision.hsil_plus(named),
                     abstain=decision.abstains(named),
+                    classes=decision.classes,
                 )
                 one = AnnotatedField(field.name, kept, nuclei, lattice, field.scale, cells)
                 counts = field_counts(one, threshold, self._match_radius)
