@@ -105,9 +105,12 @@ def test_it_opens_with_what_was_found_and_then_the_viewer(scan):
     assert places == sorted(places)
 
 
-def test_with_truth_it_opens_with_recall():
-    shares = {"recall": 0.75, "precision": 0.5, "sensitivity HSIL+": None}
+@pytest.mark.parametrize("looked_for", ["HSIL+", "folded or worse"])
+def test_with_truth_it_opens_with_recall(looked_for):
+    others = {"sensitivity round": 0.9, "specificity round": 0.8}
+    shares = {"recall": 0.75, "precision": 0.5, f"sensitivity {looked_for}": None, **others}
     evaluation = {
+        "classes": {"positive_name": looked_for},
         "fields": 3,
         "figures": [
             {

@@ -14,8 +14,8 @@ _LIMIT = (
     "here is a diagnosis."
 )
 
-#: Figures of the box, of those that truth allows.
-_AGAINST_TRUTH = ("recall", "precision", "sensitivity HSIL+", "specificity HSIL+")
+#: Figures of the box, of those that truth allows; the last two of what is looked for.
+_AGAINST_TRUTH = ("recall", "precision", "sensitivity {}", "specificity {}")
 
 
 def of_scan(fields: Sequence[ScannedField], evaluation: Mapping[str, Any] | None) -> Answer:
@@ -53,7 +53,10 @@ def of_scan(fields: Sequence[ScannedField], evaluation: Mapping[str, Any] | None
             f"{limit}missed or named wrongly. {_LIMIT}",
         )
     known = {figure["name"]: figure for figure in evaluation["figures"]}
-    figures = [_figure(known[name]) for name in _AGAINST_TRUTH if name in known]
+    # An evaluation of before tells of the papers' classes alone.
+    looked_for = evaluation.get("classes", {}).get("positive_name", "HSIL+")
+    names = [name.format(looked_for) for name in _AGAINST_TRUTH]
+    figures = [_figure(known[name]) for name in names if name in known]
     found = known["recall"]
     if found["value"] is not None:
         right = round(found["value"] * found["count"])
