@@ -6,7 +6,6 @@
 The drawn crops of `audit_growth.py`, by the workers of --cluster=local and then in this process.
 """
 
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,8 @@ from absl import app, flags
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 import planted_crops
+
+from replication.runs import device
 
 _COUNTS = flags.DEFINE_list("counts", ["1000", "10000"], "Numbers of images (default: 1000,10000).")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Workers of one thread (default: 2).")
@@ -42,13 +43,13 @@ def _on_cluster(path: Path, count: int, folder: Path) -> tuple[list, dict[str, A
         )  # fmt: skip
         seconds, alone = time.perf_counter() - start, time.process_time() - alone
         after = client.run(time.process_time)
-        memory = client.run(resource.getrusage, resource.RUSAGE_SELF)
+        memory = client.run(device.peak_memory_mib)
     kept = sum(file.stat().st_size for file in folder.iterdir())
     return matches, {
         "seconds": round(seconds, 1),
         "processor_seconds": round(sum(after[w] - before[w] for w in before), 1),
         "caller_processor_seconds": round(alone, 1),
-        "peak_mib": max(used.ru_maxrss for used in memory.values()) // 1024,
+        "peak_mib": round(max(memory.values())),
         "kept_kib_an_image": round(kept / 1024 / count, 1),
     }
 
@@ -62,7 +63,7 @@ def _alone(pixels: np.ndarray) -> tuple[list, dict[str, Any]]:
         "seconds": round(time.perf_counter() - start, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
         "caller_processor_seconds": "",
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": round(device.peak_memory_mib()),
         "kept_kib_an_image": "",
     }
 

@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import pytest
 
-from tfds_pap import copies, urls
+from tfds_pap import copies, files, urls
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -76,22 +76,57 @@ def test_a_copy_that_fails_leaves_nothing_that_looks_whole(apart, monkeypatch):
     assert copies.local("memory://a.bin").read_bytes() == b"whole"
 
 
-def test_the_least_recently_used_copies_make_room(apart, monkeypatch):
+@pytest.fixture
+def three(apart, monkeypatch):
+    """Copies of a, b and c, used in the order b, c, a, on a disk that has no room for a fourth."""
     for number, letter in enumerate("abc"):
         apart.pipe(f"/{letter}", b"12345")
         os.utime(copies.local(f"memory://{letter}").parent, (number, number))
-    copies.local("memory://a")
+    copy = copies.local("memory://a")
     disk = namedtuple("disk", "total used free")
-    cache = copies.local("memory://a").parent.parent
 
     def usage(_):
-        used = 5 * len(list(cache.glob("*/*")))
+        used = 5 * len(list(copy.parents[1].glob("*/*")))
         return disk(18, used, 18 - used)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     apart.pipe("/d", b"12345")
+    return copy.parents[1]
+
+
+def test_the_least_recently_used_copies_make_room(three, monkeypatch):
+    monkeypatch.setattr(copies, "_READ_AT_ONCE", 1)
+    copies.local("memory://a")
     copies.local("memory://d")
-    assert sorted(path.name for path in cache.glob("*/*")) == ["a", "c", "d"]
+    assert sorted(path.name for path in three.glob("*/*")) == ["a", "c", "d"]
+    # What is told of a dropped copy goes with it.
+    assert len(list(three.iterdir())) == 2 * 3
+
+
+def test_what_this_process_may_be_reading_stays(three):
+    copies.local("memory://d")
+    assert sorted(path.name for path in three.glob("*/*")) == ["a", "b", "c", "d"]
+
+
+def test_what_another_process_reads_or_copies_stays(three, monkeypatch, tmp_path):
+    monkeypatch.setattr(copies, "_READ_AT_ONCE", 1)
+    copies.local("memory://a")
+    (folder_b,), (folder_c,) = ({each.parent for each in three.glob(f"*/{x}")} for x in "bc")
+    code = (
+        "import fcntl, sys, time; used = open(sys.argv[1]); "
+        "fcntl.flock(used, fcntl.LOCK_SH); print(flush=True); time.sleep(60)"
+    )
+    reading = subprocess.Popen(
+        [sys.executable, "-c", code, str(copies._used_by(folder_b))], stdout=subprocess.PIPE
+    )
+    reading.stdout.readline()
+    with files.locked(folder_c):
+        copies.local("memory://d")
+    assert sorted(path.name for path in three.glob("*/*")) == ["a", "b", "c", "d"]
+    reading.kill()
+    reading.communicate()
+    copies._make_room(three / "new", 5)
+    assert "b" not in [path.name for path in three.glob("*/*")]
 
 
 def test_a_copy_that_is_shorter_than_listed_is_none(apart, monkeypatch):

@@ -11,6 +11,7 @@ from commands import command
 
 from replication.whole_paper import page, plan
 from replication.whole_paper.plan import Cost, Settings
+from tfds_pap import tree_builder
 from tfds_pap.errors import PapError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,6 +201,8 @@ def test_costs_are_measured_and_nothing_is_written(tmp_path, monkeypatch):
     settings = Settings(tmp_path / "run", data_dir=str(tmp_path / "data"), weights=("none",))
     monkeypatch.setattr(estimate._Measured, "new_features", lambda *_: 100.0)
     monkeypatch.setattr(estimate._Measured, "head", lambda *_: 1.0)
+    assert estimate._audit_seconds() > 0
+    monkeypatch.setattr(estimate, "_audit_seconds", lambda: 0.5)
     names = ["audit", "p1-20", "defects", "export"]
     found = estimate.measure(settings, names, ("auto", "auto", False))
     assert [*found] == names
@@ -207,5 +210,11 @@ def test_costs_are_measured_and_nothing_is_written(tmp_path, monkeypatch):
     assert found["defects"].fixed == pytest.approx(30 + 2 * 100 + 2 * (18 * 0.6 + 22))
     assert found["defects"].amount == 9 and found["defects"].scaled > 0
     assert found["p1-20"].amount == 30 and 0 < found["p1-20"].scaled < 600
-    assert not found["audit"].measured and found["audit"].fixed > found["export"].fixed / 10
+    assert found["audit"].measured and not found["export"].measured
+    # Two classes and four, as many as are drawn; an image takes what was said above.
+    drawn = sum(
+        (2 if stage == 1 else 4) * sum(counts.values())
+        for stage, counts in tree_builder._PHANTOM_COUNTS.items()
+    )
+    assert found["audit"].fixed == pytest.approx(20 + 0.5 * drawn)
     assert list(tmp_path.iterdir()) == []

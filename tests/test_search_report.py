@@ -22,6 +22,7 @@ from replication.drawing import pages
 from replication.measures.class_figures import AT_CLASS_SHARES
 from replication.measures.predictions import Predictions
 from replication.runs.directory import RunDirectory
+from tfds_pap.classes import Classes
 from tfds_pap.taxonomy import STAGE2_CLASSES
 
 BANNER = "Every image is a drawing, not a cell."
@@ -310,6 +311,23 @@ def test_the_lowest_loss_and_several_trainings(tmp_path):
     assert f"the first one {first.value:.3f} no interval" in text
     # What one training adds is not taken from the mean of three.
     assert "is to be expected" not in text
+
+
+def test_a_lab_reads_what_it_looks_for(tmp_path):
+    names = ("round", "long", "folded", "torn")
+    declared = Classes(names, names, True, ("folded", "torn"), "folded or torn")
+    trials = []
+    for one in grid(tmp_path / "trials", count=6).trials:
+        path = one.directory / "predictions.csv"
+        said = Predictions.read(path)
+        dataclasses.replace(said, class_names=names, declared=declared).write(path)
+        figures = {"val_hsil_plus_sensitivity": one.score, "val_hsil_plus_specificity": 0.625}
+        trials.append(dataclasses.replace(one, metrics={**one.metrics, **figures}))
+    found = search(trials, objective="val_hsil_plus_sensitivity", paper_values=None)
+    for text in (flat(Page(written(tmp_path / "run", found)).text), flat(printed(found))):
+        assert "at a specificity of folded or torn of 62.5" in text
+        assert "ensitivity of folded or torn" in text and "specificity of folded or torn, %" in text
+        assert "HSIL" not in text
 
 
 def test_printout(full):

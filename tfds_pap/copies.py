@@ -6,12 +6,15 @@ ask for one file or folder: the first copies, the others wait. fsspec's own cach
 where others already find it.
 """
 
+import collections
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -22,6 +25,13 @@ from tfds_pap import files, redaction, urls
 
 #: Share of the disk that copies leave free, where dropping older ones can.
 _FREE = 0.1
+
+#: Copies that a process asked for last, which nobody drops: it may be reading them.
+_READ_AT_ONCE = 8
+
+#: What this process keeps from being dropped, by the lock file of each.
+_in_use: collections.OrderedDict[Path, int] = collections.OrderedDict()
+_in_use_guard = threading.Lock()
 
 #: Files of a folder that are copied at a time: storage far away answers late, and many at once.
 _AT_ONCE = 8
@@ -34,7 +44,8 @@ def local(url: str) -> Path:
         url: The URL.
 
     Returns:
-        The copy, of the same name. It stays until room is needed, the least recently used first.
+        The copy, of the same name. It stays until room is needed, the least recently used first,
+        and as long as it is among the last eight that this process asked for.
 
     Raises:
         urls.UrlError: As `urls.state`, or if it cannot be copied.
@@ -123,8 +134,7 @@ def _kept(url: str, told: str, size: int) -> Iterator[Path]:
     """
     folder = _cache(url) / hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     try:
-        folder.mkdir(exist_ok=True)
-        with files.locked(folder):
+        with _alone(folder):
             # Of a command that was killed; who holds the lock is alone here.
             for partial in folder.rglob(".*.partial"):
                 partial.unlink()
@@ -132,10 +142,46 @@ def _kept(url: str, told: str, size: int) -> Iterator[Path]:
                 _make_room(folder, size)
             yield folder
             os.utime(folder)
+            _keep(folder)
     except Exception as error:
         raise urls.UrlError(
             f"{url}: cannot be copied to {folder.parent} ({urls.line(error)})"
         ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes a folder and holds its lock."""
+    with contextlib.ExitStack() as held:
+        while True:
+            folder.mkdir(exist_ok=True)
+            try:
+                held.enter_context(files.locked(folder))
+            except FileNotFoundError:
+                continue
+            # Whoever held the lock before may have dropped what it is of.
+            if folder.is_dir():
+                break
+            held.close()
+        yield
+
+
+def _used_by(folder: Path) -> Path:
+    """Returns the file whose shared lock says that somebody may be reading a copy."""
+    return folder.with_suffix(".used")
+
+
+def _keep(folder: Path) -> None:
+    """Keeps a copy from being dropped, whose lock the caller holds, and lets go of an older one."""
+    place = _used_by(folder)
+    with _in_use_guard:
+        if place not in _in_use:
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _in_use[place] = descriptor
+        _in_use.move_to_end(place)
+        while len(_in_use) > _READ_AT_ONCE:
+            os.close(_in_use.popitem(last=False)[1])
 
 
 def _copy(url: str, place: Path, size: int) -> None:
@@ -166,9 +212,17 @@ def _make_room(folder: Path, size: int) -> None:
     """Drops what was not used for longest, while the disk would get too full."""
     if size > (total := shutil.disk_usage(folder).total):
         raise urls.UrlError(f"{size:,} bytes, the disk has {total:,}")
-    others = [each for each in folder.parent.iterdir() if each != folder]
+    others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
     for other in sorted(others, key=lambda each: each.stat().st_mtime):
         disk = shutil.disk_usage(folder)
         if disk.free - size >= _FREE * disk.total:
             return
-        shutil.rmtree(other, ignore_errors=True)
+        # One that is being copied, or may be read, stays; another process may have dropped it.
+        with (
+            contextlib.suppress(BlockingIOError, FileNotFoundError),
+            files.locked(other, wait=False),
+        ):
+            (used := _used_by(other)).touch()
+            with files.locked(used, wait=False):
+                used.unlink()
+                shutil.rmtree(other, ignore_errors=True)

@@ -1,6 +1,6 @@
 """What a search's page opens with."""
 
-from finetune.report.figure_parts import METRICS
+from finetune.report.figure_parts import named
 from finetune.report.findings import Findings
 from finetune.report.sentences import beside_sensitivity, gap, interval, score
 from finetune.search.trials import Search, described
@@ -30,7 +30,7 @@ def answer(search: Search, outcome: Findings) -> Answer:
         return Answer(question, "No trial has a score yet.", figures, limit)
     words = f"{outcome.words} of the best found"
     if outcome.metric == "hsil_plus_sensitivity":
-        words += f", at an HSIL+ specificity of {beside_sensitivity(search, best)}"
+        words += f", {beside_sensitivity(search, best)}"
     figures = [Figure(score(search, best.score), "no interval: no predictions were kept", words)]
     if outcome.first:
         ends = interval(search, outcome.first.low, outcome.first.high)
@@ -46,7 +46,7 @@ def answer(search: Search, outcome: Findings) -> Answer:
         sentence += f"; on these images it {told} from the paper's choice"
         for metric, difference in beside.differences.items():
             value, _, ends = gap(metric, difference).partition(" ")
-            figures.append(Figure(value, ends, f"best minus paper, {METRICS[metric].words}"))
+            figures.append(Figure(value, ends, f"best minus paper, {named(search, metric).words}"))
     elif search.paper_values:
         sentence += "; the paper's choice has no score to set beside it"
     return Answer(question, f"{sentence}.", figures, limit)

@@ -10,14 +10,8 @@ from finetune.search.trials import Search, Trial
 from replication.drawing import figures, palette
 from replication.measures import names
 
-#: What each objective is called, by its name without "val_".
-METRICS = {
-    **{
-        key: names.METRICS[key]
-        for key in ("accuracy", "macro_f1", "hsil_plus_sensitivity", "hsil_plus_specificity")
-    },
-    "loss": names.METRICS["log_loss"],
-}
+#: Figures of a trial, by their names without "val_".
+METRICS = ("accuracy", "macro_f1", "hsil_plus_sensitivity", "hsil_plus_specificity", "loss")
 
 TRIAL, GREEN, GREY, INK = palette.BLUE, palette.GREEN, palette.GREY, palette.INK
 
@@ -57,9 +51,19 @@ WIDTH, _DPI = 5.2, 180
 EDGE = {"max": 0.025, "min": 0.975}
 
 
+def named(search: Search, key: str) -> names.Metric:
+    """What a figure is called in the words of the classes, and whether it is a share.
+
+    Args:
+        search: Whose figure it is.
+        key: One of `METRICS`.
+    """
+    return names.metric("log_loss" if key == "loss" else key, search.classes)
+
+
 def metric(search: Search) -> names.Metric:
     """What the objective of a search is called, and whether it is a share."""
-    return METRICS[search.objective.removeprefix("val_")]
+    return named(search, search.objective.removeprefix("val_"))
 
 
 def label(search: Search) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from finetune.report import effects, selection
 from finetune.report.effects import Effects
-from finetune.report.figure_parts import METRICS
+from finetune.report.figure_parts import named
 from finetune.report.selection import BesideThePaper, Cost, Optimism
 from finetune.search.trials import Answers, Search
 from replication.drawing import shown
@@ -22,6 +22,7 @@ class Findings:
     Attributes:
         effects: The marginal effects.
         metric: What the bootstrap compares: the objective, without its 'val_'.
+        words: What `metric` is called.
         over: How many images chose, in words; "" without predictions.
         first: `metric` of the best trial's first execution on these images; None without
             predictions.
@@ -34,17 +35,13 @@ class Findings:
 
     effects: Effects
     metric: str
+    words: str
     over: str
     first: Estimate | None
     differences: Mapping[str, Estimate]
     beside: BesideThePaper | None
     optimism: Optimism | None
     cost: Cost | None
-
-    @property
-    def words(self) -> str:
-        """What `metric` is called."""
-        return METRICS[self.metric].words
 
     @property
     def undecided(self) -> int:
@@ -84,6 +81,7 @@ def findings(search: Search) -> Findings:
             search.trials, search.direction, at_random=search.tuner != "bayesian"
         ),
         metric=metric,
+        words=named(search, metric).words,
         over=_over(tune, search.unit) if tune is not None else "",
         first=first,
         differences=differences,

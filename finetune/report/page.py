@@ -9,7 +9,7 @@ from typing import Any
 from finetune.report import effect_figures, figures
 from finetune.report.answer import answer
 from finetune.report.effects import Effects
-from finetune.report.figure_parts import METRICS, label, scored_paper
+from finetune.report.figure_parts import METRICS, label, named, scored_paper
 from finetune.report.findings import Findings, findings
 from finetune.report.sentences import gap, interval, score, sentences
 from finetune.search import trials
@@ -160,7 +160,8 @@ def _columns(search: Search) -> list[str]:
 def _metrics(search: Search) -> dict[str, str]:
     """Further figures that the trials have, and their headings."""
     headings = {"held_out_accuracy": "held-out accuracy, %"}
-    for name, metric in METRICS.items():
+    for name in METRICS:
+        metric = named(search, name)
         headings[f"val_{name}"] = metric.words + (", %" if metric.percent else "")
     have = {name for trial in search.trials for name in trial.metrics}
     return {

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 
 from finetune.report import selection
-from finetune.report.figure_parts import METRICS
 from finetune.report.figure_parts import metric as objective_metric
+from finetune.report.figure_parts import named
 from finetune.report.findings import Findings
 from finetune.report.selection import Cost, Optimism
 from finetune.search import trials
@@ -30,7 +30,7 @@ def interval(search: Search, low: float, high: float) -> str:
 
 def gap(metric: str, difference: Estimate) -> str:
     """Best minus another one: points of percent, or three decimals of a loss."""
-    if METRICS[metric].percent:
+    if metric != "loss":
         ends = shown.points_interval(difference.low, difference.high)
         return f"{shown.points(difference.value)} {ends}"
     ends = shown.interval(difference.low, difference.high, percent=False)
@@ -112,7 +112,7 @@ def _best(search: Search, best: Trial, outcome: Findings) -> str:
     if search.executions > 1:
         text += f", mean of {search.executions} trainings"
     if outcome.metric == "hsil_plus_sensitivity":
-        text += f", at an HSIL+ specificity of {beside_sensitivity(search, best)}"
+        text += f", {beside_sensitivity(search, best)}"
     if outcome.first:
         if search.executions > 1:
             text += f"; the first one {score(search, outcome.first.value)}"
@@ -122,9 +122,11 @@ def _best(search: Search, best: Trial, outcome: Findings) -> str:
 
 
 def beside_sensitivity(search: Search, trial: Trial) -> str:
-    """The specificity of HSIL+ that a trial's sensitivity must not stand without."""
+    """The specificity that a trial's sensitivity must not stand without, in words."""
     value = trial.metrics.get("val_hsil_plus_specificity", math.nan)
-    return score(search, value) if math.isfinite(value) else "unknown, as it was not recorded"
+    said = score(search, value) if math.isfinite(value) else "unknown, as it was not recorded"
+    words = named(search, "hsil_plus_specificity").words
+    return f"at {'an' if words.startswith('HSIL') else 'a'} {words} of {said}"
 
 
 def _paper(search: Search, paper_values: Mapping[str, Value], outcome: Findings) -> str:
@@ -143,7 +145,7 @@ def _paper(search: Search, paper_values: Mapping[str, Value], outcome: Findings)
     )
     if beside.differences:
         gaps = " and ".join(
-            f"{gap(metric, difference)} points of {METRICS[metric].words}"
+            f"{gap(metric, difference)} points of {named(search, metric).words}"
             for metric, difference in beside.differences.items()
         )
         verdict = "tell" if beside.told_apart else "cannot tell"

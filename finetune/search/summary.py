@@ -7,7 +7,7 @@ import rich.console
 import rich.table
 
 from finetune.report.effects import Effects
-from finetune.report.figure_parts import label
+from finetune.report.figure_parts import label, named
 from finetune.report.page import Findings, best_rows, findings, score, sentences
 from finetune.search.trials import Search, described, worded
 from replication.drawing import terminal
@@ -40,7 +40,9 @@ def _best_table(
     search: Search, outcome: Findings, rows: Sequence[Mapping[str, Any]]
 ) -> rich.table.Table:
     held_out = ["held-out accuracy, %"] if outcome.cost else []
-    beside = ["HSIL+ specificity, %"] if outcome.metric == "hsil_plus_sensitivity" else []
+    beside = []
+    if outcome.metric == "hsil_plus_sensitivity":
+        beside = [f"{named(search, 'hsil_plus_specificity').words}, %"]
     headings = (label(search), *beside, "best minus this", *held_out)
     table = terminal.table(
         ("", "configuration", *headings, "epochs", ""),

@@ -16,6 +16,7 @@ from replication.measures import confusion
 from replication.measures.predictions import Predictions
 from tfds_pap import files
 from tfds_pap.classes import Classes
+from tfds_pap.taxonomy import STAGE2_CLASSES
 
 Value = str | int | float | bool
 Direction = Literal["max", "min"]
@@ -137,6 +138,13 @@ class Search:
     def ranked(self) -> list[Trial]:
         """From `rank`."""
         return rank(self.trials, self.direction)
+
+    @functools.cached_property
+    def classes(self) -> Classes:
+        """What is known of the classes, by what a trial said; without that, those of the papers."""
+        said = (trial.predictions() for trial in self.trials)
+        first = next((predictions for predictions in said if predictions is not None), None)
+        return Classes.known(STAGE2_CLASSES) if first is None else first.classes
 
     @property
     def scored(self) -> list[Trial]:

@@ -17,13 +17,16 @@ from replication.runs import device, dry_run
 from replication.runs.device import DevicePolicy
 from replication.runs.sources import Sources
 from replication.whole_paper.plan import PROTOCOLS, Cost, Settings
+from tfds_pap import near_duplicates, phantom
+from tfds_pap.taxonomy import STAGE2_CLASSES
 
 #: Seconds that are not measured before: what a process of each step needs to start, to look at its
 #: images and to write its report, as it was on an AMD EPYC with two cores.
 _START = {"audit": 20.0, "scan": 45.0, "export": 45.0}
 _OTHER_START = 30.0
-#: Of a full audit, an image.
-_AUDIT_SECONDS = 0.06
+#: Images that are audited to see what one takes, and how much more each takes among thousands
+#: (`results/audit_growth.csv`).
+_AUDITED, _AMONG_THOUSANDS = 100, 1.2
 #: Of a whole field, beside the forward passes of its cells.
 _FIELD_SECONDS = 8.0
 #: P4's heads and the epochs of P4 and P6; P5's grid and epochs.
@@ -122,12 +125,25 @@ def _cost(name: str, known: _Measured) -> Cost:
     start = _START.get(name, _OTHER_START)
     if name == "audit":
         count = sum(len(each.index.ids) for each in known.images.values())
-        return Cost(start + _AUDIT_SECONDS * count, measured=False)
+        return Cost(start + _audit_seconds() * count)
     if name == "scan":
         place = known.settings.fields
         fields = len(reader.expand_fields([place])) if place else _FIELDS
         return Cost(start + _FIELD_SECONDS * fields, measured=False)
     return Cost(start, measured=False)
+
+
+def _audit_seconds() -> float:
+    """Seconds that an image takes in a full audit, by drawn cells."""
+    pixels = np.stack(
+        [
+            phantom.draw_cell(STAGE2_CLASSES[seed % 4], seed, slide=seed, size=near_duplicates.SIZE)
+            for seed in range(_AUDITED)
+        ]
+    )
+    start = time.perf_counter()
+    near_duplicates.find(pixels, effort="full")
+    return _AMONG_THOUSANDS * (time.perf_counter() - start) / _AUDITED
 
 
 def _training(name: str, known: _Measured) -> Cost:
