@@ -1,6 +1,7 @@
 """The gradient of max pooling on a CPU: the same bits, and a model that stays plain Keras."""
 
 import json
+import platform
 import subprocess
 import sys
 import zipfile
@@ -112,3 +113,37 @@ def test_a_step_does_not_wait_for_memory(monkeypatch):
     monkeypatch.delenv("TF_CPU_ALLOCATOR_USE_BFC", raising=False)
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.08
+
+
+#: A step's gradient of a filter, all memory filled with NaN before anybody writes there.
+UNWRITTEN = """
+import ctypes, os
+os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "false"
+import keras
+import numpy as np
+import tensorflow as tf
+from replication.learning import pooling
+keras.config.set_dtype_policy("mixed_bfloat16")
+images = keras.Input((64, 126, 32))
+convolution = keras.layers.Conv2D(16, 3, activation="relu")
+plain = keras.Model(images, keras.layers.MaxPooling2D(2)(convolution(images)))
+values = tf.cast(tf.random.stateless_normal((2, 64, 126, 32), (0, 1)), tf.bfloat16)
+fill = ctypes.CDLL(None).mallopt
+def gradient(model):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.cast(model(values, training=True), tf.float32) ** 2)
+    return tape.gradient(loss, convolution.kernel.value).numpy()
+expected = gradient(plain)
+replaced = pooling.for_training(plain)
+assert replaced is not plain and np.isfinite(expected).all()
+fill(-6, 0x100)
+for _ in range(6):
+    np.testing.assert_allclose(gradient(replaced), expected, atol=0.01 * np.abs(expected).max())
+print("in plain Keras", sum(not np.isfinite(gradient(plain)).all() for _ in range(6)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="fills memory by glibc's mallopt")
+def test_a_filter_in_bfloat16_is_not_found_with_unwritten_memory():
+    done = subprocess.run([sys.executable, "-c", UNWRITTEN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -6,6 +6,10 @@ into one loop by XLA, gives the same bits in an eighth of the time (`benchmarks/
 
 A convolution with a ReLU before it is trained together with it: whether a gradient passes the ReLU
 is seen in the maxima, which are a quarter as many.
+
+In bfloat16 oneDNN (in TensorFlow 2.21, on a processor with AMX) finds the gradient of some filters
+with memory that nobody has written, times zero: NaN where that holds no numbers, which the next
+ReLU makes 0 (`benchmarks/unwritten_memory.py`). P2's second convolution is one of these.
 """
 
 import functools
@@ -14,6 +18,10 @@ from typing import Any
 import keras
 
 from replication.learning import graph
+
+#: Filters of less channels, or gradients of less columns, were found free of unwritten memory, and
+#: gradients of whole blocks of columns.
+_CHANNELS, _COLUMNS, _BLOCK = 32, 121, 64
 
 #: Below this side in pixels the gradient costs less than compiling it for each shape of a batch.
 _SMALLEST_SIDE = 50
@@ -92,7 +100,19 @@ class _Convolution(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Returns sums of products, `[b, h, w, c]`."""
         layer = self.convolution
+        if self.compute_dtype == "bfloat16" and _reads_unwritten(layer):
+            return _convolve()(inputs, keras.ops.cast(layer.kernel, inputs.dtype))
         return layer.convolution_op(inputs, layer.kernel)
+
+
+def _reads_unwritten(layer: keras.layers.Conv2D) -> bool:
+    return (
+        layer.padding == "valid"
+        and tuple(layer.strides) == tuple(layer.dilation_rate) == (1, 1)
+        and layer.groups == 1
+        and layer.kernel.shape[2] >= _CHANNELS
+        and layer.output.shape[2] >= _COLUMNS
+    )
 
 
 class _Maxima(keras.layers.Layer):
@@ -108,6 +128,33 @@ class _Maxima(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Returns the maximum of each window, `[b, h // 2, w // 2, c]`."""
         return _rectified_pool()(inputs, keras.ops.cast(self.convolution.bias, inputs.dtype))
+
+
+@functools.cache
+def _convolve() -> Any:
+    """Returns a convolution of `[b, h, w, c]` whose gradient is found in whole blocks."""
+    import tensorflow as tf
+
+    how = {"strides": [1] * 4, "padding": "VALID"}
+
+    @tf.custom_gradient
+    def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            more = [[0, 0], [0, 0], [0, -upstream.shape[2] % _BLOCK], [0, 0]]
+            of_images = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, **how
+            )
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=tf.pad(images, more),
+                filter_sizes=kernel.shape,
+                out_backprop=tf.pad(upstream, more),
+                **how,
+            )
+            return of_images, of_kernel
+
+        return tf.nn.conv2d(images, kernel, **how), gradient
+
+    return convolve
 
 
 @functools.cache

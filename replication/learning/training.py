@@ -13,6 +13,7 @@ import tqdm
 from sklearn.utils import class_weight
 
 from replication.learning import (
+    dropout,
     features,
     folding,
     models,
@@ -319,7 +320,7 @@ def in_fewer_passes(model: keras.Model, policy: DevicePolicy) -> keras.Model:
     """
     if not policy.fewer_passes:
         return model
-    return pooling.for_training(folding.folded(model))
+    return dropout.for_training(pooling.for_training(folding.folded(model)))
 
 
 def _steps_per_execution(store: Store, policy: DevicePolicy, steps: int) -> int:

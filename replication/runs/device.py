@@ -30,7 +30,7 @@ class DevicePolicy:
         precision: Keras dtype policy.
         sharing: How several devices share a batch.
         fewer_passes: Whether a processor computes models in a form that goes over memory less
-            often: `folding`, and in training `pooling`.
+            often: `folding`, and in training `pooling` and `dropout`.
         compiled_from: Least work in GFLOP that is compiled, see `automatic.compiled_from`.
         accelerators: Number of devices beside the processor.
     """
