@@ -13,12 +13,16 @@ def crops(count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         count: How many; even.
-        path: `.npy` that they are written to, as many do not fit into memory.
+        path: `.npy` that they are written to, as many do not fit into memory; what lies there
+            with `.structured.npy` beside it is read.
 
     Returns:
         The pixels, mapped from the file, and whether what each pair shares has structure, bool
         `[count // 2]`.
     """
+    beside = path.with_suffix(".structured.npy")
+    if beside.exists():
+        return np.load(path, mmap_mode="r"), np.load(beside)
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 128, 128, 3))
     structured = np.empty(count // 2, bool)
     with futures.ProcessPoolExecutor() as pool:
@@ -27,6 +31,7 @@ def crops(count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
             pixels[2 * number : 2 * number + 2] = pair
             structured[number] = has_structure
     pixels.flush()
+    np.save(beside, structured)
     return np.load(path, mmap_mode="r"), structured
 
 

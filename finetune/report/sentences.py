@@ -111,13 +111,13 @@ def _best(search: Search, best: Trial, outcome: Findings) -> str:
     text += f": {score(search, best.score)}"
     if search.executions > 1:
         text += f", mean of {search.executions} trainings"
-    if outcome.metric == "hsil_plus_sensitivity":
-        text += f", {beside_sensitivity(search, best)}"
     if outcome.first:
         if search.executions > 1:
             text += f"; the first one {score(search, outcome.first.value)}"
         ends = interval(search, outcome.first.low, outcome.first.high)
         text += f" {ends}, {outcome.over}"
+    if outcome.metric == "hsil_plus_sensitivity":
+        text += f"; {beside_sensitivity(search, best)}"
     return f"{text}."
 
 
