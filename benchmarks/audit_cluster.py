@@ -60,17 +60,22 @@ class _Spent(threading.Thread):
         peak = max(self._client.run(device.peak_memory_mib).values())
         return spent | {"peak_mib": max(peak, self._before.get("peak_mib", 0.0))}
 
+    def write(self) -> dict[str, float]:
+        """Writes the figures down, and returns them."""
+        figures = {name: round(value, 1) for name, value in self.figures().items()}
+        files.write_atomically(self._place, json.dumps(figures))
+        return figures
+
     def run(self) -> None:
         """Writes until it is over."""
         while not self._over.wait(10):
-            files.write_atomically(self._place, json.dumps(self.figures()))
+            self.write()
 
     def end(self) -> dict[str, float]:
         """Stops writing; returns the figures."""
         self._over.set()
         self.join()
-        files.write_atomically(self._place, json.dumps(self.figures()))
-        return {name: round(value, 1) for name, value in self.figures().items()}
+        return self.write()
 
 
 def _on_cluster(path: Path, count: int, folder: Path) -> tuple[list, dict[str, Any]]:
@@ -121,21 +126,13 @@ def main(argv: list[str]) -> None:
                 ways.append((0, *_alone(pixels[:count])))
             same = len(ways) > 1 and many == ways[1][1]
             for workers, matches, figures in ways:
+                found, _ = planted_crops.found(matches, structured[: count // 2])
                 row = {
                     "effort": _EFFORT.value, "images": count, "workers": workers, **figures,
-                    "pairs": len(matches), "found": _found(matches, structured[: count // 2]),
-                    "same": same if len(ways) > 1 else "",
+                    "pairs": len(matches), "found": found, "same": same if len(ways) > 1 else "",
                 }  # fmt: skip
                 print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
                 machine.add_rows(_CSV.value, [row])
-
-
-def _found(matches: list, structured: np.ndarray) -> float:
-    """Returns the share of the planted twins with structure that were found."""
-    planted = set((2 * np.flatnonzero(structured)).tolist())
-    return round(
-        len(planted & {m.first for m in matches if m.second == m.first + 1}) / len(planted), 4
-    )
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@
 Drawn crops, half of them twins of the other half by mixed changes, in one data set.
 """
 
-import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine
 import planted_crops
+
+from replication.runs import device
 
 _COUNTS = flags.DEFINE_list(
     "counts", ["1000", "10000", "50000"], "Numbers of images (default: 1000,10000,50000)."
@@ -40,19 +40,12 @@ def main(argv: list[str]) -> None:
             processor, start = time.process_time(), time.perf_counter()
             matches = near_duplicates.find(pixels[:count], effort=effort)
             seconds, processor = time.perf_counter() - start, time.process_time() - processor
-            hit = np.zeros(count // 2, bool)
-            others = 0
-            for match in matches:
-                if match.first % 2 == 0 and match.second == match.first + 1:
-                    hit[match.first // 2] = True
-                else:
-                    others += 1
+            share, others = planted_crops.found(matches, structured[: count // 2])
             rows.append(
                 {"effort": effort, "images": count, "seconds": round(seconds, 1),
                  "processor_seconds": round(processor, 1),
                  "processor_milliseconds_an_image": round(1000 * processor / count, 1),
-                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                 "found": round(float(hit[structured[: count // 2]].mean()), 4),
+                 "peak_mib": round(device.peak_memory_mib()), "found": share,
                  "other_pairs": others}
             )  # fmt: skip
             print(*(f"{name} {value}" for name, value in rows[-1].items()), sep=", ", flush=True)

@@ -35,6 +35,23 @@ def crops(count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.load(path, mmap_mode="r"), structured
 
 
+def found(matches: list, structured: np.ndarray) -> tuple[float, int]:
+    """Returns the share of planted twins with structure that were found, and how many other pairs.
+
+    Args:
+        matches: Of an audit of `crops`.
+        structured: From `crops`, of those that were audited.
+    """
+    hit = np.zeros(len(structured), bool)
+    others = 0
+    for match in matches:
+        if match.first % 2 == 0 and match.second == match.first + 1:
+            hit[match.first // 2] = True
+        else:
+            others += 1
+    return round(float(hit[structured].mean()), 4), others
+
+
 def _pair(number: int) -> tuple[tuple[np.ndarray, np.ndarray], bool]:
     (original,) = planted.drawn(1, number)
     twin = planted.twin(original.picture, "mixed", np.random.default_rng([0, number]))

@@ -108,7 +108,7 @@ def test_what_this_process_may_be_reading_stays(three):
     assert sorted(path.name for path in three.glob("*/*")) == ["a", "b", "c", "d"]
 
 
-def test_what_another_process_reads_or_copies_stays(three, monkeypatch, tmp_path):
+def test_what_another_process_reads_or_copies_stays(three, monkeypatch):
     monkeypatch.setattr(copies, "_READ_AT_ONCE", 1)
     copies.local("memory://a")
     (folder_b,), (folder_c,) = ({each.parent for each in three.glob(f"*/{x}")} for x in "bc")

@@ -1,7 +1,7 @@
 """Dropout of large maps that costs little on a CPU; what is trained stays plain Keras.
 
 TensorFlow compares, scales and selects in passes of their own, forward and backward: in bfloat16 a
-fifth of a stage-2 step on a CPU with AMX (`benchmarks/fewer_passes.py --networks=p2`). Compiled
+seventh of a stage-2 step on a CPU with AMX (`benchmarks/fewer_passes.py --networks=p2`). Compiled
 into one loop by XLA they give the same bits, from the numbers that Keras draws.
 """
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import keras
 
-#: Below this side in pixels dropout costs less than compiling it for each shape of a batch.
-_SMALLEST_SIDE = 50
+from replication.learning import graph
 
 
 def for_training(model: keras.Model) -> keras.Model:
@@ -35,8 +34,7 @@ def _is_replaced(layer: keras.layers.Layer) -> bool:
         type(layer) is keras.layers.Dropout
         and 0 < layer.rate < 1
         and layer.noise_shape is None
-        and len(layer.output.shape) == 4
-        and min(side or 0 for side in layer.output.shape[1:3]) >= _SMALLEST_SIDE
+        and graph.is_large_map(layer.output)
     )
 
 

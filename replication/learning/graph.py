@@ -1,4 +1,4 @@
-"""Which layers of a functional model read what another gives."""
+"""What is seen of a functional model without computing: who reads what, and how large it is."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -47,3 +47,14 @@ def _names(part: Any) -> Iterator[str]:
         else:
             for one in part:
                 yield from _names(one)
+
+
+def is_large_map(tensor: keras.KerasTensor) -> bool:
+    """Whether an operation on a map `[b, h, w, c]` costs more than compiling it by XLA.
+
+    It is compiled for each shape of a batch; below 50 pixels a side that takes longer.
+
+    Args:
+        tensor: Of a model.
+    """
+    return len(tensor.shape) == 4 and min(side or 0 for side in tensor.shape[1:3]) >= 50

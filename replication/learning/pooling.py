@@ -19,12 +19,9 @@ import keras
 
 from replication.learning import graph
 
-#: Filters of less channels, or gradients of less columns, were found free of unwritten memory, and
-#: gradients of whole blocks of columns.
+#: Filters of fewer channels, or gradients of fewer columns, were found free of unwritten memory,
+#: and so were gradients of whole blocks of columns.
 _CHANNELS, _COLUMNS, _BLOCK = 32, 121, 64
-
-#: Below this side in pixels the gradient costs less than compiling it for each shape of a batch.
-_SMALLEST_SIDE = 50
 
 
 def for_training(model: keras.Model) -> keras.Model:
@@ -68,7 +65,7 @@ def _is_replaced(layer: keras.layers.Layer) -> bool:
         and tuple(layer.pool_size) == tuple(layer.strides) == (2, 2)
         and layer.padding == "valid"
         and layer.data_format == "channels_last"
-        and min(side or 0 for side in layer.input.shape[1:3]) >= _SMALLEST_SIDE
+        and graph.is_large_map(layer.input)
     )
 
 
