@@ -200,6 +200,7 @@ class Comparison:
         self._whole = functools.lru_cache(maxsize=1024)(
             lambda number: _normalised(grey[number], _BAND, _CONTRAST_WINDOW)
         )
+        self._half = functools.lru_cache(maxsize=1024)(lambda number: _halved(grey[number]))
         self._unit = functools.lru_cache(maxsize=1024)(
             lambda number: keypoints.unit(points.descriptors[points.rows(number)])
         )
@@ -298,11 +299,7 @@ class Comparison:
         """Where one picture is a view of the other, shifted by whole pixels."""
         if similarity := self._saved_again(a, b, view):
             return Alignment.of_view(view), similarity, 1.0
-        half = [
-            _normalised(_shrunk(picture, SIZE // 2), _HALF_BAND, _HALF_CONTRAST_WINDOW)
-            for picture in (self._grey[a], turned(self._grey[b], view))
-        ]
-        guess = _promising_shift(*half)
+        guess = _promising_shift(self._half(a), _halved(turned(self._grey[b], view)))
         if guess is None:
             return None
         ours, theirs = self._whole(a), turned(self._whole(b), view)
@@ -331,6 +328,11 @@ class Comparison:
             return 0.0
         similarity = _correlation(*detail)
         return similarity if similarity >= _SAVED_AGAIN_SIMILARITY else 0.0
+
+
+def _halved(grey: np.ndarray) -> np.ndarray:
+    """Normalised at half the size."""
+    return _normalised(_shrunk(grey, SIZE // 2), _HALF_BAND, _HALF_CONTRAST_WINDOW)
 
 
 def _shrunk(picture: np.ndarray, size: int) -> np.ndarray:
