@@ -162,6 +162,15 @@ def test_only_the_commands_asked_for_are_repeated(checkout, tmp_path):
             {"command": "python -m replication.compare --weights=none,a=WEIGHTS", "file": "x.csv"},
             "--weights=none,a=WEIGHTS stands for what is not here: give --place=WEIGHTS=PATH",
         ),
+        *(
+            ({"command": words}, "is no script of benchmarks/ and no command of this package")
+            for words in (
+                "python -c 'print()' --csv=DIR",
+                "python ../benchmarks/small.py --csv=DIR",
+                "python -m http.server --csv=DIR",
+                "python",
+            )
+        ),
         ({"command": "python benchmarks/small.py"}, "its command writes no table (no --csv)"),
     ],
 )
@@ -270,6 +279,14 @@ def test_a_predictions_file_of_too_many_columns_is_refused(tmp_path):
     path.write_text(",".join(["id,group,split,label", *(f"probability_{n}" for n in range(10**5))]))
     with pytest.raises(ValueError, match=r"expected at most 1000 columns, got 100004$"):
         Predictions.read(path)
+
+
+def test_a_table_of_another_checkout_is_not_made_again_by_its_code(checkout, tmp_path):
+    path = checkout()
+    (tmp_path / "benchmarks" / "small.py").write_text("raise SystemExit('it ran')")
+    done = command("replication.verify", f"--csv={path}")
+    assert done.returncode == 1 and "it ran" not in done.stdout + done.stderr
+    assert done.stderr.endswith(f"run python -m replication.verify in {tmp_path}\n")
 
 
 def test_only_known_commands_are_repeated(tmp_path):

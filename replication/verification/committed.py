@@ -16,6 +16,9 @@ from tfds_pap.errors import PapError
 #: Beside the tables: how each is made again.
 RECIPES = "tables.json"
 
+#: What a row may name: a script of the checkout, or a command of this package.
+_PROGRAM = re.compile(r"benchmarks/\w+\.py|-m (replication|finetune|serving|tfds_pap)(\.\w+)+")
+
 #: What stands in a command for a place of the machine that it ran on.
 _PLACE = re.compile(r"\b(DIR|FOLDERS|WEIGHTS|RUN|FIELDS?)\b")
 
@@ -78,6 +81,7 @@ def checks(
         typed = shlex.split(str(command))[1:]
         made = scratch / f"{number}.csv"
         try:
+            _is_known(typed)
             typed = _with_places(typed, places, made)
             if not how.get("file"):
                 _has_csv(typed)
@@ -123,6 +127,11 @@ def _with_places(typed: list[str], places: Mapping[str, str], made: Path) -> lis
             value = value.replace(place, places[name], 1)
         words.append(flag + equals + value)
     return [*head, *words]
+
+
+def _is_known(typed: list[str]) -> None:
+    if not any(_PROGRAM.fullmatch(" ".join(typed[:count])) for count in (1, 2)):
+        raise PapError("is no script of benchmarks/ and no command of this package")
 
 
 def _has_csv(typed: list[str]) -> None:
