@@ -206,12 +206,13 @@ def _audit_cluster() -> Iterator[str]:
             f"{one.peak_mib:,.0f}",
             f"{one.kept_kib_an_image:.0f}" if one.workers else "",
             f"{one.pairs:,}",
+            one.machine,
         )
         for one in read("audit_cluster").itertuples()
     ]
     head = (
         "drawn crops", "computed by", "s", "processor seconds", "of the caller beside it",
-        "peak of a process, MiB", "kept meanwhile, KiB an image", "pairs",
+        "peak of a process, MiB", "kept meanwhile, KiB an image", "pairs", "processor",
     )  # fmt: skip
     return _table(head, rows)
 
@@ -225,28 +226,26 @@ _MEMBER_BYTES = 280
 
 
 def _audit_on_paper() -> Iterator[str]:
-    growth = read("audit_growth").query("effort == 'fast'")
+    spread = read("audit_cluster").query("workers > 0")
+    largest = spread.loc[spread["images"].idxmax()]
     # A keypoint meets a number of others that grows with the root of the images.
-    root, an_image = growth["images"] ** 0.5, growth["processor_milliseconds_an_image"]
+    spread = spread[spread["machine"] == largest["machine"]]
+    root, an_image = spread["images"] ** 0.5, spread["processor_seconds"] / spread["images"]
     slope = root.cov(an_image) / root.var()
     base = an_image.mean() - slope * root.mean()
-    spread = read("audit_cluster").query("workers > 0")
-    alone = read("audit_cluster").query("workers == 0")
-    share = spread["processor_seconds"].sum() / alone["processor_seconds"].sum()
-    milliseconds = share * (base + slope * _ON_PAPER**0.5)
-    hours = milliseconds / 1000 * _ON_PAPER / 3600
-    largest = spread.loc[spread["images"].idxmax()]
+    seconds = base + slope * _ON_PAPER**0.5
+    hours = seconds * _ON_PAPER / 3600
     caller = largest["caller_processor_seconds"] / largest["images"] * _ON_PAPER / 3600
     kept = largest["kept_kib_an_image"] * 1024 * _ON_PAPER / 1e12
     rows = [
         (
             "processor time an image",
-            f"{share:.2f} x ({base:.1f} + {slope:.3f} x the root of the images) ms",
-            f"{milliseconds:,.0f} ms",
+            f"{1000 * base:.1f} + {1000 * slope:.3f} x the root of the images ms",
+            f"{1000 * seconds:,.0f} ms",
         ),
         (
             "all of it",
-            f"{_ON_PAPER:,} x {milliseconds:,.0f} ms / 3,600 s",
+            f"{_ON_PAPER:,} x {1000 * seconds:,.0f} ms / 3,600 s",
             f"{hours:,.0f} core hours",
         ),
         ("with 1,000 workers of one core", f"{hours:,.0f} / 1,000", f"{hours / 1000:,.0f} h"),
@@ -354,8 +353,8 @@ def _defects() -> Iterator[str]:
     return _table(head, rows)
 
 
-def _paper() -> Iterator[str]:
-    table = read("paper")
+def _paper(name: str) -> Iterator[str]:
+    table = read(name)
     rows = [
         (
             f"`{row['step']}`",
@@ -403,7 +402,8 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     },
     "defects": _defects,
     "fewer_passes": _fewer_passes,
-    "paper": _paper,
+    "paper": functools.partial(_paper, "paper"),
+    "paper_size": functools.partial(_paper, "paper_size"),
 }
 
 
