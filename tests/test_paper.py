@@ -185,6 +185,19 @@ def test_nothing_slow_is_imported_before_the_flags_are_checked():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_what_an_audit_takes_is_measured_on_drawn_cells():
+    from replication.whole_paper import estimate
+
+    assert 0 == estimate._audited_seconds("off") < estimate._audited_seconds("fast") < 1
+
+
+def test_every_step_reads_the_audit_of_the_first(tmp_path):
+    steps = plan.steps(Settings(tmp_path, ablate_defects=True))
+    asked = {step.name: [word for word in step.arguments if "--audit" in word] for step in steps}
+    assert not asked.pop("scan") and not asked.pop("export")
+    assert set(map(tuple, asked.values())) == {("--audit=full",)}
+
+
 def test_what_hinders_a_verdict_is_found(tmp_path):
     settings = Settings(tmp_path, weights=("none", "mobilenetv2=DIR"), backbones=("mobilenetv2",))
     found = page.hindering(settings, plan.steps(settings), {"p2": "3 of 100 epochs at most"})
@@ -201,8 +214,7 @@ def test_costs_are_measured_and_nothing_is_written(tmp_path, monkeypatch):
     settings = Settings(tmp_path / "run", data_dir=str(tmp_path / "data"), weights=("none",))
     monkeypatch.setattr(estimate._Measured, "new_features", lambda *_: 100.0)
     monkeypatch.setattr(estimate._Measured, "head", lambda *_: 1.0)
-    assert estimate._audit_seconds() > 0
-    monkeypatch.setattr(estimate, "_audit_seconds", lambda: 0.5)
+    monkeypatch.setattr(estimate, "_audited_seconds", lambda effort: 0.5)
     names = ["audit", "p1-20", "defects", "export"]
     found = estimate.measure(settings, names, ("auto", "auto", False))
     assert [*found] == names
@@ -211,10 +223,15 @@ def test_costs_are_measured_and_nothing_is_written(tmp_path, monkeypatch):
     assert found["defects"].amount == 9 and found["defects"].scaled > 0
     assert found["p1-20"].amount == 30 and 0 < found["p1-20"].scaled < 600
     assert found["audit"].measured and not found["export"].measured
-    # Two classes and four, as many as are drawn; an image takes what was said above.
-    drawn = sum(
+    # Two classes and four, as many as are drawn; the more, the dearer is each.
+    counts = [
         (2 if stage == 1 else 4) * sum(counts.values())
         for stage, counts in tree_builder._PHANTOM_COUNTS.items()
-    )
-    assert found["audit"].fixed == pytest.approx(20 + 0.5 * drawn)
+    ]
+    looked = sum(0.5 * count * (1 + count / 2_700) for count in counts)
+    assert found["audit"].fixed == pytest.approx(20 + looked)
+    # Without that step the first that is made looks itself.
+    alone = estimate.measure(settings, ["export", "p6-clean"], ("auto", "auto", False))
+    assert alone["export"].fixed == pytest.approx(found["export"].fixed + looked)
+    assert alone["p6-clean"].fixed < 30 + 2 * 100 + 10
     assert list(tmp_path.iterdir()) == []
