@@ -403,6 +403,7 @@ TABLES: dict[str, Callable[[], Iterable[str]]] = {
     "defects": _defects,
     "fewer_passes": _fewer_passes,
     "paper": functools.partial(_paper, "paper"),
+    "paper_size": functools.partial(_paper, "paper_size"),
 }
 
 

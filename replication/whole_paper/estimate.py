@@ -23,6 +23,8 @@ from tfds_pap.taxonomy import STAGE2_CLASSES
 #: Seconds that are not measured before: what a process of each step needs to start, to look at its
 #: images and to write its report, as it was on an AMD EPYC with two cores.
 _START = {"audit": 20.0, "scan": 45.0, "export": 45.0}
+#: The export traces the whole network: a ResNet152, on a Xeon with two cores.
+_EXPORT = {"resnet152": 240.0}
 _OTHER_START = 30.0
 #: Drawn cells that are audited to see what one takes. Each takes as much again for so many more,
 #: up to so many: 26, 45 and 73 ms of 100, 2,000 and 4,800 drawn images on a Xeon with two cores.
@@ -134,7 +136,7 @@ def _cost(name: str, known: _Measured) -> Cost:
         place = known.settings.fields
         fields = len(reader.expand_fields([place])) if place else _FIELDS
         return Cost(start + _FIELD_SECONDS * fields, measured=False)
-    return Cost(start, measured=False)
+    return Cost(_EXPORT.get(known.settings.backbones[0], start), measured=False)
 
 
 def _audit_seconds(known: _Measured) -> float:
