@@ -230,22 +230,22 @@ def _audit_on_paper() -> Iterator[str]:
     largest = spread.loc[spread["images"].idxmax()]
     # A keypoint meets a number of others that grows with the root of the images.
     spread = spread[spread["machine"] == largest["machine"]]
-    root, an_image = spread["images"] ** 0.5, spread["processor_seconds"] / spread["images"]
+    root, an_image = spread["images"] ** 0.5, 1000 * spread["processor_seconds"] / spread["images"]
     slope = root.cov(an_image) / root.var()
     base = an_image.mean() - slope * root.mean()
-    seconds = base + slope * _ON_PAPER**0.5
-    hours = seconds * _ON_PAPER / 3600
+    milliseconds = base + slope * _ON_PAPER**0.5
+    hours = milliseconds / 1000 * _ON_PAPER / 3600
     caller = largest["caller_processor_seconds"] / largest["images"] * _ON_PAPER / 3600
     kept = largest["kept_kib_an_image"] * 1024 * _ON_PAPER / 1e12
     rows = [
         (
             "processor time an image",
-            f"{1000 * base:.1f} + {1000 * slope:.3f} x the root of the images ms",
-            f"{1000 * seconds:,.0f} ms",
+            f"{base:.1f} + {slope:.3f} x the root of the images, ms",
+            f"{milliseconds:,.0f} ms",
         ),
         (
             "all of it",
-            f"{_ON_PAPER:,} x {1000 * seconds:,.0f} ms / 3,600 s",
+            f"{_ON_PAPER:,} x {milliseconds:,.0f} ms / 3,600 s",
             f"{hours:,.0f} core hours",
         ),
         ("with 1,000 workers of one core", f"{hours:,.0f} / 1,000", f"{hours / 1000:,.0f} h"),

@@ -230,8 +230,13 @@ def test_costs_are_measured_and_nothing_is_written(tmp_path, monkeypatch):
     ]
     looked = sum(0.5 * count * (1 + count / 2_700) for count in counts)
     assert found["audit"].fixed == pytest.approx(20 + looked)
-    # Without that step the first that is made looks itself.
-    alone = estimate.measure(settings, ["export", "p6-clean"], ("auto", "auto", False))
-    assert alone["export"].fixed == pytest.approx(found["export"].fixed + looked)
-    assert alone["p6-clean"].fixed < 30 + 2 * 100 + 10
+    # Without that step the first that looks at a stage does it, and the served model never.
+    names = ["p1-20", "p1-50", "p6-clean", "defects", "export"]
+    alone = estimate.measure(settings, names, ("auto", "auto", False))
+    of_stage = [0.5 * count * (1 + count / 2_700) for count in counts]
+    assert alone["p1-20"].fixed - found["p1-20"].fixed == pytest.approx(of_stage[0])
+    assert alone["p1-50"].fixed == found["p1-20"].fixed
+    assert alone["p6-clean"].fixed > of_stage[1]
+    assert alone["defects"].fixed == found["defects"].fixed
+    assert alone["export"].fixed == found["export"].fixed
     assert list(tmp_path.iterdir()) == []

@@ -54,6 +54,8 @@ class _Measured:
     #: Features that an earlier step of the plan leaves to a later one.
     counted: set[tuple[str, int, str, str]] = dataclasses.field(default_factory=set)
 
+    #: Stages that an earlier step of the plan has audited.
+    audited: set[int] = dataclasses.field(default_factory=set)
     heads: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
 
     def extraction(
@@ -87,6 +89,17 @@ class _Measured:
         measured = self.extraction(backbone, engine=engine)
         return measured.seconds * ((size or usual) / usual) ** 2
 
+    def new_audits(self, *stages: int) -> float:
+        """Seconds of looking at the stages that no step before has looked at."""
+        counts = [len(self.images[stage].index.ids) for stage in {*stages} - self.audited]
+        self.audited.update(stages)
+        if not counts:
+            return 0.0
+        an_image = _audited_seconds(self.settings.audit)
+        return sum(
+            an_image * count * (1 + min(count, _MOST_COUNTED) / _AS_MUCH_AGAIN) for count in counts
+        )
+
 
 def measure(
     settings: Settings, names: Sequence[str], flags: tuple[str, str, bool]
@@ -109,43 +122,31 @@ def measure(
         stage: dry_run.images(sources.builder(stage), settings.manual_dir) for stage in (1, 2)
     }
     known = _Measured(settings, policy, images)
-    costs = {name: _cost(name, known) for name in names}
-    if names and "audit" not in names:
-        # The first step that is made looks itself.
-        first = costs[names[0]]
-        costs[names[0]] = dataclasses.replace(first, fixed=first.fixed + _audit_seconds(known))
-    return costs
+    return {name: _cost(name, known) for name in names}
 
 
 def _cost(name: str, known: _Measured) -> Cost:
     part, _, ending = name.partition("-")
-    if part in ("p1", "p2", "p3"):
-        return _training(name, known)
-    if part == "p4":
-        return _comparison(ending, known)
-    if part == "p5":
-        return _search(ending, known)
-    if part == "p6":
-        return _final(ending, known)
-    if part == "defects":
-        return _defects(known)
-    start = _START.get(name, _OTHER_START)
-    if name == "audit":
-        return Cost(start + _audit_seconds(known))
-    if name == "scan":
+    if part == "audit":
+        return Cost(_START[part] + known.new_audits(1, 2))
+    if part == "scan":
         place = known.settings.fields
         fields = len(reader.expand_fields([place])) if place else _FIELDS
-        return Cost(start + _FIELD_SECONDS * fields, measured=False)
-    return Cost(_EXPORT.get(known.settings.backbones[0], start), measured=False)
-
-
-def _audit_seconds(known: _Measured) -> float:
-    """Seconds of the audit of both stages."""
-    an_image = _audited_seconds(known.settings.audit)
-    counts = [len(each.index.ids) for each in known.images.values()]
-    return sum(
-        an_image * count * (1 + min(count, _MOST_COUNTED) / _AS_MUCH_AGAIN) for count in counts
-    )
+        return Cost(_START[part] + _FIELD_SECONDS * fields, measured=False)
+    if part == "export":
+        return Cost(_EXPORT.get(known.settings.backbones[0], _START[part]), measured=False)
+    if part == "p4":
+        cost = _comparison(ending, known)
+    elif part == "p5":
+        cost = _search(ending, known)
+    elif part == "p6":
+        cost = _final(ending, known)
+    elif part == "defects":
+        cost = _defects(known)
+    else:
+        cost = _training(name, known)
+    looked = known.new_audits(1 if part == "p1" else 2)
+    return dataclasses.replace(cost, fixed=cost.fixed + looked)
 
 
 def _audited_seconds(effort: str) -> float:

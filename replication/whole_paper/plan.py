@@ -159,7 +159,6 @@ def steps(settings: Settings, limits: Mapping[str, Any] | None = None) -> list[S
     # The audit of the first step is read again by all others, which would make a faster one.
     looked = f"--audit={settings.audit}"
     common = [*source, *images, *data, looked, *settings.device]
-    run = _trainings(settings, limits, common)
     audit = Step(
         "audit",
         "the same picture, or slide, on both sides of the split?",
@@ -170,7 +169,7 @@ def steps(settings: Settings, limits: Mapping[str, Any] | None = None) -> list[S
     )
     return [
         audit,
-        *run,
+        *_trainings(settings, limits, common),
         *_pretrained(settings, limits, common),
         *([_defects(settings, limits, common)] if settings.ablate_defects else []),
         *_endings(settings, data),
