@@ -22,7 +22,7 @@ from replication.flags import engine as engine_flags
 from replication.flags import images as image_flags
 from replication.flags import shared
 from replication.runs.directory import RunDirectory
-from replication.whole_paper import plan, work
+from replication.whole_paper import budget, plan, work
 from tfds_pap import commands, path_flags, redaction
 from tfds_pap.errors import PapError
 
@@ -151,11 +151,11 @@ def _program() -> str:
 
 def _limits(
     run: RunDirectory, settings: plan.Settings, wanted: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, plan.Cost]]:
+) -> tuple[dict[str, Any], dict[str, budget.Cost]]:
     """Plans what was not planned before: a step keeps its epochs however often it is begun."""
     manifest = run.manifest()
     limits = dict(manifest.get("limits", {}))
-    costs = {name: plan.Cost(**cost) for name, cost in manifest.get("costs", {}).items()}
+    costs = {name: budget.Cost(**cost) for name, cost in manifest.get("costs", {}).items()}
     new = [name for name in wanted if name not in costs]
     if new:
         more, measured = _planned(settings, new, costs, limits)
@@ -164,7 +164,7 @@ def _limits(
         run.update_manifest(
             limits=limits,
             costs={name: vars(cost) for name, cost in costs.items()},
-            reduced=plan.reductions(limits, costs),
+            reduced=budget.reductions(limits, costs),
         )
     return limits, costs
 
@@ -172,16 +172,16 @@ def _limits(
 def _planned(
     settings: plan.Settings,
     names: Sequence[str],
-    before: Mapping[str, plan.Cost],
+    before: Mapping[str, budget.Cost],
     limits: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], dict[str, plan.Cost]]:
+) -> tuple[dict[str, Any], dict[str, budget.Cost]]:
     """Measures steps, and shortens them where there is a budget."""
     print(f"Measuring how long {len(names)} steps take on this machine ...", flush=True)
     costs = work.apart(_measure, settings, list(names), device_flags.values())
     if _BUDGET.value is None:
         return {}, costs
-    taken = sum(cost.seconds(plan.limit_of(limits or {}, name)) for name, cost in before.items())
-    return plan.shorten(costs, 60.0 * _BUDGET.value - taken), costs
+    taken = sum(cost.seconds(budget.limit_of(limits or {}, name)) for name, cost in before.items())
+    return budget.shorten(costs, 60.0 * _BUDGET.value - taken), costs
 
 
 def _missing(run: RunDirectory, every: Sequence[plan.Step], wanted: Sequence[str]) -> list[str]:
@@ -197,16 +197,16 @@ def _plan_lines(
     settings: plan.Settings,
     names: Sequence[str],
     limits: Mapping[str, Any],
-    costs: Mapping[str, plan.Cost],
+    costs: Mapping[str, budget.Cost],
 ) -> list[str]:
     from replication.drawing import pages
 
-    said = plan.reductions(limits, costs)
+    said = budget.reductions(limits, costs)
     lines, total = [], 0.0
     for step in plan.steps(settings, limits):
         if step.name in names:
             cost = costs[step.name]
-            seconds = cost.seconds(plan.limit_of(limits, step.name))
+            seconds = cost.seconds(budget.limit_of(limits, step.name))
             total += seconds
             words = "" if cost.measured else " (assumed)"
             words += f"; reduced to {said[step.name]}" if step.name in said else ""
@@ -226,7 +226,7 @@ def _plan_lines(
 
 def _measure(
     settings: plan.Settings, names: Sequence[str], device: tuple[str, str, bool]
-) -> dict[str, plan.Cost]:
+) -> dict[str, budget.Cost]:
     commands.prepare_tensorflow()
     from replication.whole_paper import estimate
 

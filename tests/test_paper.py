@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from commands import command
 
-from replication.whole_paper import page, plan
-from replication.whole_paper.plan import Cost, Settings
+from replication.whole_paper import budget, page, plan
+from replication.whole_paper.budget import Cost
+from replication.whole_paper.plan import Settings
 from tfds_pap import tree_builder
 from tfds_pap.errors import PapError
 
@@ -83,9 +84,9 @@ def test_defects_are_measured_on_the_network_of_p6_and_follow_the_budget():
     # D7 is a spread over seeds: one seed has none.
     assert {"--backbone=vgg16", "--weights=DIR", "--seeds=3,4", "--epochs=7"} <= {*step.arguments}
     costs = {"defects": Cost(10, 100, 50), "export": Cost(5)}
-    limits = plan.shorten(costs, 65)
+    limits = budget.shorten(costs, 65)
     assert limits == {"defects": 25}
-    assert plan.reductions(limits, costs) == {"defects": "25 of 50 epochs at most"}
+    assert budget.reductions(limits, costs) == {"defects": "25 of 50 epochs at most"}
     assert page.hindering(settings, [step], {}) == {
         "defects": "another network than the paper's (vgg16)"
     }
@@ -100,18 +101,18 @@ COSTS = {
 }
 
 
-@pytest.mark.parametrize("budget", [2500, 2000, 1500, 1160, 1100, 700])
-def test_what_a_budget_leaves_takes_no_longer(budget):
-    limits = plan.shorten(COSTS, budget)
-    seconds = sum(c.seconds(plan.limit_of(limits, name)) for name, c in COSTS.items())
-    assert seconds <= budget
+@pytest.mark.parametrize("allowed", [2500, 2000, 1500, 1160, 1100, 700])
+def test_what_a_budget_leaves_takes_no_longer(allowed):
+    limits = budget.shorten(COSTS, allowed)
+    seconds = sum(c.seconds(budget.limit_of(limits, name)) for name, c in COSTS.items())
+    assert seconds <= allowed
     full = sum(cost.fixed + cost.scaled for cost in COSTS.values())
-    assert (limits == {}) == (budget >= full)
+    assert (limits == {}) == (allowed >= full)
     # Backbones go only where a twentieth of the epochs is too long still, the first never.
-    fits = budget >= 1095 + 0.05 * 1324
+    fits = allowed >= 1095 + 0.05 * 1324
     assert ("p4" in limits) == (not fits)
     assert "p4" not in limits or limits["p4"][0] == "a"
-    said = plan.reductions(limits, COSTS)
+    said = budget.reductions(limits, COSTS)
     if limits:
         assert said["p2"] == f"{limits['p2']} of 100 epochs at most"
         assert said.get("p5-paper", f"{limits.get('p5')} of 162 trials").endswith(" of 162 trials")
@@ -119,14 +120,14 @@ def test_what_a_budget_leaves_takes_no_longer(budget):
 
 def test_short_steps_lose_nothing_to_long_ones():
     # 905 s are left to train: the search needs 324, which is less than half.
-    assert plan.shorten(COSTS, 2000) == {"p2": 58}
+    assert budget.shorten(COSTS, 2000) == {"p2": 58}
     # 405 s: 202.5 each.
-    assert plan.shorten(COSTS, 1500) == {"p2": 20, "p5": 101}
+    assert budget.shorten(COSTS, 1500) == {"p2": 20, "p5": 101}
 
 
 def test_the_costliest_backbones_go_first_and_two_stay():
-    assert plan.shorten(COSTS, 700)["p4"] == ["a", "c", "d"]
-    least = plan.shorten(COSTS, 1)
+    assert budget.shorten(COSTS, 700)["p4"] == ["a", "c", "d"]
+    least = budget.shorten(COSTS, 1)
     assert least == {"p4": ["a", "c"], "p2": 5, "p5": 8}
 
 

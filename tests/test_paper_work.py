@@ -12,7 +12,8 @@ import pytest
 
 from replication.runs.directory import RunDirectory
 from replication.whole_paper import work
-from replication.whole_paper.plan import Cost, Step
+from replication.whole_paper.budget import Cost
+from replication.whole_paper.plan import Step
 from tfds_pap import files
 from tfds_pap.errors import PapError
 

@@ -16,7 +16,8 @@ from replication.learning.knobs import HeadRecipe
 from replication.runs import device, dry_run
 from replication.runs.device import DevicePolicy
 from replication.runs.sources import Sources
-from replication.whole_paper.plan import PROTOCOLS, Cost, Settings
+from replication.whole_paper.budget import Cost
+from replication.whole_paper.plan import PROTOCOLS, Settings
 from tfds_pap import near_duplicates, phantom
 from tfds_pap.taxonomy import STAGE2_CLASSES
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from replication.runs.directory import RunDirectory
-from replication.whole_paper.plan import Cost, Step, limit_of
+from replication.whole_paper.budget import Cost, limit_of
+from replication.whole_paper.plan import Step
 from tfds_pap import files
 from tfds_pap.errors import PapError
 
